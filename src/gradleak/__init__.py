@@ -1,0 +1,86 @@
+"""gradleak audits what one shared update of a transformer gives away.
+
+    import gradleak
+    audit = gradleak.audit("path/or/id", ["a private sentence"], defenses=["gaussian(relative_std=0.5)"])
+    print(audit.verdict.headline)
+
+Importing the package is free: torch and transformers are loaded by the first call that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradleak.api import Audit, attack, audit, capture
+    from gradleak.audit.capture import load_observation, save_observation
+    from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Status
+    from gradleak.core.batch import Batch
+    from gradleak.core.errors import GradleakError
+    from gradleak.core.metric import Metric, Score
+    from gradleak.core.observation import Observation
+    from gradleak.core.record import Record
+    from gradleak.core.stage import Stage
+    from gradleak.core.update import Update
+    from gradleak.models import load_subject
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Attack": "gradleak.core.attack",
+    "Audit": "gradleak.api",
+    "Batch": "gradleak.core.batch",
+    "Candidate": "gradleak.core.attack",
+    "Clock": "gradleak.core.attack",
+    "GradleakError": "gradleak.core.errors",
+    "Metric": "gradleak.core.metric",
+    "Observation": "gradleak.core.observation",
+    "Reconstruction": "gradleak.core.attack",
+    "Record": "gradleak.core.record",
+    "Score": "gradleak.core.metric",
+    "Stage": "gradleak.core.stage",
+    "Status": "gradleak.core.attack",
+    "Update": "gradleak.core.update",
+    "attack": "gradleak.api",
+    "capture": "gradleak.api",
+    "load_observation": "gradleak.audit.capture",
+    "load_subject": "gradleak.models",
+    "save_observation": "gradleak.audit.capture",
+}
+
+__all__ = [
+    "Attack",
+    "Audit",
+    "Batch",
+    "Candidate",
+    "Clock",
+    "GradleakError",
+    "Metric",
+    "Observation",
+    "Reconstruction",
+    "Record",
+    "Score",
+    "Stage",
+    "Status",
+    "Update",
+    "__version__",
+    "attack",
+    "audit",
+    "capture",
+    "load_observation",
+    "load_subject",
+    "save_observation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "audit":  # a package that can be called; importing it binds the name
+        return import_module("gradleak.audit")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradleak' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

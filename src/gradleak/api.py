@@ -1,0 +1,278 @@
+"""Why: the main job in at most five lines of Python, on a model and a batch that the caller already holds.
+
+audit = gradleak.audit(model, ["a private sentence"], tokenizer=tokenizer, defenses=["gaussian(relative_std=0.5)"])
+print(audit.verdict.headline)
+audit.save("runs/mine")
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from gradleak.audit import defaults
+from gradleak.audit.capture import Manifest, write_capture
+from gradleak.audit.captured import Finding, attack_capture, attack_observation
+from gradleak.audit.catalogue import make_attacks
+from gradleak.audit.data import Pool, draw_batch
+from gradleak.audit.fingerprint import fingerprint
+from gradleak.audit.plan import Call, DataSource, Plan
+from gradleak.audit.prepare import LOSSES, Request, make_plan, read_chain, read_methods
+from gradleak.audit.runner import run
+from gradleak.audit.shares import parse_share
+from gradleak.audit.sources import FixedSource, Others, public_texts
+from gradleak.audit.store import RunFolder, read_plan
+from gradleak.core.batch import IGNORED, Batch
+from gradleak.core.errors import DataError, UnknownNameError, UsageError
+from gradleak.core.observation import Observation
+from gradleak.core.record import Record
+from gradleak.core.rng import derive
+from gradleak.models import Subject, load_subject
+from gradleak.report import Verdict, table, verdict, write
+
+Records = Batch | Sequence[str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        path: the run folder, as ``gradleak audit`` writes it; a temporary one, gone with this object, unless ``out`` was given.
+        records: one per cell.
+    """
+
+    path: Path
+    records: tuple[Record, ...]
+    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    @property
+    def plan(self) -> Plan:
+        return read_plan(self.path)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The reading of all records in words."""
+        return verdict(self.records)
+
+    def table(self) -> Table:
+        """Attack × defense with intervals, to be printed with ``rich``."""
+        return table(self.records)
+
+    def report(self, *, reveal: bool = False) -> Path:
+        """Writes ``report.html`` into the run folder; recovered content is redacted unless ``reveal``."""
+        return write(self.path, reveal=reveal)
+
+    def save(self, path: str | Path, *, reveal: bool = False) -> Path:
+        """Copies the run folder to ``path``, writes the report there and returns its path.
+
+        Raises:
+            UsageError: if something is at ``path`` already.
+        """
+        target = Path(path)
+        if target.exists():
+            raise UsageError(f"{target} exists. Give the name of a new folder.")
+        shutil.copytree(self.path, target, ignore=shutil.ignore_patterns(".lock"))
+        return write(target, reveal=reveal)
+
+
+def audit(
+    model: str | Path | nn.Module,
+    batch: Records,
+    *,
+    loss: str | None = None,
+    share: str = defaults.SHARE,
+    threat: str = defaults.THREAT,
+    attacks: str | Sequence[str] | None = None,
+    defenses: str | Sequence[str] = (),
+    tokenizer: Any = None,
+    max_length: int = defaults.MAX_LENGTH,
+    seed: int = 0,
+    repeats: int = 1,
+    budget: float | None = None,
+    out: str | Path | None = None,
+) -> Audit:
+    """Audits what one shared update about ``batch`` gives away.
+
+    Args:
+        model: a Hugging Face module, which is left as it was but for its attention kernel, or what ``--model`` takes.
+        batch: private texts; or what a tokenizer or image processor returns, with ``"labels"``; or a ``Batch``.
+        loss: ``classification``, ``causal-lm`` or ``masked-lm``; the model's own if None.
+        share: such as ``"delta(steps=5, lr=0.001)"``; see ``LocalTraining``.
+        threat: what the adversary knows.
+        attacks, defenses: specs as on the command line; every defense is compared with none.
+        tokenizer: of the module; needed to score texts in the model's own tokens.
+        max_length: tokens per text; longer ones are cut.
+        repeats: runs with fresh randomness; more narrow the intervals.
+        budget: seconds for all attacks together.
+        out: run folder to write or to resume.
+
+    Raises:
+        UsageError: with cause and remedy, before any heavy work.
+    """
+    if loss is not None and loss not in LOSSES:
+        raise UnknownNameError("loss", loss, LOSSES)
+    request = Request(
+        model=model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__,
+        max_length=max_length,
+        loss=loss,
+        share=share,
+        attacks=",".join(_several(attacks)) if attacks is not None else None,
+        defenses=tuple(_several(defenses)),
+        threat=threat,
+        seed=seed,
+        repeats=repeats,
+        budget_seconds=budget,
+    )
+    methods = read_methods(request)
+    subject = load_subject(model, loss=loss, tokenizer=tokenizer, seed=seed)
+    private = read_batch(batch, subject, max_length=max_length, seed=seed)
+    data = DataSource(name="given in Python", fingerprint=fingerprint(_parts(private)), size=private.size)
+    length = private.inputs.shape[1] if private.modality == "text" else max_length
+    plan = make_plan(request, methods, subject, data, batch_size=private.size, max_length=max(length, 1))
+    others = public_texts() if private.modality == "text" else Others()
+    temporary = tempfile.TemporaryDirectory(prefix="gradleak-") if out is None else None
+    folder = Path(out) if temporary is None else Path(temporary.name) / "run"
+    with RunFolder(folder, plan) as store:
+        run(plan, subject, FixedSource(batch=private, others=others), store)
+        records = tuple(store.records)
+    return Audit(path=folder, records=records, _temporary=temporary)
+
+
+def attack(
+    observation: Observation | str | Path,
+    model: str | Path | nn.Module | None = None,
+    *,
+    attacks: str | Sequence[str] | None = None,
+    loss: str | None = None,
+    tokenizer: Any = None,
+    seed: int = 0,
+    budget: float | None = None,
+) -> tuple[Finding, ...]:
+    """Attacks one captured update: an ``Observation``, or the path of one together with its ``model``.
+
+    Raises:
+        UsageError: with cause and remedy.
+    """
+    text = None if attacks is None else ",".join(_several(attacks))
+    if isinstance(observation, Observation):
+        chosen = None if text is None else make_attacks(text)
+        subject = observation.knowledge.facts.get("subject")
+        if subject is None:
+            raise UsageError("This observation does not hold the model. Load it with load_observation(path, subject).")
+        return attack_observation(observation, subject, attacks=chosen, seed=seed, budget_seconds=budget)
+    if model is None:
+        raise UsageError("An observation on disk does not hold the model. Give attack(path, model).")
+    return attack_capture(
+        observation, model, attacks=text, loss=loss, tokenizer=tokenizer, seed=seed, budget_seconds=budget
+    )
+
+
+def capture(
+    update: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    model: str | None = None,
+    loss: str | None = None,
+    classes: int | None = None,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
+    share: str | None = None,
+    defenses: str | None = None,
+    mask: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> None:
+    """Saves an update, parameter name → gradient or delta, with what is known about it, for ``gradleak attack``.
+
+    Everything left out is unknown to the adversary; attacks that need it say so.
+
+    Args:
+        share: how the client trained, such as ``"gradient"``; without it no attack can replay the client.
+        defenses: the chain in use, ``"none"`` if there is none.
+
+    Raises:
+        DataError: if the update is empty or not finite.
+        SpecError, UnknownNameError: for a spec that cannot be read.
+    """
+    if loss is not None and loss not in LOSSES:
+        raise UnknownNameError("loss", loss, LOSSES)
+    training = None if share is None else parse_share(share)
+    stages: list[Call] | None = None
+    if defenses is not None:
+        stages = [] if defenses.strip() == "none" else list(read_chain(defenses))
+    manifest = Manifest(
+        model=model,
+        loss=cast("Literal['classification', 'causal-lm', 'masked-lm'] | None", loss),
+        classes=classes,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        mask=None if mask is None else mask.bool().tolist(),
+        labels=None if labels is None else labels.tolist(),
+        stages=stages,
+        training=None if training is None else {f: getattr(training, f) for f in type(training).__dataclass_fields__},
+    )
+    write_capture(update, path, manifest)
+
+
+def read_batch(batch: Records, subject: Subject, *, max_length: int, seed: int) -> Batch:
+    """The private batch as the core holds it. Labels that are not given are drawn, or the text itself for language models.
+
+    Raises:
+        DataError: if it is empty or lacks what the model takes.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, Mapping):
+        return _from_mapping(batch, subject, seed=seed)
+    texts = tuple(batch)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError("The batch must hold at least one text, and no empty ones. Leave the empty ones out.")
+    pool = Pool(name="given", texts=texts, fingerprint="", size=len(texts))
+    rng = derive(seed, "batch", 0)
+    return draw_batch(pool, subject, batch_size=len(texts), max_length=max_length, rng=rng)[0]
+
+
+def _from_mapping(batch: Mapping[str, Any], subject: Subject, *, seed: int) -> Batch:
+    key = "pixel_values" if subject.modality == "image" else "input_ids"
+    if key not in batch:
+        raise DataError(
+            f"The batch lacks {key!r}, which {subject.name} takes. It has: {', '.join(map(str, batch)) or 'nothing'}."
+        )
+    inputs = torch.as_tensor(batch[key])
+    if subject.modality == "image":
+        mask = torch.ones(inputs.shape[0], dtype=torch.bool)
+    else:
+        given = batch.get("attention_mask")
+        mask = torch.ones_like(inputs, dtype=torch.bool) if given is None else torch.as_tensor(given).bool()
+    labels = batch.get("labels")
+    return Batch(
+        inputs=inputs,
+        mask=mask,
+        labels=torch.as_tensor(labels) if labels is not None else _labels(inputs, mask, subject, seed=seed),
+    )
+
+
+def _labels(inputs: Tensor, mask: Tensor, subject: Subject, *, seed: int) -> Tensor:
+    if subject.loss == "classification":
+        return torch.randint(subject.classes, (inputs.shape[0],), generator=derive(seed, "labels"))
+    if subject.loss == "masked-lm":
+        raise DataError(
+            "A masked-LM batch needs 'labels': the hidden tokens, -100 elsewhere. Pass texts to have them drawn."
+        )
+    return inputs.masked_fill(~mask, IGNORED)
+
+
+def _several(specs: str | Sequence[str]) -> tuple[str, ...]:
+    return (specs,) if isinstance(specs, str) else tuple(specs)
+
+
+def _parts(batch: Batch) -> tuple[tuple[str, Tensor], ...]:
+    return (("inputs", batch.inputs), ("mask", batch.mask), ("labels", batch.labels))

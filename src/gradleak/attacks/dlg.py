@@ -1,0 +1,58 @@
+"""DLG: match the gradient in the Euclidean distance with L-BFGS, searching soft labels along with the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from gradleak.core.attack import Attack, Clock, Objective, Reconstruction
+from gradleak.core.errors import SpecError
+from gradleak.core.knowledge import View
+from gradleak.core.update import Update
+from gradleak.mechanics import inversion
+from gradleak.mechanics.objectives import Distance
+from gradleak.mechanics.search import LBFGS, Stopping
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DLG(Attack):
+    """Deep Leakage from Gradients.
+
+    min over (x', y')  ‖∇L(x', y') − g‖² / ‖g‖²,  y' = softmax(free logits), by L-BFGS.
+
+    Args:
+        iterations: L-BFGS iterations; restarts: starts optimized together; screened: random starts looked at first.
+
+    Source: Zhu, Liu, Han 2019, arXiv 1906.08935.
+    Deviations: all restarts share one batched L-BFGS with a backtracking line search; labels are used if they are known.
+    """
+
+    summary: ClassVar[str] = "Gradient matching in the Euclidean distance by L-BFGS, soft labels searched too."
+    needs: ClassVar[frozenset[str]] = inversion.NEEDS
+    uses: ClassVar[frozenset[str]] = inversion.USES
+
+    iterations: int = 120
+    restarts: int = 2
+    screened: int = 16
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.restarts, self.screened) < 1:
+            raise SpecError("dlg: iterations, restarts and screened must be at least 1.")
+
+    def parts(self) -> inversion.Matching:
+        return inversion.Matching(
+            objective=Distance(),
+            optimizer=LBFGS(iterations=self.iterations),
+            stopping=Stopping(target=1e-10, patience=40),
+            restarts=self.restarts,
+            screened=self.screened,
+            labels="search",
+        )
+
+    def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
+        return inversion.invert(update, view, self.parts(), rng, clock)
+
+    def objective(self, update: Update, view: View) -> Objective:
+        return inversion.objective(update, view, self.parts())

@@ -1,0 +1,303 @@
+"""Span: tokens whose layer-1 input lies in the column space of the attention gradients, put in order by the next layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gradleak.core.attack import Attack, Clock, Reconstruction, Status
+from gradleak.core.batch import Modality
+from gradleak.core.errors import NotApplicableError
+from gradleak.core.knowledge import View
+from gradleak.core.stage import Stage
+from gradleak.core.update import Update
+from gradleak.mechanics.certificate import Certificate, certify
+from gradleak.mechanics.span_assembly import Assembled, Assembly
+from gradleak.mechanics.span_growth import Grown, grow
+from gradleak.mechanics.span_readers import Candidates, Model, Reader, context_readers, find_candidates, first_reader
+from gradleak.models import Subject
+
+_UNKNOWN_TOKENS = 1024
+"""Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
+_FIRST_WINDOW = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span(Attack):
+    """Exact recovery from the low rank of linear-layer gradients, without labels, lengths or a language prior.
+
+    The gradient of a linear layer is G = Xᵀ D, so with fewer tokens than the width its column space holds the inputs
+    x_i and almost surely no other vector of the vocabulary. Tokens are tested at the first attention's input; sequences
+    are tested behind it, where the input depends on the other tokens: prefix by prefix in a causal model, as whole
+    sentences otherwise. The recovered batch is certified by recomputing the update.
+
+    Args:
+        beam: most prefixes of one length that are kept, per record of the batch.
+        rounds: passes of the sentence search over all positions before it gives up (bidirectional models).
+
+    Guarantees:
+        EXACT is reported only if the recomputed update equals the released one up to rounding.
+        Not visible, whatever the effort: how often a record is repeated; a record that is a prefix of another one; the
+        last token of each record under a causal language-model loss.
+
+    Source: Petrov et al., arXiv 2405.15586 (DAGER).
+    Deviations: the rank cut and the acceptance thresholds are derived from number format, known noise and the
+        vocabulary's own null law; the second test reads the attention's output and the feed-forward input of block 1.
+    """
+
+    summary: ClassVar[str] = "Tokens in the column space of the attention gradients, ordered by the next layer; exact."
+    modalities: ClassVar[frozenset[Modality]] = frozenset({"text"})
+    needs: ClassVar[frozenset[str]] = frozenset({"subject"})
+    uses: ClassVar[frozenset[str]] = frozenset({"trainer", "stages", "batch_size", "seq_len", "mask", "labels"})
+
+    beam: int = 64
+    rounds: int = 4
+
+    def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
+        case = _Case.of(update, view)
+        first = first_reader(update, case.subject.anatomy, noise_std=case.noise_std, summands=case.summands)
+        candidates = _candidates(first, case, rng)
+        if not candidates.length():
+            return Reconstruction(
+                status=Status.NOTHING_FOUND,
+                message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}.",
+                statistics=_statistics(first, (), candidates),
+            )
+        readers = context_readers(update, case.model, noise_std=case.noise_std, summands=case.summands)
+        if not readers:
+            return _without_context(first, candidates)
+        if case.subject.anatomy.kind == "decoder":
+            outcome = self._grow(case, candidates, readers, rng, clock)
+        else:
+            outcome = self._assemble(case, first, candidates, readers, rng, clock)
+        return _conclude(case, outcome, _statistics(first, readers, candidates) | outcome.statistics, rng, clock)
+
+    def _grow(
+        self, case: _Case, candidates: Candidates, readers: tuple[Reader, ...], rng: torch.Generator, clock: Clock
+    ) -> _Outcome:
+        beam = self.beam * (case.batch_size or 16)
+        grown = grow(
+            candidates, readers, case.model, beam=beam, at_most=case.batch_size, rng=rng, clock=clock
+        )
+        return _outcome_of_growth(grown, case.batch_size)
+
+    def _assemble(
+        self,
+        case: _Case,
+        first: Reader,
+        candidates: Candidates,
+        readers: tuple[Reader, ...],
+        rng: torch.Generator,
+        clock: Clock,
+    ) -> _Outcome:
+        closing = _closing_token(case.subject)
+        assembled = Assembly(
+            candidates=candidates,
+            first=first,
+            readers=readers,
+            model=case.model,
+            block=case.subject.anatomy.blocks[0],
+            batch_size=case.batch_size,
+            lengths=_lengths(case, candidates, closing),
+            closing=closing,
+            rounds=self.rounds,
+        ).run(rng=rng, clock=clock)
+        return _outcome_of_assembly(assembled, case.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Case:
+    """What this adversary holds, in the form the steps need it."""
+
+    update: Update
+    subject: Subject
+    model: Model
+    view: View
+    stages: tuple[Stage, ...]
+    batch_size: int | None
+    seq_len: int | None
+
+    @staticmethod
+    def of(update: Update, view: View) -> _Case:
+        subject, trainer = view["subject"], view.get("trainer")
+        if trainer is not None and trainer.training.share == "delta" and trainer.training.optimizer == "adamw":
+            raise NotApplicableError(
+                "The client used AdamW: its element-wise scaling destroys the low rank that the span attack reads."
+            )
+        return _Case(
+            update=update,
+            subject=subject,
+            model=Model(subject=subject),
+            view=view,
+            stages=tuple(view.get("stages") or ()),
+            batch_size=view.get("batch_size"),
+            seq_len=view.get("seq_len"),
+        )
+
+    @property
+    def summands(self) -> int:
+        return self.batch_size * self.seq_len if self.batch_size and self.seq_len else _UNKNOWN_TOKENS
+
+    def noise_std(self, observed: Tensor) -> float:
+        return math.hypot(*(stage.noise_std(observed) for stage in self.stages)) if self.stages else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Outcome:
+    records: tuple[Tensor, ...]
+    status: Status
+    message: str
+    statistics: Mapping[str, float]
+
+
+def _candidates(first: Reader, case: _Case, rng: torch.Generator) -> Candidates:
+    """Candidates at every position; where the length is unknown the window grows until its end is empty."""
+    longest = case.subject.anatomy.max_positions or 1_000_000
+    if case.seq_len is not None:
+        return find_candidates(first, case.model, positions=min(case.seq_len, longest), rng=rng)
+    window = min(_FIRST_WINDOW, longest)
+    while True:
+        found = find_candidates(first, case.model, positions=window, rng=rng)
+        if not found.positional or found.length() < window or window == longest:
+            return found
+        window = min(2 * window, longest)
+
+
+def _closing_token(subject: Subject) -> int | None:
+    """The special token that ends every record, as the tokenizer itself places it; None if it places none."""
+    if subject.tokenizer is None:
+        return None
+    ids, mask = subject.tokenizer.encode(["a"], 8)
+    last = int(ids[0][mask[0]][-1])
+    return last if last in subject.tokenizer.special_ids else None
+
+
+def _lengths(case: _Case, candidates: Candidates, closing: int | None) -> tuple[int, ...]:
+    """Lengths that sentences may have: known ones; those where the closing token fits; else all, longest first."""
+    filled = 0
+    for ids in candidates.tokens:
+        if not ids.numel():
+            break
+        filled += 1
+    mask = case.view.get("mask")
+    if mask is not None:
+        return tuple(n for n in sorted({int(row.sum()) for row in mask}) if n <= filled)
+    ends = [] if closing is None else [p + 1 for p in range(filled) if bool((candidates.tokens[p] == closing).any())]
+    return tuple(ends) or tuple(range(filled, 0, -1))
+
+
+def _outcome_of_growth(grown: Grown, batch_size: int | None) -> _Outcome:
+    records = grown.sequences
+    notes = [f"{len(records)} sequences grown" + (f" for {batch_size} records" if batch_size else "")]
+    if grown.crowded:
+        notes.append("prefixes had to be dropped for their number")
+    if batch_size is not None and len(records) < batch_size:
+        notes.append("a repeated record or one that is a prefix of another is invisible")
+    return _Outcome(
+        records=records,
+        status=_status(bool(records), grown.finished),
+        message="; ".join(notes),
+        statistics={"tested": float(grown.tested), "accepted": float(grown.leaves)},
+    )
+
+
+def _outcome_of_assembly(assembled: Assembled, batch_size: int | None) -> _Outcome:
+    records = assembled.sentences if batch_size is None else assembled.sentences[:batch_size]
+    notes = [f"{len(records)} sentences assembled" + (f" for {batch_size} records" if batch_size else "")]
+    if batch_size is not None and len(records) < batch_size:
+        notes.append("a repeated record is invisible; the search is not exhaustive")
+    return _Outcome(
+        records=records,
+        status=_status(bool(records), assembled.finished),
+        message="; ".join(notes),
+        statistics={"tested": float(assembled.tested), "accepted": float(len(assembled.sentences))},
+    )
+
+
+def _status(found: bool, finished: bool) -> Status:
+    if not finished:
+        return Status.BUDGET_SPENT
+    return Status.CONVERGED if found else Status.NOTHING_FOUND
+
+
+def _without_context(first: Reader, candidates: Candidates) -> Reconstruction:
+    """Without a second test only a batch with one candidate per position has an order."""
+    if all(ids.numel() == 1 for ids in candidates.tokens[: candidates.length()]) and candidates.positional:
+        records, ordered = (torch.cat(candidates.tokens[: candidates.length()]),), True
+    else:
+        records, ordered = (torch.cat(candidates.tokens).unique(),), False
+    return Reconstruction(
+        records=records,
+        ordered=ordered,
+        status=Status.CONVERGED,
+        message="No layer behind the first attention is shared with free dimensions, so tokens are known"
+        + (", one per position." if ordered else " but not their order."),
+        statistics=_statistics(first, (), candidates),
+    )
+
+
+def _statistics(first: Reader, readers: tuple[Reader, ...], candidates: Candidates) -> dict[str, float]:
+    counts = [float(ids.numel()) for ids in candidates.tokens[: candidates.length()]]
+    found = {
+        "rank_first": float(first.space.rank),
+        "width": float(first.space.features),
+        "noise_over_expected": first.space.noise,
+        "positions": float(len(counts)),
+        "candidates_mean": sum(counts) / len(counts) if counts else 0.0,
+        "candidates_max": max(counts, default=0.0),
+        "null_cut": candidates.null_cut,
+    }
+    for number, reader in enumerate(readers, start=1):
+        found[f"rank_context_{number}"] = float(reader.space.rank)
+    return found
+
+
+def _conclude(
+    case: _Case, outcome: _Outcome, statistics: dict[str, float], rng: torch.Generator, clock: Clock
+) -> Reconstruction:
+    """Adds the certificate where it can be had, and says what no effort could have shown."""
+    certificate = _certificate(case, outcome, rng, clock)
+    noise = any(case.noise_std(tensor) > 0 for tensor in case.update.values())
+    exact = certificate is not None and certificate.exact and not noise and not _has_dropout(case)
+    message = outcome.message
+    if case.subject.loss == "causal-lm":
+        message += "; the last token of a record has no loss and no reader, so it is invisible to this attack"
+    if case.subject.loss == "masked-lm":
+        message += "; masked positions show what the model read, not what was hidden"
+    return Reconstruction(
+        records=outcome.records,
+        labels=None if certificate is None else certificate.labels,
+        status=Status.EXACT if exact else outcome.status,
+        message=message + ".",
+        certificate=None if certificate is None else certificate.error,
+        adapted=tuple(type(stage).__module__.rsplit(".", 1)[-1] for stage in case.stages),
+        statistics=statistics,
+    )
+
+
+def _has_dropout(case: _Case) -> bool:
+    trainer = case.view.get("trainer")
+    return trainer is not None and trainer.training.dropout
+
+
+def _certificate(case: _Case, outcome: _Outcome, rng: torch.Generator, clock: Clock) -> Certificate | None:
+    trainer = case.view.get("trainer")
+    if trainer is None or case.batch_size is None or case.seq_len is None or case.stages or _has_dropout(case):
+        return None
+    labels = case.view.get("labels")
+    known = labels.tolist() if labels is not None and labels.ndim == 1 else None
+    return certify(
+        case.update,
+        trainer,
+        outcome.records,
+        labels=known,
+        batch_size=case.batch_size,
+        seq_len=case.seq_len,
+        rng=rng,
+        clock=clock,
+    )

@@ -1,0 +1,75 @@
+"""Token support: read the tokens of a batch off the embedding gradient, and their order where one record allows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gradleak.core.attack import Attack, Clock, Reconstruction, Status
+from gradleak.core.batch import Modality
+from gradleak.core.errors import NotApplicableError
+from gradleak.core.knowledge import View
+from gradleak.core.update import Update
+from gradleak.mechanics.labels import classes_present, single_label
+from gradleak.mechanics.tokens import order_of_one, token_support
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenSupport(Attack):
+    """The embedding channel: no search, no replay.
+
+    A token's row of the embedding gradient is non-zero exactly if the token occurs. With one record and a learned,
+    shared position table the order and the repetitions follow too. Labels come from the sign of the head's bias.
+
+    Guarantees:
+        Without noise, with an untied embedding that is trained with a plain gradient or SGD, the set of tokens is
+        exact, whatever the batch size, the dropout or the clipping. Multiplicities are known only with the order.
+
+    Source: row support: Melis et al. 2019; positions: the incidence identity of ``mechanics.tokens``.
+    """
+
+    summary: ClassVar[str] = "Which tokens occur, from the non-zero rows of the embedding gradient; exact without noise."
+    modalities: ClassVar[frozenset[Modality]] = frozenset({"text"})
+    needs: ClassVar[frozenset[str]] = frozenset({"subject"})
+    uses: ClassVar[frozenset[str]] = frozenset({"batch_size", "seq_len", "trainer", "stages"})
+
+    def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
+        anatomy = view["subject"].anatomy
+        rows = _signal(update, view, anatomy.token_embedding)
+        if rows is None:
+            raise NotApplicableError("The token embedding is not part of the update (frozen, or not shared).")
+        batch_size, seq_len = view.get("batch_size"), view.get("seq_len")
+        bound = batch_size * seq_len if batch_size and seq_len else None
+        support = token_support(rows, at_most=bound)
+        ordered = None
+        positions = _signal(update, view, anatomy.position_embedding)
+        if batch_size == 1 and positions is not None:
+            ordered = order_of_one(rows, positions, support.ids)
+        label = single_label(update, anatomy, batch_size=batch_size or 0)
+        present = classes_present(update, anatomy) or frozenset()
+        told = "rows of absent tokens are exactly zero" if support.exact else "told from a dense background of rows"
+        return Reconstruction(
+            records=(support.ids if ordered is None else ordered,) if support.ids.numel() else (),
+            ordered=ordered is not None,
+            labels=None if label is None else (label,),
+            status=Status.CONVERGED if support.ids.numel() else Status.NOTHING_FOUND,
+            message=f"{support.ids.numel()} distinct tokens, {told}"
+            + ("; order from the position gradient." if ordered is not None else "; no order."),
+            adapted=tuple(type(stage).__module__.rsplit(".", 1)[-1] for stage in view.get("stages") or ()),
+            statistics={
+                "distinct_tokens": float(support.ids.numel()),
+                "exact_support": float(support.exact),
+                "classes_present": float(len(present)),
+            },
+        )
+
+
+def _signal(update: Update, view: View, name: str | None) -> Tensor | None:
+    """The update of an embedding table beyond what it would be without any gradient."""
+    if name is None or name not in update:
+        return None
+    trainer = view.get("trainer")
+    return update[name].float() - (trainer.idle(name) if trainer is not None else 0.0)

@@ -1,0 +1,202 @@
+"""Why: an update that was captured elsewhere is a first-class observation. It is stored as safetensors beside a JSON
+manifest of what its holder knows, so that opening it can run no code. Must not hold private records unless the holder
+knows them (a mask, labels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from gradleak.audit.catalogue import make
+from gradleak.audit.plan import Call
+from gradleak.audit.store import write_atomically
+from gradleak.core.channel import Channel
+from gradleak.core.errors import DataError, UnsafeFileError
+from gradleak.core.knowledge import Knowledge
+from gradleak.core.observation import Observation
+from gradleak.core.specs import build, spec_of
+from gradleak.core.update import Update
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import Subject
+
+MANIFEST, TENSORS = "observation.json", "update.safetensors"
+_PICKLED = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"})
+
+
+class Manifest(BaseModel):
+    """What ``observation.json`` holds: everything the holder knows, as plain data. None is unknown.
+
+    Attributes:
+        stages: the defense in use, empty for none.
+        training: the local training, a ``LocalTraining`` as plain data; without it no attack can replay the client.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    kind: Literal["gradleak.observation"] = "gradleak.observation"
+    schema_version: Literal[1] = 1
+    model: str | None = None
+    loss: Literal["classification", "causal-lm", "masked-lm"] | None = None
+    classes: int | None = None
+    batch_size: int | None = None
+    seq_len: int | None = None
+    mask: list[Any] | None = None
+    labels: list[Any] | None = None
+    stages: list[Call] | None = None
+    training: dict[str, str | int | float | bool | None] | None = None
+
+
+def save_observation(observation: Observation, path: str | Path) -> None:
+    """Writes an observation as a folder that ``load_observation`` and ``gradleak attack`` read."""
+    facts = observation.knowledge.facts
+    subject, trainer, stages = (facts.get(name) for name in ("subject", "trainer", "stages"))
+    write_capture(
+        observation.update,
+        path,
+        Manifest(
+            model=None if subject is None else subject.name,
+            loss=None if subject is None else subject.loss,
+            classes=None if subject is None else subject.classes,
+            batch_size=facts.get("batch_size"),
+            seq_len=facts.get("seq_len"),
+            mask=_listed(facts.get("mask")),
+            labels=_listed(facts.get("labels")),
+            stages=None if stages is None else [Call.of(spec_of(stage)) for stage in stages],
+            training=None if trainer is None else asdict(trainer.training),
+        ),
+    )
+
+
+def write_capture(update: Mapping[str, Tensor], path: str | Path, manifest: Manifest) -> None:
+    """Writes tensors and manifest; the manifest last, so that a folder with one is complete.
+
+    Raises:
+        DataError: if the update is empty or holds NaN or infinite entries.
+    """
+    folder = Path(path)
+    checked = Update(update)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / TENSORS, save({name: tensor.cpu().contiguous() for name, tensor in checked.items()}))
+    write_atomically(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """What the holder of a captured update knows; nothing for a bare ``.safetensors`` file.
+
+    Raises:
+        UnsafeFileError: for a pickled file.
+        DataError: if there is no observation at ``path``, or its manifest cannot be read.
+    """
+    place = Path(path)
+    _refuse_pickle(place)
+    if place.is_file():
+        return Manifest()
+    manifest = place / MANIFEST
+    if not manifest.is_file():
+        raise DataError(
+            f"There is no observation at {place}. Give a .safetensors file of parameter name → tensor, or a folder with "
+            f"{MANIFEST} and {TENSORS}, as gradleak.capture(update, path) writes."
+        )
+    try:
+        return Manifest.model_validate_json(manifest.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{manifest} is not a manifest of an observation: {error}. Write it with gradleak.capture."
+        ) from error
+
+
+def load_observation(path: str | Path, subject: Subject) -> Observation:
+    """Reads a captured update as seen by somebody who holds the model.
+
+    Raises:
+        UnsafeFileError: for a pickled file.
+        DataError: if a tensor does not fit the model, or the manifest contradicts it.
+    """
+    manifest = read_manifest(path)
+    place = Path(path)
+    tensors = _read_tensors(place if place.is_file() else place / TENSORS)
+    _check_fits(tensors, subject)
+    if manifest.loss is not None and manifest.loss != subject.loss:
+        raise DataError(
+            f"The update was made with the loss {manifest.loss!r}, the model was loaded with {subject.loss!r}. Give --loss {manifest.loss}."
+        )
+    return Observation(update=Update(tensors), knowledge=Knowledge(facts=_facts(manifest, subject)))
+
+
+def _facts(manifest: Manifest, subject: Subject) -> dict[str, Any]:
+    facts: dict[str, Any] = {"subject": subject, "batch_size": manifest.batch_size, "seq_len": manifest.seq_len}
+    if manifest.training is not None:
+        facts["trainer"] = ClientTrainer(subject=subject, training=build(LocalTraining, manifest.training))
+    if manifest.stages is not None:
+        stages = tuple(make("defenses", call.spec()) for call in manifest.stages)
+        # A channel binds the stages to each other; nothing is trained here.
+        facts["stages"] = Channel(trainer=_NoTrainer(), stages=stages).stages
+    if manifest.mask is not None:
+        facts["mask"] = torch.tensor(manifest.mask, dtype=torch.bool)
+    if manifest.labels is not None:
+        facts["labels"] = torch.tensor(manifest.labels, dtype=torch.int64)
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+class _NoTrainer:
+    def update(self, batch: Any, rng: torch.Generator) -> Update:
+        raise NotImplementedError("A captured update is not trained again.")
+
+
+def _listed(tensor: Tensor | None) -> list[Any] | None:
+    return None if tensor is None else tensor.tolist()
+
+
+def _refuse_pickle(place: Path) -> None:
+    files = [place] if place.is_file() else sorted(place.glob("*")) if place.is_dir() else []
+    for file in files:
+        if file.suffix.lower() in _PICKLED or _looks_pickled(file):
+            raise UnsafeFileError(
+                f"{file} is a pickled file, and opening one can run any code that its author wrote. Save the update with "
+                "safetensors instead: gradleak.capture(update, path), or safetensors.torch.save_file."
+            )
+
+
+def _looks_pickled(file: Path) -> bool:
+    """A pickle stream starts with the PROTO opcode; torch.save wraps one into a zip archive."""
+    # The length that opens a safetensors file can read as either mark; its own reader runs no code.
+    if not file.is_file() or file.suffix == ".safetensors":
+        return False
+    with file.open("rb") as stream:
+        head = stream.read(4)
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"})
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise DataError(f"There is no file {file}. An observation folder needs {TENSORS} beside {MANIFEST}.")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise DataError(
+            f"{file} is not a safetensors file: {error}. Save the update with safetensors.torch.save_file."
+        ) from error
+
+
+def _check_fits(tensors: Mapping[str, Tensor], subject: Subject) -> None:
+    shapes = {name: tuple(parameter.shape) for name, parameter in subject.module.named_parameters()}
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            raise DataError(
+                f"The update holds {name!r}, which is no parameter of {subject.name}. Give the --model (and --loss) that it was "
+                f"trained with; names must be those of module.named_parameters(), such as {next(iter(shapes))!r}."
+            )
+        if tuple(tensor.shape) != shapes[name]:
+            raise DataError(
+                f"The update of {name!r} has shape {tuple(tensor.shape)}, {subject.name} has {shapes[name]}. "
+                "Give the --model that it was trained with, of the same size."
+            )

@@ -1,0 +1,27 @@
+"""Why: what an audit does when nothing is said stands in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradleak.core.batch import Modality
+
+MODEL = "minilm"
+BATCH_SIZE = 2
+MAX_LENGTH = 32
+THREAT = "honest_server"
+SHARE = "gradient"
+REPEATS = 1
+
+ATTACKS: Mapping[Modality, str] = {
+    "text": "token_support,span,tag(iterations=200)",
+    "image": "token_support,inverting_gradients(iterations=200)",
+}
+"""Attacks of an audit that names none: exact ones first, then one that matches gradients."""
+
+DEFENSES: tuple[str, ...] = (
+    "quantize(dtype=bf16)",
+    "prune(fraction=0.99)",
+    "clip(max_norm=1.0)+gaussian(noise_multiplier=0.1)",
+)
+"""Defenses beside "none" of the demonstration: an audit without a model. An audit of an own model tests what it names."""

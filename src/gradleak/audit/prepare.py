@@ -1,0 +1,206 @@
+"""Why: everything that can be wrong with a request is found before any work: specs, names, files, data, model, sizes,
+in this order, the cheap checks first. Must not run an attack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradleak.audit import catalogue, defaults
+from gradleak.audit.data import Pool, load_pool
+from gradleak.audit.fingerprint import fingerprint
+from gradleak.audit.plan import Call, DataSource, Plan, distinct
+from gradleak.audit.shares import parse_share
+from gradleak.audit.sources import PoolSource, Source
+from gradleak.core.batch import Modality
+from gradleak.core.channel import Channel
+from gradleak.core.errors import DataError, UnknownNameError
+from gradleak.core.knowledge import find_threat
+from gradleak.core.specs import parse_chain, spec_of
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import Subject, load_subject
+
+LOSSES = ("classification", "causal-lm", "masked-lm")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What a user asks for, as it is typed; None is the default."""
+
+    model: str | None = None
+    data: Path | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    batch_size: int | None = None
+    max_length: int | None = None
+    loss: str | None = None
+    share: str | None = None
+    attacks: str | None = None
+    defenses: tuple[str, ...] | None = None
+    threat: str | None = None
+    seed: int = 0
+    repeats: int = defaults.REPEATS
+    budget_seconds: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A plan that is known to be sound, with the model and the data it speaks of."""
+
+    plan: Plan
+    subject: Subject
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Methods:
+    """The parts of a request that are specs, read and built."""
+
+    training: LocalTraining
+    threat: str
+    attacks: tuple[Call, ...] | None
+    defenses: tuple[tuple[Call, ...], ...]
+
+
+def prepare(request: Request) -> Prepared:
+    """Reads, checks and loads what ``request`` asks for.
+
+    Raises:
+        UsageError: with cause and remedy, for anything that would make the audit fail later.
+    """
+    if request.loss is not None and request.loss not in LOSSES:
+        raise UnknownNameError("loss", request.loss, LOSSES)
+    methods = read_methods(request)
+    pool, subject = _load(request)
+    batch_size = request.batch_size or min(defaults.BATCH_SIZE, pool.size)
+    if batch_size > pool.size:
+        raise DataError(
+            f"--batch-size {batch_size} is larger than the data: {pool.name} holds {pool.size} records. "
+            f"Give --batch-size {pool.size} or less, or more data."
+        )
+    source = PoolSource(
+        pool=pool, subject=subject, batch_size=batch_size, max_length=request.max_length or defaults.MAX_LENGTH
+    )
+    data = DataSource(
+        path=None if request.data is None else str(request.data),
+        text_column=request.text_column,
+        label_column=request.label_column,
+        name=pool.name,
+        fingerprint=pool.fingerprint,
+        size=pool.size,
+    )
+    return Prepared(
+        plan=make_plan(
+            request, methods, subject, data, batch_size=batch_size, max_length=request.max_length or defaults.MAX_LENGTH
+        ),
+        subject=subject,
+        source=source,
+    )
+
+
+def read_methods(request: Request) -> Methods:
+    """Builds every spec of the request once, so that a mistake in any of them shows now.
+
+    Raises:
+        SpecError, UnknownNameError: as the catalogue and the methods do.
+    """
+    training = parse_share(request.share or defaults.SHARE)
+    threat = find_threat(request.threat or defaults.THREAT)
+    attacks = None if request.attacks is None else attack_calls(request.attacks)
+    demonstration = request.model is None and request.data is None
+    texts = request.defenses if request.defenses is not None else (defaults.DEFENSES if demonstration else ())
+    chains = [read_chain(text) for text in texts if text.strip() != "none"]
+    defenses = ((), *chains)
+    distinct("defense", tuple(repr(chain) for chain in chains))
+    return Methods(training=training, threat=threat.name, attacks=attacks, defenses=defenses)
+
+
+def attack_calls(text: str) -> tuple[Call, ...]:
+    """Attacks with all their settings. Raises ``SpecError`` or ``UnknownNameError``."""
+    calls = tuple(Call.of(spec_of(attack)) for attack in catalogue.make_attacks(text))
+    distinct("attack", tuple(call.short() for call in calls))
+    return calls
+
+
+def read_chain(text: str) -> tuple[Call, ...]:
+    """A defense with all its settings, bound once to see that its stages fit each other."""
+    parse_chain(text)
+    stages = catalogue.make_stages(text)
+    Channel(trainer=_Untrained(), stages=stages)
+    return tuple(Call.of(spec_of(stage)) for stage in stages)
+
+
+def make_plan(
+    request: Request, methods: Methods, subject: Subject, data: DataSource, *, batch_size: int, max_length: int
+) -> Plan:
+    """The plan of a checked request. Raises ``ModelError`` if nothing of the model is trained."""
+    ClientTrainer(subject=subject, training=methods.training).names()
+    plan = Plan(
+        model=request.model or defaults.MODEL,
+        model_fingerprint=fingerprint(_weights(subject.module)),
+        settings=dict(request.settings),
+        loss=subject.loss,
+        classes=subject.classes,
+        data=data,
+        batch_size=batch_size,
+        max_length=max_length,
+        share=dataclasses.asdict(methods.training),
+        threat=methods.threat,
+        attacks=methods.attacks or attack_calls(defaults.ATTACKS[subject.modality]),
+        defenses=methods.defenses,
+        seed=request.seed,
+        repeats=request.repeats,
+        budget_seconds=request.budget_seconds,
+        available={kind: catalogue.names(kind) for kind in catalogue.KINDS},
+    )
+    return plan.model_copy(update={"command": plan.command_line()})
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in module.named_parameters():
+        yield (name if parameter.requires_grad else f"{name} (frozen)"), parameter
+
+
+def _load(request: Request) -> tuple[Pool, Subject]:
+    """Data before model, because it is cheaper to be wrong about; images need the model's size, so they come after."""
+    model = request.model or defaults.MODEL
+    columns = {"text_column": request.text_column, "label_column": request.label_column}
+    if request.data is not None and not request.data.exists():
+        raise DataError(f"There is no file {request.data}. Check the path given to --data.")
+    if request.data is not None and request.data.is_dir():
+        folders = [entry for entry in request.data.iterdir() if entry.is_dir()]
+        subject = _subject(model, request, classes=max(2, len(folders)))
+        _expect(subject, "image", request)
+        channels, height, _ = subject.pixel_shape
+        return load_pool(request.data, **columns, image_size=height, channels=channels), subject
+    pool = load_pool(request.data, **columns)
+    subject = _subject(model, request, classes=max(2, len(pool.label_names or ())))
+    _expect(subject, "text", request)
+    return pool, subject
+
+
+def _subject(model: str, request: Request, *, classes: int) -> Subject:
+    return load_subject(model, loss=request.loss, classes=classes, settings=request.settings, seed=request.seed)
+
+
+def _expect(subject: Subject, modality: Modality, request: Request) -> None:
+    if subject.modality == modality:
+        return
+    wanted = "a folder of images" if subject.modality == "image" else "a .txt, .csv or .jsonl file"
+    given = "the shipped messages" if request.data is None else str(request.data)
+    raise DataError(f"{subject.name} takes {subject.modality}s, and {given} hold {modality}s. Give --data {wanted}.")
+
+
+class _Untrained:
+    """Stands in for local training where only the stages matter."""
+
+    def update(self, batch: Any, rng: torch.Generator) -> Any:
+        raise NotImplementedError("Nothing is trained while a request is read.")

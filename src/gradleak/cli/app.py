@@ -1,0 +1,47 @@
+"""Why: the verbs in one place. Must not import torch: each verb does so when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gradleak import __version__
+from gradleak.cli.attack import attack
+from gradleak.cli.audit import audit
+from gradleak.cli.catalogue import explain, list_
+from gradleak.cli.doctor import doctor
+from gradleak.cli.report import report
+from gradleak.cli.spread import SpreadCommand
+
+app = typer.Typer(
+    name="gradleak",
+    help="Audits what one shared update of a transformer gives away: attacks, defenses, a verdict with evidence.",
+    epilog="Audit your own models and protocols only. Exit codes: 0 done, 2 usage error, 3 nothing conclusive.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gradleak {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Holds the options that stand before the verb."""
+
+
+app.command("audit", cls=SpreadCommand)(audit)
+app.command("attack", cls=SpreadCommand)(attack)
+app.command("report")(report)
+app.command("list")(list_)
+app.command("explain")(explain)
+app.command("doctor")(doctor)

@@ -1,0 +1,157 @@
+"""Why: the main job. Reads options, prepares everything that can be wrong, runs, writes the report, prints the verdict."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gradleak.cli.options import Attacks, Budget, Json, Loss, Out, Reveal, Seed, Settings, parse_budget, parse_settings
+from gradleak.cli.output import INCONCLUSIVE, INTERRUPTED, err, errors_shown, out, print_json
+
+if TYPE_CHECKING:
+    from gradleak.audit.prepare import Prepared
+
+
+def audit(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A local directory or hub id of a Hugging Face model, minilm, or random:TYPE such as random:gpt2. "
+            "Without it, the demonstration: minilm on shipped messages.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="FILE", help="Private records: .txt (one a line), .csv, .jsonl, or a folder of images."
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help="Column of the text in .csv and .jsonl.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", help="Column of the label in .csv and .jsonl.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Records in the shared batch.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=1, help="Tokens per record; longer ones are cut.")
+    ] = None,
+    loss: Loss = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            "--share",
+            metavar="SPEC",
+            help="gradient(dtype=bf16, dropout=true) or delta(steps=5, lr=0.001, optimizer=sgd).",
+        ),
+    ] = None,
+    attacks: Attacks = None,
+    defenses: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--defenses",
+            metavar="SPEC",
+            help="A chain such as clip(max_norm=1.0)+gaussian(noise_multiplier=0.5). Repeatable.",
+        ),
+    ] = None,
+    threat: Annotated[
+        str | None,
+        typer.Option("--threat", metavar="NAME", help="What the adversary knows; see `gradleak list threats`."),
+    ] = None,
+    seed: Seed = 0,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Batches to draw; more narrow the intervals.")] = 1,
+    budget: Budget = None,
+    out_dir: Out = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    reveal: Reveal = False,
+) -> None:
+    """Attack a model's shared update, judge what was recovered, write a report."""
+    with errors_shown():
+        overrides, seconds = parse_settings(settings), parse_budget(budget)
+        from gradleak.audit.prepare import Request, prepare
+
+        prepared = prepare(
+            Request(
+                model=model,
+                data=data,
+                text_column=text_column,
+                label_column=label_column,
+                batch_size=batch_size,
+                max_length=max_length,
+                loss=loss,
+                share=share,
+                attacks=attacks,
+                defenses=None if defenses is None else tuple(defenses),
+                threat=threat,
+                seed=seed,
+                repeats=repeats,
+                budget_seconds=seconds,
+                settings=overrides,
+            )
+        )
+        folder = out_dir or _new_folder(prepared.plan.model)
+        _run(prepared, folder, quiet=as_json)
+        _show(folder, as_json=as_json, reveal=reveal)
+
+
+def _run(prepared: Prepared, folder: Path, *, quiet: bool) -> None:
+    from gradleak.audit.runner import run
+    from gradleak.audit.store import RunFolder
+    from gradleak.cli.progress import progress_for
+
+    with RunFolder(folder, prepared.plan) as store:
+        try:
+            with progress_for(err(), quiet=quiet) as progress:
+                run(prepared.plan, prepared.subject, prepared.source, store, progress)
+        except KeyboardInterrupt:
+            err().print(
+                f"Interrupted: {len(store.records)} of {prepared.plan.count()} cells are stored. "
+                f"To resume, repeat the same command with --out {folder}",
+                soft_wrap=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _show(folder: Path, *, as_json: bool, reveal: bool) -> None:
+    from dataclasses import asdict
+
+    from gradleak.audit.store import read_records
+    from gradleak.report import write
+    from gradleak.report.terminal import table
+    from gradleak.report.verdict import verdict
+
+    records = read_records(folder)
+    page = write(folder, reveal=reveal)
+    reading = verdict(records)
+    if as_json:
+        print_json(
+            {
+                "run": str(folder),
+                "report": str(page),
+                "verdict": asdict(reading),
+                "records": [asdict(r) for r in records],
+            }
+        )
+    else:
+        console = out()
+        console.print(table(records))
+        console.print(reading.headline, style="bold", markup=False)
+        for sentence in reading.sentences:
+            console.print(f"  {sentence}", markup=False, highlight=False)
+        console.print(f"\nReport: {page}", markup=False, soft_wrap=True)
+    if not reading.conclusive:
+        raise typer.Exit(INCONCLUSIVE)
+
+
+def _new_folder(model: str) -> Path:
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(model).name).strip("-.") or "model"
+    stem = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}"
+    candidates = (Path("runs") / (stem if n == 0 else f"{stem}-{n}") for n in range(1000))
+    return next(path for path in candidates if not path.exists())

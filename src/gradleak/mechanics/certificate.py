@@ -1,0 +1,162 @@
+"""Why: a recovery proves itself by giving back the update it came from. Must not know how the records were found."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from gradleak.core.attack import Clock
+from gradleak.core.batch import IGNORED, Batch
+from gradleak.mechanics.span import significant_bits
+from gradleak.mechanics.training import ClientTrainer
+
+_MOST_ASSIGNMENTS = 256
+_REDUCTION_ULPS = 32
+"""Sums over records and tokens in another order move a gradient by a few units in the last place, relative to its norm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Certificate:
+    """How well the records explain the update.
+
+    Attributes:
+        error: ‖recomputed − released‖ / ‖released‖ over all tensors.
+        per_tensor: the same for each shared tensor.
+        floor: what rounding alone can make of ``error``.
+        labels: class ids used, or None for language-model losses.
+    """
+
+    error: float
+    per_tensor: Mapping[str, float]
+    floor: float
+    labels: tuple[int, ...] | None
+
+    @property
+    def exact(self) -> bool:
+        return self.error <= self.floor
+
+
+def certify(
+    update: Mapping[str, Tensor],
+    trainer: ClientTrainer,
+    records: Sequence[Int64[Tensor, " length"]],
+    *,
+    labels: Sequence[int] | None,
+    batch_size: int,
+    seq_len: int,
+    rng: torch.Generator,
+    clock: Clock,
+) -> Certificate | None:
+    """Recomputes the update of ``records``; unknown class labels are searched.
+
+    Returns:
+        The best certificate, or None where it cannot be computed: another number of records than the batch holds,
+        targets that the records do not tell (masked tokens), or too many label assignments.
+
+    Guarantees:
+        ``exact`` means that the batch reproduces the update up to rounding. It needs a deterministic client: with
+        dropout or noise no batch does, and the caller must not ask.
+    """
+    loss = trainer.subject.loss
+    if len(records) != batch_size or loss == "masked-lm" or any(r.numel() > seq_len for r in records):
+        return None
+    inputs, mask = _pad(records, seq_len, _pad_id(trainer))
+    best: Certificate | None = None
+    for assignment in _assignments(update, trainer, inputs, mask, labels, rng):
+        targets = inputs.masked_fill(~mask, IGNORED) if assignment is None else torch.tensor(assignment)
+        made = trainer.update(Batch(inputs=inputs, mask=mask, labels=targets), rng)
+        found = _compare(update, made, assignment)
+        if best is None or found.error < best.error:
+            best = found
+        if best.exact or clock.spent():
+            break
+    return best
+
+
+def _pad(records: Sequence[Tensor], seq_len: int, pad_id: int) -> tuple[Tensor, Tensor]:
+    inputs = torch.full((len(records), seq_len), pad_id, dtype=torch.int64)
+    mask = torch.zeros(len(records), seq_len, dtype=torch.bool)
+    for row, record in enumerate(records):
+        inputs[row, : record.numel()] = record
+        mask[row, : record.numel()] = True
+    return inputs, mask
+
+
+def _pad_id(trainer: ClientTrainer) -> int:
+    return trainer.subject.tokenizer.pad_id if trainer.subject.tokenizer is not None else 0
+
+
+def _assignments(
+    update: Mapping[str, Tensor],
+    trainer: ClientTrainer,
+    inputs: Tensor,
+    mask: Tensor,
+    labels: Sequence[int] | None,
+    rng: torch.Generator,
+) -> Iterator[tuple[int, ...] | None]:
+    """Label assignments to try, most promising first."""
+    if trainer.subject.loss == "causal-lm":
+        yield None
+        return
+    classes, batch = trainer.subject.classes, len(inputs)
+    if labels is not None:
+        # Known labels come in the order of the private batch, the records in any order.
+        yield from dict.fromkeys(itertools.islice(itertools.permutations(labels), _MOST_ASSIGNMENTS))
+        return
+    if trainer.training.share == "gradient":
+        yield _labels_by_head(update, trainer, inputs, mask, rng)
+    if classes**batch <= _MOST_ASSIGNMENTS:
+        yield from itertools.product(range(classes), repeat=batch)
+
+
+def _labels_by_head(
+    update: Mapping[str, Tensor], trainer: ClientTrainer, inputs: Tensor, mask: Tensor, rng: torch.Generator
+) -> tuple[int, ...]:
+    """Labels whose mean of single-record gradients is nearest to the head's part of the update.
+
+    The gradient of a mean loss is the mean over records, so batch · classes single updates span all assignments; one
+    label is exchanged at a time until none helps.
+    """
+    classes, batch = trainer.subject.classes, len(inputs)
+    head = trainer.subject.anatomy.head
+    name = head.weight if head is not None and head.weight in update else min(update, key=lambda n: update[n].numel())
+    parts = torch.stack(
+        [
+            torch.stack([_single(trainer, inputs[b], mask[b], c, name, rng) for c in range(classes)])
+            for b in range(batch)
+        ]
+    )
+    target = update[name].double().flatten()
+    chosen = torch.zeros(batch, dtype=torch.int64)
+    for _ in range(4 * batch):
+        before = chosen.clone()
+        for b in range(batch):
+            rest = parts[torch.arange(batch), chosen].sum(0) - parts[b, chosen[b]]
+            chosen[b] = ((rest + parts[b]) / batch - target).norm(dim=1).argmin()
+        if torch.equal(before, chosen):
+            break
+    return tuple(chosen.tolist())
+
+
+def _single(trainer: ClientTrainer, ids: Tensor, mask: Tensor, label: int, name: str, rng: torch.Generator) -> Tensor:
+    batch = Batch(inputs=ids[None], mask=mask[None], labels=torch.tensor([label]))
+    return trainer.update(batch, rng)[name].double().flatten()
+
+
+def _compare(update: Mapping[str, Tensor], made: Mapping[str, Tensor], labels: tuple[int, ...] | None) -> Certificate:
+    shared = [name for name in update if name in made]
+    off = {name: float((made[name].double() - update[name].double()).norm()) for name in shared}
+    size = {name: float(update[name].double().norm()) for name in shared}
+    bits = min(significant_bits(update[name]) for name in shared if size[name] > 0)
+    return Certificate(
+        error=math.hypot(*off.values()) / max(math.hypot(*size.values()), 1e-300),
+        per_tensor={name: off[name] / size[name] if size[name] else off[name] for name in shared},
+        floor=_REDUCTION_ULPS * 2.0**-23 + (2.0 ** (1 - bits) if bits < 24 else 0.0),
+        labels=labels,
+    )

@@ -1,0 +1,265 @@
+"""Why: recovery by matching, "find the batch whose update looks like the observed one", assembled from parts:
+objective × prior × labels × optimizer × restarts. Attacks are choices of parts. Must not know any attack by name.
+
+The replay models every stage of the channel that the adversary knows through the stage's own surrogate; that is what
+makes a matching attack adaptive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gradleak.core import attack as core
+from gradleak.core.batch import soft_labels
+from gradleak.core.errors import NotApplicableError
+from gradleak.core.knowledge import View
+from gradleak.core.specs import name_of
+from gradleak.core.stage import Stage
+from gradleak.core.update import Update
+from gradleak.mechanics.factored import OuterSum, Simulated, simulate_gradients
+from gradleak.mechanics.labels import single_label
+from gradleak.mechanics.objectives import Objective
+from gradleak.mechanics.readout import nearest_tokens, token_table
+from gradleak.mechanics.search import Optimizer, Stopping, Variables
+from gradleak.mechanics.training import ClientTrainer
+
+NEEDS = frozenset({"subject", "trainer", "batch_size", "seq_len"})
+USES = frozenset({"stages", "mask", "labels"})
+
+_TARGET_SHARPNESS = 20.0
+"""Inverse temperature of the nearest-token label estimate: a cosine lead of 0.3 gives e⁶ to one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matching:
+    """The parts of a matching attack.
+
+    Attributes:
+        restarts: starts that are optimized together; screened: random starts of which the best are kept.
+        total_variation: weight of the anisotropic total variation of pixels.
+        labels: ``search`` optimizes soft labels even where they could be inferred; ``infer`` reads them first.
+    """
+
+    objective: Objective
+    optimizer: Optimizer
+    stopping: Stopping
+    restarts: int
+    screened: int
+    total_variation: float = 0.0
+    labels: Literal["infer", "search"] = "infer"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One observation, made ready to be matched. Inputs are searched in units of ``center + scale · u``."""
+
+    trainer: ClientTrainer
+    stages: tuple[Stage, ...]
+    observed: Mapping[str, Tensor]
+    batch_size: int
+    mask: Bool[Tensor, "batch ..."]
+    targets: Float[Tensor, "batch classes"] | None
+    center: Tensor
+    scale: Tensor
+    shape: tuple[int, ...]
+
+    @property
+    def stages_to_model(self) -> tuple[Stage, ...]:
+        return tuple(stage for stage in self.stages if not stage.surrogate_is_identity())
+
+    def inputs(self, u: Tensor) -> Tensor:
+        return self.center + self.scale * u
+
+    def simulate(self, inputs: Tensor, targets: Tensor) -> Simulated:
+        """Updates of candidate batches ``[restarts batch ...]``, as the adversary expects to see them released."""
+        restarts = inputs.shape[0]
+        stages = self.stages_to_model
+        found = self._gradients(inputs, targets, restarts)
+        if not stages:
+            return found
+        dense: Mapping[str, Tensor] = {
+            name: part.dense().reshape(restarts, *self.observed[name].shape) if isinstance(part, OuterSum) else part
+            for name, part in found.items()
+        }
+        for stage in stages:
+            dense = stage.surrogate(dense, self.observed)
+        return dense
+
+    def _gradients(self, inputs: Tensor, targets: Tensor, restarts: int) -> Simulated:
+        names = tuple(self.observed)
+        if self.trainer.training.share == "gradient":
+            stacked = self.mask.repeat(restarts, *[1] * (self.mask.ndim - 1))
+            found = simulate_gradients(
+                self.trainer.subject, names, inputs.flatten(0, 1), targets.flatten(0, 1), stacked, restarts=restarts
+            )
+            if found is not None:
+                return found
+        single = [self.trainer.replay(x, y, self.mask) for x, y in zip(inputs, targets, strict=True)]
+        return {name: torch.stack([one[name] for one in single]) for name in names}
+
+
+def pose(update: Update, view: View, *, search_labels: bool) -> Problem:
+    """Reads the adversary's facts into a problem.
+
+    Raises:
+        NotApplicableError: for masked-LM losses (which positions were hidden is unknown to the adversary), or if the
+            update holds none of the parameters that a replay can simulate.
+    """
+    trainer: ClientTrainer = view["trainer"]
+    subject = trainer.subject
+    if subject.loss == "masked-lm":
+        raise NotApplicableError(
+            "Matching needs the positions that the masked-LM loss hid, which this adversary does not know."
+        )
+    batch_size = int(view["batch_size"])
+    text = subject.modality == "text"
+    mask = view.get("mask")
+    if mask is None:
+        mask = torch.ones((batch_size, int(view["seq_len"])) if text else (batch_size,), dtype=torch.bool)
+    skipped = subject.anatomy.token_embedding if text else None
+    observed = {name: update[name].float() for name in trainer.names() if name in update and name != skipped}
+    if not observed:
+        raise NotApplicableError("The update holds no parameter that a replay of the training can simulate.")
+    if text:
+        table = token_table(subject)
+        center, scale, shape = table.mean(0), table.std(0), (batch_size, mask.shape[1], table.shape[1])
+    else:
+        center, scale = torch.tensor(0.5), torch.tensor(0.25)
+        shape = (batch_size, *subject.pixel_shape)
+    return Problem(
+        trainer=trainer,
+        stages=tuple(view.get("stages") or ()),
+        observed=observed,
+        batch_size=batch_size,
+        mask=mask,
+        targets=_known_targets(update, view, trainer, search_labels=search_labels),
+        center=center,
+        scale=scale,
+        shape=shape,
+    )
+
+
+def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, clock: core.Clock) -> core.Reconstruction:
+    """Runs a matching attack: screen random starts, optimize the best together, keep the lowest objective."""
+    problem = pose(update, view, search_labels=parts.labels == "search")
+    function = _function(problem, parts)
+    start = _screen(problem, parts, function, rng, clock)
+    found = parts.optimizer.minimize(function, start, stopping=parts.stopping, clock=clock)
+    subject = problem.trainer.subject
+    with torch.no_grad():
+        inputs = problem.inputs(found.variables["inputs"])
+        targets = _targets(problem, {name: v.unsqueeze(0) for name, v in found.variables.items()}, inputs.unsqueeze(0))
+    labels = None
+    if subject.loss == "classification":
+        labels = tuple(int(c) for c in targets[0].argmax(-1))
+    if subject.modality == "image":
+        records = tuple(inputs.clamp(0.0, 1.0))
+    else:
+        records = nearest_tokens(subject, inputs, problem.mask)
+    return core.Reconstruction(
+        records=records,
+        labels=labels,
+        status=found.status,
+        message=f"Matched {len(problem.observed)} tensors in {found.iterations} iterations of {parts.restarts} restarts.",
+        objective=found.value,
+        trace=found.trace,
+        adapted=tuple(name_of(stage) for stage in problem.stages),
+        statistics={"iterations": float(found.iterations), "tensors": float(len(problem.observed))},
+    )
+
+
+def objective(update: Update, view: View, parts: Matching) -> core.Objective:
+    """The function that ``invert`` minimizes, on explicit inputs and labels."""
+    problem = pose(update, view, search_labels=parts.labels == "search")
+
+    def evaluate(candidate: core.Candidate) -> float:
+        inputs, targets = candidate.inputs.unsqueeze(0), candidate.labels.unsqueeze(0)
+        with torch.no_grad():
+            return float(_value(problem, parts, inputs, targets))
+
+    return evaluate
+
+
+def _known_targets(update: Update, view: View, trainer: ClientTrainer, *, search_labels: bool) -> Tensor | None:
+    subject = trainer.subject
+    if subject.loss != "classification":
+        return None
+    labels = view.get("labels")
+    if labels is None and not search_labels:
+        label = single_label(update, subject.anatomy, batch_size=int(view["batch_size"]))
+        labels = None if label is None else torch.tensor([label])
+    return None if labels is None else soft_labels(torch.as_tensor(labels), subject.classes)
+
+
+def _targets(problem: Problem, variables: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Label probabilities ``[restarts batch ...]``: known, searched, or (language modeling) the nearest tokens."""
+    if problem.targets is not None:
+        return problem.targets.expand(inputs.shape[0], *problem.targets.shape)
+    if "labels" in variables:
+        return torch.softmax(variables["labels"], dim=-1)
+    subject = problem.trainer.subject
+    table = token_table(subject)
+    cosine = torch.nn.functional.normalize(inputs, dim=-1) @ torch.nn.functional.normalize(table, dim=-1).T
+    return torch.softmax(_TARGET_SHARPNESS * cosine, dim=-1) * problem.mask.unsqueeze(-1)
+
+
+def _function(problem: Problem, parts: Matching) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def function(variables: Mapping[str, Tensor]) -> Tensor:
+        inputs = problem.inputs(variables["inputs"])
+        return _value(problem, parts, inputs, _targets(problem, variables, inputs))
+
+    return function
+
+
+def _value(problem: Problem, parts: Matching, inputs: Tensor, targets: Tensor) -> Tensor:
+    # Taking the update's derivative needs grad mode even when only the value is asked for.
+    with torch.enable_grad():
+        simulated = problem.simulate(inputs, targets)
+    value = parts.objective(simulated, problem.observed)
+    if parts.total_variation and problem.trainer.subject.modality == "image":
+        value = value + parts.total_variation * _total_variation(inputs)
+    return value
+
+
+def _total_variation(pixels: Float[Tensor, "restarts batch channels height width"]) -> Float[Tensor, " restarts"]:
+    vertical = (pixels[..., 1:, :] - pixels[..., :-1, :]).abs().mean((1, 2, 3, 4))
+    return vertical + (pixels[..., 1:] - pixels[..., :-1]).abs().mean((1, 2, 3, 4))
+
+
+def _screen(
+    problem: Problem,
+    parts: Matching,
+    function: Callable[[Mapping[str, Tensor]], Tensor],
+    rng: torch.Generator,
+    clock: core.Clock,
+) -> Variables:
+    """Draws ``screened`` random starts and keeps the ``restarts`` with the lowest objective."""
+
+    def draw(count: int) -> Variables:
+        found: Variables = {"inputs": torch.randn(count, *problem.shape, generator=rng)}
+        subject = problem.trainer.subject
+        if problem.targets is None and subject.loss == "classification":
+            found["labels"] = torch.randn(count, problem.batch_size, subject.classes, generator=rng)
+        return found
+
+    kept = draw(parts.restarts)
+    if parts.screened <= parts.restarts:
+        return kept
+    with torch.no_grad():
+        values = function(kept)
+    for _ in range(parts.restarts, parts.screened, parts.restarts):
+        if clock.spent():
+            break
+        drawn = draw(parts.restarts)
+        with torch.no_grad():
+            new = function(drawn)
+        values, order = torch.cat((values, new)).sort()
+        values, order = values[: parts.restarts], order[: parts.restarts]
+        kept = {name: torch.cat((kept[name], drawn[name]))[order] for name in kept}
+    return kept

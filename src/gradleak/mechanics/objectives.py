@@ -1,0 +1,85 @@
+"""Why: how far a simulated update is from the observed one, as small exchangeable parts. Must not know optimizers.
+
+Every objective takes a mapping of candidate updates (dense, or as factors) and returns one value per restart; it is
+scaled so that candidates of any model live on comparable numbers: 0 is a perfect match, about 1 is no match.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradleak.mechanics.factored import OuterSum, Simulated
+
+
+class Objective(ABC):
+    """A distance between updates."""
+
+    @abstractmethod
+    def __call__(self, simulated: Simulated, observed: Mapping[str, Tensor]) -> Float[Tensor, " restarts"]:
+        """Compares the tensors that ``simulated`` names; both hold the same shapes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distance(Objective):
+    """Σ_l ‖g'_l − g_l‖² + l1·Σ_l ‖g'_l − g_l‖₁, divided by Σ_l ‖g_l‖².
+
+    Source: l1 = 0 is DLG (Zhu et al. 2019); l1 > 0 is TAG (Deng et al. 2021). Deviations: the common divisor, which
+        moves no minimum and leaves the ratio of the two terms as published.
+    """
+
+    l1: float = 0.0
+
+    def __call__(self, simulated: Simulated, observed: Mapping[str, Tensor]) -> Float[Tensor, " restarts"]:
+        factors, mine, theirs = _split(simulated, observed)
+        residual = mine - theirs
+        total = residual.square().sum(1)
+        if self.l1:
+            total = total + self.l1 * residual.abs().sum(1)
+        for part, target in factors:
+            total = total + part.distance(target, self.l1)
+        return total / _square(observed, simulated)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cosine(Objective):
+    """1 − ⟨g', g⟩ / (‖g'‖ ‖g‖) over all tensors together: blind to scale, hence to clipping.
+
+    Source: Geiping et al. 2020 ("Inverting Gradients").
+    """
+
+    def __call__(self, simulated: Simulated, observed: Mapping[str, Tensor]) -> Float[Tensor, " restarts"]:
+        factors, mine, theirs = _split(simulated, observed)
+        inner, square = (mine * theirs).sum(1), mine.square().sum(1)
+        for part, target in factors:
+            inner, square = inner + part.inner(target), square + part.square()
+        norms = (square * _square(observed, simulated)).clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+        return 1.0 - inner / norms
+
+
+def _split(
+    simulated: Simulated, observed: Mapping[str, Tensor]
+) -> tuple[list[tuple[OuterSum, Tensor]], Float[Tensor, "restarts entries"], Float[Tensor, " entries"]]:
+    """The factored parts with their targets, and all dense parts as one vector: many small tensors cost one operation."""
+    factors: list[tuple[OuterSum, Tensor]] = []
+    mine: list[Tensor] = []
+    theirs: list[Tensor] = []
+    for name, part in simulated.items():
+        if isinstance(part, OuterSum):
+            factors.append((part, observed[name]))
+        else:
+            mine.append(part.flatten(1))
+            theirs.append(observed[name].flatten())
+    if not mine:
+        empty = torch.zeros(factors[0][0].left.shape[0], 0)
+        return factors, empty, empty[0]
+    return factors, torch.cat(mine, 1), torch.cat(theirs)
+
+
+def _square(observed: Mapping[str, Tensor], simulated: Simulated) -> float:
+    return max(float(sum(observed[name].square().sum() for name in simulated)), torch.finfo(torch.float32).tiny)

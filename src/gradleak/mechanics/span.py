@@ -1,0 +1,213 @@
+"""Why: the weight gradient of a linear layer is G = Xᵀ D, so its column space holds the layer's inputs (rows of X).
+Here are that space, cut at a rank which the numbers justify, and the test whether a vector lies in it.
+
+Nothing is tuned by hand: the cut follows from the number format and from the noise that the stages are known to add;
+the expected residual of a member follows from perturbation theory; the residual of a non-member is fitted on the
+vocabulary itself. Must not know models, attacks or search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.stats import beta
+from torch import Tensor
+
+_TINY = 1e-300
+_ROUNDING_STD = 0.408
+"""Rounding to p significant bits adds 0.408 · 2⁻ᵖ of a tensor's rms per entry (uniform error over the binades)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subspace:
+    """The column space of a stack of gradients that share their input.
+
+    Attributes:
+        basis: orthonormal columns ``[features rank]`` in float64; ``complement`` the rest, ``[features features-rank]``.
+        singular: singular values of the kept directions, in units of the noise per entry.
+        spectrum: all singular values, in the same units.
+        noise: standard deviation per entry of what was cut away, in the same units (near 1 if the noise is as known).
+        edge: largest singular value that the known noise alone can show.
+        precision: relative rounding error of the layer's input itself.
+    """
+
+    basis: Float[Tensor, "features rank"]
+    complement: Float[Tensor, "features rest"]
+    singular: Float[Tensor, " rank"]
+    spectrum: Float[Tensor, " features"]
+    noise: float
+    edge: float
+    precision: float
+
+    @property
+    def rank(self) -> int:
+        return self.basis.shape[1]
+
+    @property
+    def features(self) -> int:
+        return self.basis.shape[0]
+
+    def residual(self, vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
+        """‖(I − P) z‖ / ‖z‖: zero for a member, near sqrt(1 − rank/features) for a random direction.
+
+        A zero vector (the embedding of a padding token) lies in every space and tells nothing: it counts as outside.
+        """
+        z = vectors.double()
+        length = z.norm(dim=-1)
+        return torch.where(length > 0, (z @ self.complement).norm(dim=-1) / length.clamp(min=_TINY), 1.0)
+
+    def expected(self, vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
+        """The residual that a member shows because noise tilts the basis.
+
+        Direction k turns by noise · sqrt(features − rank) / σ_k out of the space (first order), so a member with
+        coordinates c_k keeps a residual of noise · sqrt((features − rank) Σ c_k² / σ_k²) / ‖z‖.
+        """
+        z = vectors.double()
+        tilt = ((z @ self.basis) / self.singular).norm(dim=-1) / z.norm(dim=-1).clamp(min=_TINY)
+        rest = self.features - self.rank
+        return (self.noise * math.sqrt(rest) * tilt).hypot(torch.tensor(self.precision, dtype=torch.float64))
+
+    def sketch(self, columns: int, rng: torch.Generator) -> Float[Tensor, "features columns"]:
+        """``columns`` random orthonormal directions outside the space, scaled so that lengths are kept on average."""
+        rest = self.complement.shape[1]
+        if columns >= rest:
+            return self.complement
+        mixer = torch.randn(rest, columns, generator=rng, dtype=torch.float64)
+        return self.complement @ torch.linalg.qr(mixer).Q * math.sqrt(rest / columns)
+
+
+def significant_bits(tensor: Tensor) -> int:
+    """Bits of the narrowest usual number format that holds every entry exactly: 8 (bf16), 11 (fp16), 24 or 53."""
+    if tensor.dtype == torch.float64:
+        return 53
+    for dtype, bits in ((torch.bfloat16, 8), (torch.float16, 11)):
+        if bool((tensor.to(dtype).to(tensor.dtype) == tensor).all()):
+            return bits
+    return 24
+
+
+def column_space(
+    gradients: Sequence[Float[Tensor, "features outputs"]],
+    *,
+    noise_std: Sequence[float],
+    summands: int,
+    extra_precision: float = 0.0,
+) -> Subspace:
+    """The column space of ``[G_1 | G_2 | ...]`` with a rank that the evidence allows.
+
+    Every column is divided by its own noise (stage noise or rounding, whichever is larger), so noise alone has singular
+    values below √features + √outputs. Sums of ``summands`` terms in floating point can raise the rounding part by up to
+    that number (the worst case of a sum with cancellation); in this window the rank is set at the largest ratio of
+    neighboring singular values.
+
+    Args:
+        gradients: weight gradients oriented input-first, at least one.
+        noise_std: per gradient, the standard deviation per entry that known stages added.
+        summands: number of rows that each entry sums over (tokens in the batch).
+        extra_precision: further relative error of the inputs (drift over local steps).
+    """
+    bits = min(significant_bits(gradient) for gradient in gradients)
+    whitened, stage_share = _whiten(gradients, noise_std)
+    features, outputs = whitened.shape
+    gram_values, gram_vectors = torch.linalg.eigh(whitened @ whitened.T)
+    spectrum = gram_values.flip(0).clamp(min=0).sqrt()
+    vectors = gram_vectors.flip(1)
+    edge = math.sqrt(features) + math.sqrt(outputs)
+    # Only the rounding part of the noise grows with the number of summands.
+    highest = edge * (1.0 + summands * (1.0 - stage_share))
+    rank = _choose_rank(spectrum, low=edge, high=highest)
+    rank = max(1, min(rank, features))
+    rest = features - rank
+    tail = float(spectrum[rank:].square().sum())
+    noise = math.sqrt(tail / (rest * max(1, outputs - rank))) if rest and outputs > rank else 1.0
+    return Subspace(
+        basis=vectors[:, :rank],
+        complement=vectors[:, rank:],
+        singular=spectrum[:rank].clamp(min=_TINY),
+        spectrum=spectrum,
+        noise=noise,
+        edge=edge,
+        precision=math.hypot(2.0 ** -min(24, bits) if bits > 24 else 2.0**-22, extra_precision),
+    )
+
+
+def _whiten(gradients: Sequence[Tensor], noise_std: Sequence[float]) -> tuple[Tensor, float]:
+    """Columns in units of their noise, and the share of the noise energy that comes from stages."""
+    columns, stage_energy, all_energy = [], 0.0, 0.0
+    for gradient, std in zip(gradients, noise_std, strict=True):
+        g = gradient.double()
+        step = _ROUNDING_STD * 2.0 ** -significant_bits(gradient)
+        rounding = step * g.square().mean(dim=0).sqrt()
+        # Not in quadrature: a quantizing stage reports the very rounding that the number format shows.
+        noise = rounding.clamp(min=std)
+        live = noise > 0
+        columns.append(g[:, live] / noise[live])
+        stage_energy += int(live.sum()) * std**2
+        all_energy += float(noise[live].square().sum())
+    return torch.cat(columns, dim=1), stage_energy / all_energy if all_energy else 0.0
+
+
+def _choose_rank(spectrum: Tensor, *, low: float, high: float) -> int:
+    """The rank between ``#{σ > high}`` and ``#{σ > low}`` that ends at the largest ratio of neighbors.
+
+    Values below ``low`` count as ``low``: directions that the layer's input never has (LayerNorm removes one) are zero
+    up to nothing, and the drop to them says nothing about the batch.
+    """
+    fewest = max(1, int((spectrum > high).sum()))
+    most = int((spectrum > low).sum())
+    if most <= fewest:
+        return max(most, 1)
+    logs = torch.cat((spectrum, spectrum.new_zeros(1))).clamp(min=low).log()
+    gaps = logs[fewest - 1 : most] - logs[fewest : most + 1]
+    return fewest + int(gaps.argmax())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Null:
+    """The law of the squared residual of vectors that are no members: Beta(a, b), fitted by moments."""
+
+    a: float
+    b: float
+
+    def cut(self, false_alarms: float) -> float:
+        """The residual below which one non-member falls with probability ``false_alarms``."""
+        return math.sqrt(float(beta.ppf(false_alarms, self.a, self.b)))
+
+
+def fit_null(residuals: Float[Tensor, " samples"]) -> Null:
+    """Fits the null to a sample that is mostly null.
+
+    Members and near-members would pull the fit towards zero, so values that the fit itself gives less than one chance
+    in the sample are dropped, and the fit is repeated until it is stable.
+    """
+    squares = residuals.double().square().clamp(1e-12, 1 - 1e-12)
+    kept = squares[squares > squares.median() / 4]
+    for _ in range(8):
+        null = _beta_of(kept)
+        trimmed = squares[squares > null.cut(0.5 / len(squares)) ** 2]
+        if len(trimmed) == len(kept) or len(trimmed) < 8:
+            break
+        kept = trimmed
+    return _beta_of(kept)
+
+
+def _beta_of(squares: Tensor) -> Null:
+    mean = float(squares.mean())
+    variance = max(float(squares.var()), 1e-12)
+    size = max(mean * (1 - mean) / variance - 1, 1e-3)
+    return Null(a=mean * size, b=(1 - mean) * size)
+
+
+def accept(
+    residual: Float[Tensor, "*batch"], expected: Float[Tensor, "*batch"], *, null_cut: float
+) -> torch.Tensor:
+    """Members: below what a non-member can show, and nearer (in logarithm) to what a member must show.
+
+    Where noise makes a member's expected residual exceed the null's cut the cut alone decides.
+    """
+    middle = (expected.clamp(max=null_cut) * null_cut).sqrt()
+    return residual < middle

@@ -1,0 +1,172 @@
+"""Why: local training as a map from a batch to an update, the same code for the client and for the attacker's replay.
+
+The model is called through ``torch.func.functional_call``: it is never copied, and its weights never change.
+Must not know any attack or defense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gradleak.core.batch import Batch, soft_labels
+from gradleak.core.errors import ModelError, SpecError
+from gradleak.core.update import Update
+from gradleak.mechanics.losses import group_losses
+from gradleak.models import Subject
+
+DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ADAM_BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalTraining:
+    """What the client does with its batch before it shares the result.
+
+    Attributes:
+        share: ``gradient`` of the mean loss, or ``delta`` = weights after ``steps`` full-batch steps minus before.
+        lr: learning rate of the local steps (delta only).
+        optimizer: ``sgd`` or ``adamw`` (betas .9/.999, eps 1e-8, as torch's defaults).
+        weight_decay: decoupled decay of ``adamw``.
+        dropout: train with the model's own dropout.
+        dtype: number format of the released tensors: ``float32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        SpecError: for a value outside its range.
+    """
+
+    share: Literal["gradient", "delta"] = "gradient"
+    steps: int = 1
+    lr: float = 1e-3
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    weight_decay: float = 0.01
+    dropout: bool = False
+    dtype: Literal["float32", "bf16", "fp16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("share", self.share, ("gradient", "delta")),
+            ("optimizer", self.optimizer, ("sgd", "adamw")),
+            ("dtype", self.dtype, tuple(DTYPES)),
+        ):
+            if value not in choices:
+                raise SpecError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
+        if self.steps < 1 or not self.lr > 0 or self.weight_decay < 0:
+            raise SpecError(f"Local training needs steps ≥ 1, lr > 0 and weight_decay ≥ 0, got {self}.")
+        if self.share == "gradient" and self.steps != 1:
+            raise SpecError(f"A gradient is one step, got steps={self.steps}. Write --share 'delta(steps={self.steps})'.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientTrainer:
+    """Local training of one subject: implements ``core.channel.Trainer``. Holds no data."""
+
+    subject: Subject
+    training: LocalTraining
+
+    def names(self) -> tuple[str, ...]:
+        """Parameters that are trained, hence shared. Raises ``ModelError`` if there are none."""
+        names = tuple(name for name, p in self.subject.module.named_parameters() if p.requires_grad)
+        if not names:
+            raise ModelError("No parameter of the model is trainable, so nothing would be shared. Set requires_grad.")
+        return names
+
+    def update(self, batch: Batch, rng: torch.Generator) -> Update:
+        """Trains on ``batch`` and returns what is shared, in the release's number format.
+
+        Raises:
+            DataError: if the result holds NaN or infinite entries.
+        """
+        targets = soft_labels(batch.labels, self.subject.classes)
+        inputs = {"pixels": batch.inputs} if batch.modality == "image" else {"inputs": batch.inputs}
+        with _dropout(self, rng):
+            tensors = self._train(inputs, targets, batch.mask, differentiable=False)
+        return Update({name: tensor.to(DTYPES[self.training.dtype]) for name, tensor in tensors.items()})
+
+    def replay(self, inputs: Tensor, targets: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The update of a candidate batch as a differentiable function of it.
+
+        Args:
+            inputs: embeddings ``[batch seq model]`` or pixels ``[batch channels height width]``.
+            targets: label probabilities ``[batch classes]`` or ``[batch seq vocab]``.
+            mask: ``[batch seq]``, or ``[batch]`` for images.
+
+        Returns:
+            name → tensor; the token embedding, which embeddings bypass, holds only its output-side part, if any.
+        """
+        key = "pixels" if self.subject.modality == "image" else "embeddings"
+        return self._train({key: inputs}, targets, mask, differentiable=True)
+
+    def idle(self, name: str) -> Tensor | float:
+        """What would be shared of a parameter if its gradient were zero throughout (weight decay moves it still)."""
+        t = self.training
+        if t.share == "gradient" or t.optimizer != "adamw" or t.weight_decay == 0.0:
+            return 0.0
+        weight = self.subject.module.get_parameter(name).detach()
+        return weight * ((1.0 - t.lr * t.weight_decay) ** t.steps - 1.0)
+
+    def _train(
+        self, inputs: Mapping[str, Tensor], targets: Tensor, mask: Tensor, *, differentiable: bool
+    ) -> dict[str, Tensor]:
+        start = {name: self.subject.module.get_parameter(name).detach() for name in self.names()}
+
+        def gradient(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            leaves = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
+            logits = self.subject.logits(leaves, mask=mask, **inputs)
+            loss = group_losses(logits, targets, self.subject.loss).sum()
+            found = torch.autograd.grad(
+                loss, list(leaves.values()), create_graph=differentiable, allow_unused=True, materialize_grads=True
+            )
+            return dict(zip(leaves, found, strict=True))
+
+        with torch.enable_grad():
+            if self.training.share == "gradient":
+                return gradient(start)
+            weights: dict[str, Tensor] = start
+            moments: dict[str, tuple[Tensor, Tensor]] = {}
+            for step in range(1, self.training.steps + 1):
+                weights = self._step(weights, gradient(weights), moments, step)
+            return {name: weights[name] - start[name] for name in start}
+
+    def _step(
+        self,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        moments: dict[str, tuple[Tensor, Tensor]],
+        step: int,
+    ) -> dict[str, Tensor]:
+        t = self.training
+        if t.optimizer == "sgd":
+            return {name: weight - t.lr * gradients[name] for name, weight in weights.items()}
+        new: dict[str, Tensor] = {}
+        first, second = _ADAM_BETAS
+        for name, weight in weights.items():
+            g = gradients[name]
+            m, v = moments.get(name, (torch.zeros_like(g), torch.zeros_like(g)))
+            m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
+            moments[name] = (m, v)
+            # The tiny term keeps the square root differentiable where a gradient is exactly zero.
+            scale = (v / (1 - second**step) + torch.finfo(g.dtype).tiny).sqrt() + _ADAM_EPS
+            new[name] = weight * (1 - t.lr * t.weight_decay) - t.lr * (m / (1 - first**step)) / scale
+        return new
+
+
+@contextmanager
+def _dropout(trainer: ClientTrainer, rng: torch.Generator) -> Iterator[None]:
+    """Dropout layers on, if asked, with masks drawn from ``rng``; the model is left as it was found."""
+    if not trainer.training.dropout:
+        yield
+        return
+    module = trainer.subject.module
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        module.train()
+        try:
+            yield
+        finally:
+            module.eval()

@@ -1,0 +1,24 @@
+"""What an architecture is made of, and the model under audit as one object. Knows the core and nothing above it."""
+
+from __future__ import annotations
+
+from gradleak.models.anatomy import Anatomy, Block, LinearMap
+from gradleak.models.attention import ensure_differentiable, probe_double_backward
+from gradleak.models.loading import load_subject
+from gradleak.models.reading import read_anatomy
+from gradleak.models.subject import Subject
+from gradleak.models.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
+
+__all__ = [
+    "Anatomy",
+    "Block",
+    "ByteTokenizer",
+    "HuggingFaceTokenizer",
+    "LinearMap",
+    "Subject",
+    "Tokenizer",
+    "ensure_differentiable",
+    "load_subject",
+    "probe_double_backward",
+    "read_anatomy",
+]

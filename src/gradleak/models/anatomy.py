@@ -1,0 +1,100 @@
+"""Why: attacks and theory speak of "the query projection" or "the head", never of a checkpoint's module names.
+
+This page of nouns says what a transformer is made of. Must not know how it is found (``reading``) or any attack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+Kind = Literal["decoder", "encoder", "vision"]
+PositionKind = Literal["learned", "rotary", "alibi", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearMap:
+    """A weight matrix seen as a linear map ``y = W x (+ b)``.
+
+    Attributes:
+        module: path of the module that applies it.
+        weight: parameter name, as in ``named_parameters()``; for a tied head, the name of the token embedding.
+        bias: parameter name, or None.
+        in_features: length of ``x``.
+        out_features: length of ``y``.
+        input_first: True if the weight is stored ``[in, out]``, False if ``[out, in]``.
+    """
+
+    module: str
+    weight: str
+    bias: str | None
+    in_features: int
+    out_features: int
+    input_first: bool
+
+    def as_matrix(self, stored: Float[Tensor, "rows columns"]) -> Float[Tensor, "out_features in_features"]:
+        """A tensor of the weight's shape (the weight, or its gradient) as ``W``, output axis first."""
+        return stored.T if self.input_first else stored
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """One attention and its feed-forward part.
+
+    Attributes:
+        attention_inputs: every projection of the attention's input: ``(qkv,)``, ``(q, kv)`` or ``(q, k, v)``.
+        fused: True if one map makes queries, keys and values together.
+        attention_output: the map after the attention-weighted sum.
+        mlp_inputs: ``(fc,)`` or, for gated units, ``(gate, up)`` in the order in which they run.
+        mlp_output: the map back to the residual stream.
+        norms: module paths of the normalizations inside the block.
+        heads: query heads.
+        kv_heads: key and value heads; fewer than ``heads`` in grouped-query attention.
+    """
+
+    attention_inputs: tuple[LinearMap, ...]
+    fused: bool
+    attention_output: LinearMap
+    mlp_inputs: tuple[LinearMap, ...]
+    mlp_output: LinearMap
+    norms: tuple[str, ...]
+    heads: int
+    kv_heads: int
+
+    def maps(self) -> tuple[LinearMap, ...]:
+        """Every linear map of the block, attention first."""
+        return (*self.attention_inputs, self.attention_output, *self.mlp_inputs, self.mlp_output)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anatomy:
+    """What a transformer is made of.
+
+    Attributes:
+        kind: ``decoder`` if no position sees a later one, ``encoder`` if it does, ``vision`` if it reads pixels.
+        token_embedding: parameter name, or None for vision.
+        position_embedding: parameter name of the learned table, or None.
+        position_kind: how attention learns about order; ``alibi`` stands for any bias added to its scores.
+        blocks: in the order in which they run. Blocks that share all weights are listed once.
+        head: the last linear map, which makes the logits; None if the module has no head.
+        tied: True if the head's weight is the token embedding.
+        per_token: True if the head is applied to every token; a classifier then picks the last real token afterwards.
+        hidden_size: width of the residual stream.
+        vocab_size: rows of the token embedding; 0 for vision.
+        max_positions: longest input the positions allow, or None if unlimited.
+    """
+
+    kind: Kind
+    token_embedding: str | None
+    position_embedding: str | None
+    position_kind: PositionKind
+    blocks: tuple[Block, ...]
+    head: LinearMap | None
+    tied: bool
+    per_token: bool
+    hidden_size: int
+    vocab_size: int
+    max_positions: int | None

@@ -1,0 +1,253 @@
+"""Why: reads what a transformer is made of from its data flow, so that a new architecture needs no new line here.
+
+The rules, in terms of a forward cut at every linear map:
+
+    attention output    its input is reached through a softmax with no other map between
+    attention inputs    the maps that feed it; of these, *values* arrive without crossing the softmax,
+                        and *queries* influence only their own position
+    block               the smallest module that holds an attention output and maps beside the attention's own
+    mlp output, inputs  a map of the block fed only by such other maps, and the maps that feed it
+    head                the map that makes the logits
+
+Must not know a model's type, class or checkpoint name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from gradleak.core.errors import ModelError
+from gradleak.models.anatomy import Anatomy, Block, Kind, LinearMap
+from gradleak.models.attention import differentiable, sample_inputs
+from gradleak.models.calling import reads_pixels, token_embedding
+from gradleak.models.positions import read_positions
+from gradleak.models.tracing import Call, Trace, trace
+
+
+def read_anatomy(module: nn.Module) -> Anatomy:
+    """Reads the anatomy of a Hugging Face transformer with one tiny forward (a few more for the kind of positions).
+
+    The module is left as it was: same mode, same attention kernel, no hooks.
+
+    Raises:
+        ModelError: if the module is no transformer of one stack, or has parts that the rules cannot tell apart.
+    """
+    _check_supported(module)
+    with differentiable(module):
+        try:
+            run = trace(module, sample_inputs(module))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"{type(module).__name__} could not be run on a sample input: {str(error).splitlines()[0]}. "
+                "gradleak reads single-stack transformers of the Hugging Face library."
+            ) from error
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        blocks = _read_blocks(module, run, names)
+        vision = reads_pixels(module)
+        positions = read_positions(module, run, blocks[0], names)
+        head = _read_head(run, names)
+        table = None if vision else _weight(token_embedding(module))
+        return Anatomy(
+            kind="vision" if vision else _direction(run.calls[blocks[0].attention_output.module], run),
+            token_embedding=None if table is None else names[id(table)],
+            position_embedding=positions.table,
+            position_kind=positions.kind,
+            blocks=blocks,
+            head=head,
+            tied=head is not None and table is not None and head.weight == names[id(table)],
+            per_token=run.logits is not None and run.logits.ndim == 3 or _classifies_every_token(run, head),
+            hidden_size=blocks[0].attention_output.out_features,
+            vocab_size=0 if table is None else table.shape[0],
+            max_positions=positions.longest,
+        )
+
+
+def _check_supported(module: nn.Module) -> None:
+    config = getattr(module, "config", None)
+    if config is None or not hasattr(config, "num_attention_heads"):
+        raise ModelError(
+            f"{type(module).__name__} has no Hugging Face configuration that tells its number of attention heads. "
+            "Pass a PreTrainedModel with a text or image transformer inside."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(module).__name__} is an encoder-decoder; gradleak reads models of one stack (decoder, encoder, ViT)."
+        )
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise ModelError(f"{type(module).__name__} has no weight tensor.")
+    return weight
+
+
+def linear_map(path: str, module: nn.Module, names: dict[int, str]) -> LinearMap:
+    """The linear map that a module applies. ``names`` maps a parameter's identity to its name."""
+    weight = _weight(module)
+    bias = module.bias
+    input_first = isinstance(module, Conv1D)
+    rows, columns = weight.shape
+    return LinearMap(
+        module=path,
+        weight=names[id(weight)],
+        bias=names[id(bias)] if isinstance(bias, Tensor) else None,
+        in_features=rows if input_first else columns,
+        out_features=columns if input_first else rows,
+        input_first=input_first,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Attention:
+    inputs: tuple[Call, ...]
+    output: Call
+
+    def paths(self) -> set[str]:
+        return {call.path for call in (*self.inputs, self.output)}
+
+
+def _read_blocks(module: nn.Module, run: Trace, names: dict[int, str]) -> tuple[Block, ...]:
+    attentions = [_read_attention(call, run) for call in run.calls.values() if any(s for _, s in call.feeders)]
+    if not attentions:
+        raise ModelError(f"{type(module).__name__} has no linear map behind a softmax, so no attention to read.")
+    taken: set[str] = set().union(*(attention.paths() for attention in attentions))
+    return tuple(_read_block(module, run, attention, taken, names) for attention in attentions)
+
+
+def _read_attention(output: Call, run: Trace) -> _Attention:
+    feeders = [run.calls[path] for path in run.calls if path in {feeder for feeder, _ in output.feeders}]
+    # Maps of something else than the tokens (relative positions, say) feed attention too: keep the largest group
+    # that reads one and the same tensor.
+    groups: list[list[Call]] = []
+    for call in feeders:
+        for group in groups:
+            if call.read.shape == group[0].read.shape and torch.equal(call.read, group[0].read):
+                group.append(call)
+                break
+        else:
+            groups.append([call])
+    inputs = max(groups, key=len)
+    if len(inputs) > 3:
+        paths = ", ".join(call.path for call in inputs)
+        raise ModelError(f"The attention before {output.path!r} has {len(inputs)} input maps ({paths}); at most 3 are understood.")
+    return _Attention(inputs=tuple(sorted(inputs, key=lambda call: _rank(call, output))), output=output)
+
+
+def _rank(call: Call, output: Call) -> int:
+    """0 for queries, 1 for keys, 2 for values."""
+    if (call.path, False) in output.feeders:
+        return 2
+    influence = influence_on(output.read, call.made, position=-1)
+    return 1 if bool(influence[:-1].any()) else 0
+
+
+def influence_on(made: Tensor, leaf: Tensor, *, position: int) -> Tensor:
+    """Which positions of ``leaf`` the given position of ``made`` depends on: booleans ``[seq]``."""
+    rows = made.reshape(-1, made.shape[-1])
+    weights = torch.linspace(0.5, 1.5, rows.shape[-1], device=rows.device, dtype=rows.dtype)
+    (gradient,) = torch.autograd.grad((rows[position] * weights).sum(), leaf, retain_graph=True)
+    return gradient.reshape(rows.shape[0], -1).ne(0).any(dim=-1)
+
+
+def _direction(output: Call, run: Trace) -> Kind:
+    """A decoder if the first position of the attention's result depends on no later one."""
+    feeders = {path for path, _ in output.feeders}
+    ahead = (influence_on(output.read, run.calls[path].made, position=0)[1:].any() for path in feeders)
+    return "encoder" if any(bool(seen) for seen in ahead) else "decoder"
+
+
+def _read_block(
+    module: nn.Module, run: Trace, attention: _Attention, taken: set[str], names: dict[int, str]
+) -> Block:
+    prefix, rest = _surroundings(run, attention, taken)
+    mlp_output = next(
+        (call for call in reversed(rest) if call.feeders and {p for p, _ in call.feeders} <= {c.path for c in rest}), None
+    )
+    if mlp_output is None:
+        raise ModelError(f"The block {prefix!r} has no feed-forward part of two consecutive linear maps.")
+    sources = {path for path, _ in mlp_output.feeders}
+    heads, kv_heads = _count_heads(module, attention)
+    return Block(
+        attention_inputs=_maps(attention.inputs, names),
+        fused=len(attention.inputs) == 1,
+        attention_output=linear_map(attention.output.path, attention.output.module, names),
+        mlp_inputs=_maps((call for call in rest if call.path in sources), names),
+        mlp_output=linear_map(mlp_output.path, mlp_output.module, names),
+        norms=_norms(module, prefix),
+        heads=heads,
+        kv_heads=kv_heads,
+    )
+
+
+def _maps(calls: Iterable[Call], names: dict[int, str]) -> tuple[LinearMap, ...]:
+    return tuple(linear_map(call.path, call.module, names) for call in calls)
+
+
+def _surroundings(run: Trace, attention: _Attention, taken: set[str]) -> tuple[str, Sequence[Call]]:
+    """The block's path and its maps that belong to no attention."""
+    parts = attention.output.path.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        prefix = ".".join(parts[:depth])
+        inside = [call for path, call in run.calls.items() if path.startswith(f"{prefix}.")]
+        if {call.path for call in inside} & (taken - attention.paths()):
+            break
+        rest = [call for call in inside if call.path not in taken]
+        if rest:
+            return prefix, rest
+    raise ModelError(
+        f"Beside the attention of {attention.output.path!r} there is no feed-forward part made of linear maps "
+        "(a mixture of experts stores them otherwise). This architecture is not supported."
+    )
+
+
+def _norms(module: nn.Module, prefix: str) -> tuple[str, ...]:
+    """Modules without children whose parameters are all vectors: what a normalization looks like."""
+    found = []
+    for path, child in module.get_submodule(prefix).named_modules(prefix=prefix):
+        own = list(child.parameters(recurse=False))
+        if own and all(parameter.ndim == 1 for parameter in own) and not list(child.children()):
+            found.append(path)
+    return tuple(found)
+
+
+def _count_heads(module: nn.Module, attention: _Attention) -> tuple[int, int]:
+    heads = int(module.config.num_attention_heads)
+    width = attention.output.read.shape[-1]
+    if width % heads:
+        raise ModelError(f"The attention width {width} is no multiple of its {heads} heads.")
+    widths = [call.made.shape[-1] for call in attention.inputs]
+    # Everything that is not a query is keys and values, half and half.
+    remaining = sum(widths) - width
+    kv_heads, odd = divmod(remaining, 2 * (width // heads))
+    if odd or kv_heads < 1 or heads % kv_heads:
+        raise ModelError(
+            f"The attention input maps make {widths} features, which do not divide into {heads} query heads of "
+            f"{width // heads} and as many keys as values."
+        )
+    return heads, kv_heads
+
+
+def _read_head(run: Trace, names: dict[int, str]) -> LinearMap | None:
+    if run.logits is None:
+        return None
+    last = list(run.calls.values())[-1]
+    if last.made.shape[-1] != run.logits.shape[-1]:
+        raise ModelError(
+            f"The last linear map {last.path!r} makes {last.made.shape[-1]} features but the model returns "
+            f"{run.logits.shape[-1]} logits; its head is no plain linear map."
+        )
+    return linear_map(last.path, last.module, names)
+
+
+def _classifies_every_token(run: Trace, head: LinearMap | None) -> bool:
+    """True if the head reads the backbone's last hidden states as they are, all of them."""
+    if head is None or run.hidden is None:
+        return False
+    read = run.calls[head.module].read
+    return read.shape == run.hidden.shape and torch.equal(read, run.hidden)

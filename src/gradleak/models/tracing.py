@@ -1,0 +1,137 @@
+"""Why: what a linear map is *for* shows in the data flow, not in its name. One tiny forward is cut at every linear
+map; the autograd graph between the cuts tells which map feeds which, and whether a softmax lies between them.
+Must not know roles (``reading`` does) or any architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
+
+from gradleak.models.calling import backbone, run_module
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """The first run of one linear map.
+
+    Attributes:
+        path: the module's path.
+        read: its input ``[... in_features]``, attached to the graph that made it.
+        made: its output ``[... out_features]``, a leaf: the graph is cut here.
+        feeders: paths of the maps that feed ``read`` with no other map between, and whether a softmax lies between.
+    """
+
+    path: str
+    module: nn.Module
+    read: Tensor
+    made: Tensor
+    feeders: frozenset[tuple[str, bool]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trace:
+    """One forward of a module.
+
+    Attributes:
+        calls: linear maps by path, in the order in which they first ran.
+        tables: learned tables by the identity of their weight, with the ids that were looked up.
+        logits: what the module returned as logits, or None.
+        hidden: what the module's backbone returned as last hidden state, or None.
+    """
+
+    calls: Mapping[str, Call]
+    tables: tuple[tuple[Tensor, Tensor], ...]
+    logits: Tensor | None
+    hidden: Tensor | None
+
+
+class _Lookups(TorchFunctionMode):
+    """Notes every table that is looked up, also where a module wraps the lookup in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is nn.functional.embedding:
+            bound = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            self.seen.append((bound["weight"], bound["input"]))
+        return function(*args, **(kwargs or {}))
+
+
+def trace(module: nn.Module, inputs: Tensor) -> Trace:
+    """Runs ``module`` once in eval mode on ``inputs`` (embeddings ``[1 seq model]`` or pixels) and records the run."""
+    calls: dict[str, Call] = {}
+    leaves: dict[int, tuple[str, Tensor]] = {}
+    hidden: list[Any] = []
+
+    def cut(path: str, child: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        if path not in calls:
+            calls[path] = Call(path=path, module=child, read=args[0], made=leaf, feeders=_feeders(args[0], leaves))
+        leaves[id(leaf)] = (path, leaf)
+        return leaf.clone()
+
+    handles = [
+        child.register_forward_hook(lambda child, args, output, path=path: cut(path, child, args, output))
+        for path, child in module.named_modules()
+        if isinstance(child, LINEAR)
+    ]
+    below = backbone(module)
+    if below is not module:
+        handles.append(below.register_forward_hook(lambda child, args, output: hidden.append(output)))
+    lookups = _Lookups()
+    try:
+        with evaluating(module), torch.enable_grad(), lookups:
+            output = run_module(module, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(
+        calls=calls,
+        tables=tuple(lookups.seen),
+        logits=getattr(output, "logits", None),
+        hidden=getattr(hidden[0], "last_hidden_state", None) if hidden else None,
+    )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every submodule's own mode is restored after."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+def _feeders(read: Tensor, leaves: Mapping[int, tuple[str, Tensor]]) -> frozenset[tuple[str, bool]]:
+    found: set[tuple[str, bool]] = set()
+    if read.grad_fn is None:
+        return frozenset()
+    pending: list[tuple[Any, bool]] = [(read.grad_fn, False)]
+    seen: set[tuple[Any, bool]] = set()
+    while pending:
+        state = pending.pop()
+        if state in seen:
+            continue
+        seen.add(state)
+        node, crossed = state
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) in leaves:
+            found.add((leaves[id(variable)][0], crossed))
+        crossed = crossed or "Softmax" in node.name()
+        pending.extend((parent, crossed) for parent, _ in node.next_functions if parent is not None)
+    return frozenset(found)

@@ -1,0 +1,230 @@
+"""Every defense of the catalogue keeps the contract of ``core.stage.Stage``; a new file is tested without an edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gradleak.audit import catalogue
+from gradleak.core.errors import SpecError
+from gradleak.core.specs import Spec, build, parse_chain, spec_of
+from gradleak.core.stage import Stage
+from gradleak.core.update import Update
+
+SHAPES = {"table": (9, 4), "matrix": (5, 6), "vector": (7,), "stack": (2, 3, 4)}
+LOCATE = Spec(type="clip", args={"max_norm": 1.0})
+
+
+def trial_values(annotation: Any) -> tuple[Any, ...]:
+    """Values to try for an argument of this type."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    kinds = get_args(annotation) or (annotation,)
+    return {float: (0.5,), int: (2,), bool: (True, False)}.get(next(k for k in kinds if k is not type(None)), ())
+
+
+def examples(name: str) -> Iterator[Spec]:
+    """Specifications of ``name`` that construct: the required arguments alone, and with each optional one in turn."""
+    cls = catalogue.find("defenses", name)
+    types = get_type_hints(cls)
+    fields = [f for f in dataclasses.fields(cls) if f.init]
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    bases: list[dict[str, Any]] = [{}]
+    for key in required:
+        bases = [{**base, key: value} for base in bases for value in trial_values(types[key])]
+    optional = [{f.name: value} for f in fields if f.name not in required for value in trial_values(types[f.name])]
+    for base in bases:
+        for extra in ({}, *optional):
+            try:
+                build(cls, {**base, **extra})
+            except SpecError:
+                continue
+            yield Spec(type=name, args={**base, **extra})
+
+
+SPECS = [spec for name in catalogue.names("defenses") for spec in examples(name)]
+
+
+@pytest.fixture(params=SPECS, ids=str)
+def stage(request: pytest.FixtureRequest) -> Stage:
+    """The defense as a channel binds it, behind a clip, so that those that inherit a norm have one."""
+    return bound(request.param)
+
+
+def bound(spec: Spec) -> Stage:
+    return catalogue.make("defenses", spec).bind((catalogue.make("defenses", LOCATE),))
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def update_of(seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Update:
+    generator = rng(seed)
+    tensors = {name: scale * torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()}
+    tensors["table"][2] = 0.0
+    return Update(tensors)
+
+
+def candidates(restarts: int, seed: int = 5) -> dict[str, Tensor]:
+    generator = rng(seed)
+    return {name: torch.randn(restarts, *shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def same(left: Any, right: Any) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_every_defense_has_an_example() -> None:
+    assert {spec.type for spec in SPECS} == set(catalogue.names("defenses"))
+
+
+@pytest.mark.parametrize("name", catalogue.names("defenses"))
+def test_says_what_it_is(name: str) -> None:
+    cls = catalogue.find("defenses", name)
+    assert cls.summary.endswith(".") and len(cls.summary) <= 120
+    told = catalogue.explain("defenses", name)
+    assert "Guarantees" in told["sections"]
+    assert all(argument["meaning"] for argument in told["arguments"]), told["arguments"]
+    assert inspect.getdoc(cls) and cls.__doc__.strip()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_spec_round_trips(spec: Spec) -> None:
+    made = catalogue.make("defenses", spec)
+    plain = spec_of(made).to_plain()
+    assert catalogue.make("defenses", Spec(**plain)) == made
+    assert parse_chain(str(spec_of(made))) == (spec_of(made),)
+    assert spec_of(bound(spec)) == spec_of(made), "binding must not show in the specification"
+
+
+def test_is_frozen(stage: Stage) -> None:
+    for field in dataclasses.fields(stage):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(stage, field.name, getattr(stage, field.name))
+    assert type(stage).__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_rebinding_changes_nothing(stage: Stage) -> None:
+    again = stage.bind((catalogue.make("defenses", LOCATE),))
+    assert same(again.apply(update_of(), rng()), stage.apply(update_of(), rng()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_keeps_names_shapes_and_dtypes(stage: Stage, dtype: torch.dtype) -> None:
+    update = update_of(dtype=dtype)
+    released = stage.apply(update, rng())
+    assert list(released) == list(update)
+    for name, tensor in update.items():
+        assert released[name].shape == tensor.shape and released[name].dtype == dtype, name
+
+
+def test_changes_the_update_and_leaves_its_input_alone(stage: Stage) -> None:
+    update, untouched = update_of(), update_of()
+    assert not same(stage.apply(update, rng()), untouched)
+    assert same(update, untouched)
+
+
+def test_draws_come_from_the_generator_alone(stage: Stage) -> None:
+    torch.manual_seed(1)
+    first = stage.apply(update_of(), rng(3))
+    torch.manual_seed(2)
+    assert same(stage.apply(update_of(), rng(3)), first)
+
+
+def test_randomness_is_declared_and_fresh(stage: Stage) -> None:
+    generator = rng()
+    first, second = stage.apply(update_of(), generator), stage.apply(update_of(), generator)
+    random = not same(first, second)
+    if random:
+        assert all(stage.noise_std(tensor) > 0.0 for tensor in first.values())
+        assert not any(torch.equal(first[name], second[name]) for name in first), "the same noise twice is subtractable"
+    if stage.gaussian_multiplier():
+        assert random and not bool((first["table"] == 0).any()), "zero rows must get noise too"
+
+
+def test_noise_std_is_what_the_step_adds(stage: Stage) -> None:
+    """Where the stage adds an error of mean zero, its reader's estimate is within 10 % of the error's spread.
+
+    40,000 Gaussian entries; the seed is fixed, so the outcome is too.
+    """
+    truth = Update({"wide": 0.1 * torch.randn(200, 200, generator=rng(9))})
+    released = stage.apply(truth, rng(10))
+    error = (released["wide"] - truth["wide"]).std()
+    estimate = stage.noise_std(released["wide"])
+    assert estimate == 0.0 or estimate == pytest.approx(float(error), rel=0.1)
+    assert (estimate > 0.0) == stage.surrogate_is_identity()
+
+
+def test_surrogate_is_differentiable_and_finite(stage: Stage) -> None:
+    released = stage.apply(update_of(), rng())
+    start = {name: tensor.requires_grad_() for name, tensor in candidates(3).items()}
+    simulated = stage.surrogate(start, released)
+    assert simulated.keys() == start.keys()
+    assert all(simulated[name].shape == start[name].shape for name in start)
+    slopes = torch.autograd.grad(sum(t.square().sum() for t in simulated.values()), list(start.values()), create_graph=True)
+    curvature = torch.autograd.grad(sum(s.square().sum() for s in slopes), list(start.values()), allow_unused=True)
+    assert all(bool(torch.isfinite(s).all()) for s in (*simulated.values(), *slopes))
+    assert all(bool(torch.isfinite(c).all()) for c in curvature if c is not None)
+    assert any(bool((s != 0).any()) for s in slopes)
+
+
+def test_surrogate_is_finite_at_zero(stage: Stage) -> None:
+    released = stage.apply(update_of(), rng())
+    start = {name: torch.zeros(2, *shape, requires_grad=True) for name, shape in SHAPES.items()}
+    simulated = stage.surrogate(start, released)
+    slopes = torch.autograd.grad(sum(t.square().sum() + t.sum() for t in simulated.values()), list(start.values()))
+    assert all(bool(torch.isfinite(t).all()) for t in (*simulated.values(), *slopes))
+
+
+def test_surrogate_is_the_identity_where_it_says_so(stage: Stage) -> None:
+    released = stage.apply(update_of(), rng())
+    start = candidates(2)
+    assert same(stage.surrogate(start, released), start) == stage.surrogate_is_identity()
+
+
+def test_restarts_do_not_interact_in_the_surrogate(stage: Stage) -> None:
+    released = stage.apply(update_of(), rng())
+    together = candidates(4)
+    simulated = stage.surrogate(together, released)
+    for restart in range(4):
+        alone = stage.surrogate({name: t[restart : restart + 1] for name, t in together.items()}, released)
+        for name, tensor in alone.items():
+            torch.testing.assert_close(simulated[name][restart], tensor[0], rtol=1e-6, atol=1e-7)
+
+
+def test_knowing_the_stage_is_no_disadvantage(stage: Stage) -> None:
+    """At the truth, the informed simulation is at least as close to the release as the plain update is."""
+    truth = update_of(seed=4)
+    released = stage.apply(truth, rng())
+    informed = stage.surrogate({name: tensor.unsqueeze(0) for name, tensor in truth.items()}, released)
+    assert distance({name: t[0] for name, t in informed.items()}, released) <= distance(truth, released)
+
+
+def distance(left: Any, right: Any) -> float:
+    return math.sqrt(sum(float((left[name] - right[name]).square().sum()) for name in right))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    scale=st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 30.0, 1e3]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+)
+def test_norm_claims_hold(spec: Spec, seed: int, scale: float, dtype: torch.dtype) -> None:
+    stage = bound(spec)
+    update = update_of(seed, dtype, scale)
+    released = stage.apply(update, rng(seed)).norm()
+    limit = stage.norm_bound()
+    assert limit is None or released <= limit
+    assert not stage.preserves_norm_bound() or released <= update.norm()
