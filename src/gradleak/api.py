@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,9 +37,19 @@ from gradleak.core.observation import Observation
 from gradleak.core.record import Record
 from gradleak.core.rng import derive
 from gradleak.models import Subject, load_subject
-from gradleak.report import Verdict, table, verdict, write
+from gradleak.report import write
+from gradleak.report.terminal import table as render_table
+from gradleak.report.verdict import Verdict, verdict
 
 Records = Batch | Sequence[str] | Mapping[str, Any]
+
+
+class _Scratch:
+    """A temporary folder that is gone with this object, or at the end of the process."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="gradleak-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +63,7 @@ class Audit:
 
     path: Path
     records: tuple[Record, ...]
-    _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    _scratch: _Scratch | None = field(default=None, repr=False)
 
     @property
     def plan(self) -> Plan:
@@ -65,7 +76,7 @@ class Audit:
 
     def table(self) -> Table:
         """Attack × defense with intervals, to be printed with ``rich``."""
-        return table(self.records)
+        return render_table(self.records)
 
     def report(self, *, reveal: bool = False) -> Path:
         """Writes ``report.html`` into the run folder; recovered content is redacted unless ``reveal``."""
@@ -139,12 +150,12 @@ def audit(
     length = private.inputs.shape[1] if private.modality == "text" else max_length
     plan = make_plan(request, methods, subject, data, batch_size=private.size, max_length=max(length, 1))
     others = public_texts() if private.modality == "text" else Others()
-    temporary = tempfile.TemporaryDirectory(prefix="gradleak-") if out is None else None
-    folder = Path(out) if temporary is None else Path(temporary.name) / "run"
+    scratch = _Scratch() if out is None else None
+    folder = scratch.path if scratch is not None else Path(str(out))
     with RunFolder(folder, plan) as store:
         run(plan, subject, FixedSource(batch=private, others=others), store)
         records = tuple(store.records)
-    return Audit(path=folder, records=records, _temporary=temporary)
+    return Audit(path=folder, records=records, _scratch=scratch)
 
 
 def attack(
@@ -235,7 +246,7 @@ def read_batch(batch: Records, subject: Subject, *, max_length: int, seed: int) 
     texts = tuple(batch)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError("The batch must hold at least one text, and no empty ones. Leave the empty ones out.")
-    pool = Pool(name="given", texts=texts, fingerprint="", size=len(texts))
+    pool = Pool(name="given", texts=texts, images=None, labels=None, label_names=None, fingerprint="")
     rng = derive(seed, "batch", 0)
     return draw_batch(pool, subject, batch_size=len(texts), max_length=max_length, rng=rng)[0]
 

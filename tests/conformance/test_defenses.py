@@ -171,7 +171,9 @@ def test_surrogate_is_differentiable_and_finite(stage: Stage) -> None:
     simulated = stage.surrogate(start, released)
     assert simulated.keys() == start.keys()
     assert all(simulated[name].shape == start[name].shape for name in start)
-    slopes = torch.autograd.grad(sum(t.square().sum() for t in simulated.values()), list(start.values()), create_graph=True)
+    slopes = torch.autograd.grad(
+        sum(t.square().sum() for t in simulated.values()), list(start.values()), create_graph=True
+    )
     curvature = torch.autograd.grad(sum(s.square().sum() for s in slopes), list(start.values()), allow_unused=True)
     assert all(bool(torch.isfinite(s).all()) for s in (*simulated.values(), *slopes))
     assert all(bool(torch.isfinite(c).all()) for c in curvature if c is not None)

@@ -23,7 +23,9 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def update() -> Update:
     generator = rng(1)
-    return Update({"wide": 3.0 * torch.randn(SIZE, generator=generator), "narrow": 0.01 * torch.randn(SIZE, generator=generator)})
+    return Update(
+        {"wide": 3.0 * torch.randn(SIZE, generator=generator), "narrow": 0.01 * torch.randn(SIZE, generator=generator)}
+    )
 
 
 def noise(stages: tuple[Stage, ...], seed: int = 2) -> dict[str, torch.Tensor]:
@@ -76,7 +78,9 @@ def test_binding_works_in_a_channel_and_is_repeatable() -> None:
 
 
 def test_tensors_get_different_noise_and_zero_rows_get_some() -> None:
-    released = make_stages("gaussian(std=1.0)")[0].apply(Update({"a": torch.zeros(4, 4), "b": torch.zeros(4, 4)}), rng())
+    released = make_stages("gaussian(std=1.0)")[0].apply(
+        Update({"a": torch.zeros(4, 4), "b": torch.zeros(4, 4)}), rng()
+    )
     assert not torch.equal(released["a"], released["b"])
     assert bool((released["a"] != 0).all())
 

@@ -61,7 +61,8 @@ def test_malformed_defenses(text: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "near"), [("clp(max_norm=1)", "clip"), ("Gaussian(std=1)", "gaussian"), ("quantise(dtype=bf16)", "quantize")]
+    ("text", "near"),
+    [("clp(max_norm=1)", "clip"), ("Gaussian(std=1)", "gaussian"), ("quantise(dtype=bf16)", "quantize")],
 )
 def test_unknown_defense_names_the_nearest(text: str, near: str) -> None:
     with pytest.raises(UnknownNameError, match=f"Did you mean '{near}'"):
@@ -71,7 +72,7 @@ def test_unknown_defense_names_the_nearest(text: str, near: str) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(UnknownNameError, match="Unknown attack"):
         catalogue.make_attacks("no_such_attack")
-    with pytest.raises(UnknownNameError, match="Unknown kind 'attack'. Did you mean 'attacks'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown kind 'attack'\. Did you mean 'attacks'"):
         catalogue.names("attack")
     with pytest.raises(UnknownNameError, match="Did you mean 'honest_server'"):
         catalogue.make("threats", Spec(type="honest_sever"))

@@ -37,11 +37,11 @@ CHAINS_WITHOUT_GUARANTEE = (
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.3, 0.5, 0.6, 1.0, 3.731, 10.0])
-@pytest.mark.parametrize("delta", [1e-9, 1e-5, 1e-2])
-def test_epsilon_is_that_of_dp_accounting(noise_multiplier: float, delta: float) -> None:
+def test_epsilon_is_that_of_dp_accounting(noise_multiplier: float) -> None:
     """Its loss distribution is discretized at 1e-4 and rounded up, so it may lie that much above."""
     pld = privacy_loss_distribution.from_gaussian_mechanism(noise_multiplier)
-    assert gaussian.epsilon(noise_multiplier, delta) == pytest.approx(pld.get_epsilon_for_delta(delta), abs=2e-4)
+    for delta in (1e-9, 1e-5, 1e-2):
+        assert gaussian.epsilon(noise_multiplier, delta) == pytest.approx(pld.get_epsilon_for_delta(delta), abs=2e-4)
 
 
 @pytest.mark.parametrize(

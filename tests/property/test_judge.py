@@ -55,7 +55,7 @@ def images(count: int, seed: int, *, levels: int = 3) -> Tensor:
 
 
 @given(st.lists(texts, min_size=1, max_size=4), st.lists(proposals, max_size=6), seeds)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_order_of_records_does_not_change_text_scores(
     contents: list[list[int]], guesses: list[list[int]], seed: int
 ) -> None:
@@ -70,7 +70,7 @@ def test_order_of_records_does_not_change_text_scores(
 
 
 @given(st.lists(texts, min_size=1, max_size=4), proposals, seeds)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_order_does_not_change_the_scores_of_a_bag(contents: list[list[int]], bag: list[int], seed: int) -> None:
     source = random.Random(seed)
     before = judge(proposal([bag], ordered=False), text_batch(contents))
@@ -82,7 +82,7 @@ def test_order_does_not_change_the_scores_of_a_bag(contents: list[list[int]], ba
 
 
 @given(st.integers(1, 4), st.integers(0, 5), seeds)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=25)
 def test_order_of_records_does_not_change_image_scores(size: int, proposed: int, seed: int) -> None:
     source = random.Random(seed)
     truth, guess = images(size, seed), list(images(proposed, seed + 1))
@@ -96,7 +96,7 @@ def test_order_of_records_does_not_change_image_scores(size: int, proposed: int,
 
 
 @given(st.lists(texts, min_size=1, max_size=4))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_the_truth_is_perfect_everywhere(contents: list[list[int]]) -> None:
     batch = text_batch(contents)
     judgement = judge(proposal(list(batch.records())), batch)
@@ -110,7 +110,7 @@ def test_the_truth_is_perfect_everywhere(contents: list[list[int]]) -> None:
 
 
 @given(st.integers(1, 4), seeds)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=25)
 def test_the_true_pictures_are_perfect_everywhere(size: int, seed: int) -> None:
     truth = images(size, seed, levels=50)
     judgement = judge(proposal(list(truth.flip(0))), image_batch(truth), tuple(images(4, seed + 1, levels=50)))
@@ -121,7 +121,7 @@ def test_the_true_pictures_are_perfect_everywhere(size: int, seed: int) -> None:
 
 
 @given(st.lists(texts, min_size=1, max_size=4), st.lists(proposals, max_size=6), st.booleans())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=25)
 def test_values_and_intervals_stay_within_bounds(
     contents: list[list[int]], guesses: list[list[int]], bag: bool
 ) -> None:
@@ -143,7 +143,7 @@ def test_values_and_intervals_stay_within_bounds(
     st.lists(proposals, min_size=1, max_size=4),
     st.lists(proposals, min_size=1),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_extras_are_counted_and_change_no_score(
     contents: list[list[int]], guesses: list[list[int]], extras: list[list[int]]
 ) -> None:
@@ -157,7 +157,7 @@ def test_extras_are_counted_and_change_no_score(
 
 
 @given(st.lists(texts, min_size=1, max_size=4), st.lists(proposals, max_size=7))
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=25)
 def test_no_proposal_is_used_twice(contents: list[list[int]], guesses: list[list[int]]) -> None:
     found = compare(proposal(guesses), text_batch(contents), tokenizer=TOKENIZER)
     used = [guess for guess in found.guess if guess is not None]
@@ -167,7 +167,7 @@ def test_no_proposal_is_used_twice(contents: list[list[int]], guesses: list[list
 
 
 @given(st.lists(texts, min_size=1, max_size=4), proposals)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_no_token_of_a_bag_is_used_twice(contents: list[list[int]], bag: list[int]) -> None:
     judgement = judge(proposal([bag], ordered=False), text_batch(contents))
     content = Counter(token for token in bag if token not in TOKENIZER.special_ids)

@@ -14,7 +14,11 @@ from gradleak.core.specs import Spec, parse_chain, parse_list, parse_value
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,12}", fullmatch=True)
 WORDS = st.text(string.ascii_letters + "_/.:", min_size=1, max_size=12)
 VALUES = st.one_of(
-    st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False), WORDS.filter(lambda word: parse_value(word) == word)
+    st.booleans(),
+    st.none(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    WORDS.filter(lambda word: parse_value(word) == word),
 )
 SPECS = st.builds(Spec, type=NAMES, args=st.dictionaries(NAMES, VALUES, max_size=4))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from gradleak import report
 from gradleak.core.record import Record
 
 SENTENCES = (
@@ -269,7 +270,9 @@ def text_record(folder: Path, attack: str, defense: str, outcome: Outcome, repea
             "rougeL": score(0.85 * recall, 2),
             "identification_rank": score(1 + 9 * (1 - recall), 2, chance=5.5, up=False, spread=0.4),
         }
-        if outcome.ordered:
+        if not outcome.ordered:
+            del scores["exact_match"]
+        else:
             scores["token_accuracy"] = score(0.9 * recall if recall < 1 else 1.0, 2, chance=0.001)
     baseline = {
         "exact_match": score(0.0, 2, chance=0.0),
@@ -295,9 +298,16 @@ def text_record(folder: Path, attack: str, defense: str, outcome: Outcome, repea
     )
 
 
-def image_records(folder: Path, *, repeats: int, side: int = 32, defenses: Sequence[str] = ("none", "gaussian")) -> list[Record]:
+def image_records(
+    folder: Path, *, repeats: int, side: int = 32, defenses: Sequence[str] = ("none", "gaussian")
+) -> list[Record]:
     records: list[Record] = []
-    scenario = dict(record().scenario) | {"model": "random:vit", "modality": "image", "tokenizer": None, "max_length": None}
+    scenario = dict(record().scenario) | {
+        "model": "random:vit",
+        "modality": "image",
+        "tokenizer": None,
+        "max_length": None,
+    }
     for repeat in range(repeats):
         for defense in defenses:
             for attack, noise in (("inverting_gradients", 0.03), ("dlg", 0.3)):
@@ -346,7 +356,12 @@ def image_tensors(path: Path, side: int, noise: float, rng: np.random.Generator)
     return float(np.mean(errors))
 
 
-PLAN = {
+PLAN: dict[str, Any] = {
+    "model": "minilm",
+    "share": {"share": "gradient", "dtype": "float32"},
+    "threat": "honest_server",
+    "attacks": [{"type": "tag"}],
+    "defenses": [[]],
     "command": "gradleak audit minilm --batch-size 2 --repeats 5 --defenses 'gaussian(std=0.001)'",
     "seed": 0,
     "available": {
@@ -354,8 +369,6 @@ PLAN = {
         "threats": ["eavesdropper", "honest_server", "informed_server", "naive_server"],
     },
 }
-
-RunMaker = Callable[..., Path]
 
 
 def write_run(folder: Path, records: Sequence[Record], plan: dict[str, Any] | None = None) -> Path:
@@ -365,15 +378,48 @@ def write_run(folder: Path, records: Sequence[Record], plan: dict[str, Any] | No
     return folder
 
 
-@pytest.fixture
-def text_run(tmp_path: Path) -> Path:
-    folder = tmp_path / "text"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four attacks against four defenses, three repeats. Shared: copy it before writing to it."""
+    folder = tmp_path_factory.mktemp("text")
     return write_run(folder, text_records(folder, repeats=3))
 
 
-@pytest.fixture
-def image_run(tmp_path: Path) -> Path:
-    folder = tmp_path / "image"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def image_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("image")
     return write_run(folder, image_records(folder, repeats=3))
+
+
+@pytest.fixture(scope="session")
+def text_page(text_run: Path) -> str:
+    return report.build(text_run)
+
+
+@pytest.fixture(scope="session")
+def revealed_page(text_run: Path) -> str:
+    return report.build(text_run, reveal=True)
+
+
+@pytest.fixture
+def make_record() -> Callable[..., Record]:
+    return record
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    return lambda records: write_run(tmp_path / "run", records)
+
+
+@pytest.fixture
+def save_tokens() -> Callable[..., None]:
+    def save(run: Path, cell: str, ids: dict[str, list[int]], metadata: dict[str, str] | None = None) -> None:
+        (run / "tensors").mkdir(exist_ok=True)
+        tensors = {key: np.array(values, np.int64) for key, values in ids.items()}
+        save_file(
+            tensors,
+            run / "tensors" / f"{cell}.safetensors",
+            {"ordered": "true", "modality": "text", **(metadata or {})},
+        )
+
+    return save

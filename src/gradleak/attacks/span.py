@@ -19,12 +19,23 @@ from gradleak.core.update import Update
 from gradleak.mechanics.certificate import Certificate, certify
 from gradleak.mechanics.span_assembly import Assembled, Assembly
 from gradleak.mechanics.span_growth import Grown, grow
-from gradleak.mechanics.span_readers import Candidates, Model, Reader, context_readers, find_candidates, first_reader
+from gradleak.mechanics.span_readers import (
+    Candidates,
+    Model,
+    Reader,
+    context_readers,
+    find_candidates,
+    first_reader,
+    input_drift,
+)
+from gradleak.mechanics.training import ClientTrainer
 from gradleak.models import Subject
 
 _UNKNOWN_TOKENS = 1024
 """Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
 _FIRST_WINDOW = 32
+_ROUNDING = 0.408 * 2.0**-24
+"""Standard deviation of one float32 rounding in units of the rms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +71,10 @@ class Span(Attack):
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         case = _Case.of(update, view)
-        first = first_reader(update, case.subject.anatomy, noise_std=case.noise_std, summands=case.summands)
+        maps = case.subject.anatomy.blocks[0].attention_inputs
+        drift = input_drift(case.model, maps, rng)
+        evidence = {"noise_std": case.noise_std, "summands": case.summands, "drift": drift}
+        first = first_reader(update, case.subject.anatomy, **evidence)
         candidates = _candidates(first, case, rng)
         if not candidates.length():
             return Reconstruction(
@@ -68,14 +82,19 @@ class Span(Attack):
                 message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}.",
                 statistics=_statistics(first, (), candidates),
             )
-        readers = context_readers(update, case.model, noise_std=case.noise_std, summands=case.summands)
+        readers = context_readers(update, case.model, **evidence)
         if not readers:
-            return _without_context(first, candidates)
+            return _tokens_only(
+                case, candidates, _statistics(first, (), candidates), "no layer behind the first attention tells their order"
+            )
         if case.subject.anatomy.kind == "decoder":
             outcome = self._grow(case, candidates, readers, rng, clock)
         else:
             outcome = self._assemble(case, first, candidates, readers, rng, clock)
-        return _conclude(case, outcome, _statistics(first, readers, candidates) | outcome.statistics, rng, clock)
+        statistics = _statistics(first, readers, candidates) | dict(outcome.statistics)
+        if not outcome.records and outcome.status is not Status.BUDGET_SPENT:
+            return _tokens_only(case, candidates, statistics, "no sequence of them passes behind the first attention")
+        return _conclude(case, outcome, statistics, rng, clock)
 
     def _grow(
         self, case: _Case, candidates: Candidates, readers: tuple[Reader, ...], rng: torch.Generator, clock: Clock
@@ -129,12 +148,13 @@ class _Case:
             raise NotApplicableError(
                 "The client used AdamW: its element-wise scaling destroys the low rank that the span attack reads."
             )
+        stages = tuple(view.get("stages") or ())
         return _Case(
             update=update,
             subject=subject,
-            model=Model(subject=subject),
+            model=Model(subject=subject, parameters=_midway(update, subject, trainer, stages)),
             view=view,
-            stages=tuple(view.get("stages") or ()),
+            stages=stages,
             batch_size=view.get("batch_size"),
             seq_len=view.get("seq_len"),
         )
@@ -143,8 +163,28 @@ class _Case:
     def summands(self) -> int:
         return self.batch_size * self.seq_len if self.batch_size and self.seq_len else _UNKNOWN_TOKENS
 
-    def noise_std(self, observed: Tensor) -> float:
-        return math.hypot(*(stage.noise_std(observed) for stage in self.stages)) if self.stages else 0.0
+    def noise_std(self, name: str) -> float:
+        """Stage noise, and the rounding of the weights themselves where their difference was shared."""
+        parts = [stage.noise_std(self.update[name]) for stage in self.stages]
+        trainer = self.view.get("trainer")
+        if trainer is not None and trainer.training.share == "delta":
+            weight = self.subject.module.get_parameter(name).detach().double()
+            size = float(weight.square().mean().sqrt())
+            parts.append(_ROUNDING * size * math.sqrt(trainer.training.steps))
+        return math.hypot(*parts)
+
+    def adapted(self) -> tuple[str, ...]:
+        return tuple(type(stage).__module__.rsplit(".", 1)[-1] for stage in self.stages)
+
+
+def _midway(
+    update: Update, subject: Subject, trainer: ClientTrainer | None, stages: tuple[Stage, ...]
+) -> dict[str, Tensor] | None:
+    """The mean of the parameters before and after local training, whose inputs the sum over the steps holds to second
+    order; None where the update is a gradient or was altered."""
+    if trainer is None or trainer.training.share != "delta" or trainer.training.steps == 1 or stages:
+        return None
+    return {name: subject.module.get_parameter(name).detach() + delta.float() / 2 for name, delta in update.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,19 +265,19 @@ def _status(found: bool, finished: bool) -> Status:
     return Status.CONVERGED if found else Status.NOTHING_FOUND
 
 
-def _without_context(first: Reader, candidates: Candidates) -> Reconstruction:
-    """Without a second test only a batch with one candidate per position has an order."""
-    if all(ids.numel() == 1 for ids in candidates.tokens[: candidates.length()]) and candidates.positional:
-        records, ordered = (torch.cat(candidates.tokens[: candidates.length()]),), True
-    else:
-        records, ordered = (torch.cat(candidates.tokens).unique(),), False
+def _tokens_only(case: _Case, candidates: Candidates, statistics: dict[str, float], why: str) -> Reconstruction:
+    """What the first test alone gives: the nearest token per position for a single record, else a bag of tokens."""
+    single = case.batch_size == 1 and candidates.positional
+    length = candidates.length()
+    bag = torch.cat(candidates.tokens[:length] if candidates.positional else candidates.tokens[:1]).unique()
     return Reconstruction(
-        records=records,
-        ordered=ordered,
+        records=(candidates.nearest[:length].clone() if single else bag,),
+        ordered=single,
         status=Status.CONVERGED,
-        message="No layer behind the first attention is shared with free dimensions, so tokens are known"
-        + (", one per position." if ordered else " but not their order."),
-        statistics=_statistics(first, (), candidates),
+        message=f"{bag.numel()} tokens pass at the first attention, but {why}: "
+        + ("the nearest token at each position, unconfirmed." if single else "a bag of tokens, without order."),
+        adapted=case.adapted(),
+        statistics=statistics,
     )
 
 
@@ -262,8 +302,7 @@ def _conclude(
 ) -> Reconstruction:
     """Adds the certificate where it can be had, and says what no effort could have shown."""
     certificate = _certificate(case, outcome, rng, clock)
-    noise = any(case.noise_std(tensor) > 0 for tensor in case.update.values())
-    exact = certificate is not None and certificate.exact and not noise and not _has_dropout(case)
+    exact = certificate is not None and certificate.exact
     message = outcome.message
     if case.subject.loss == "causal-lm":
         message += "; the last token of a record has no loss and no reader, so it is invisible to this attack"
@@ -275,7 +314,7 @@ def _conclude(
         status=Status.EXACT if exact else outcome.status,
         message=message + ".",
         certificate=None if certificate is None else certificate.error,
-        adapted=tuple(type(stage).__module__.rsplit(".", 1)[-1] for stage in case.stages),
+        adapted=case.adapted(),
         statistics=statistics,
     )
 

@@ -38,7 +38,10 @@ _BASES = {
 }
 _SINGULAR = {"attacks": "attack", "defenses": "defense", "metrics": "metric", "threats": "threat"}
 _SECTION = re.compile(r"^([A-Z][A-Za-z ]*):[ \t]*(.*)$")
+_INLINE = frozenset({"Source", "Deviations", "Guarantees", "Chance"})
+"""Sections whose text may begin on the line of their title."""
 _ENTRY = re.compile(r"^(\w+(?:, \w+)*):[ \t]+(.*)$")
+_SEMICOLON = re.compile(r";\s+(?=\w+:\s)")
 
 
 def _packages() -> Mapping[str, tuple[str, ...]]:
@@ -292,7 +295,7 @@ def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
     titles, blocks = [""], [[]]
     for line in text.splitlines():
         match = _SECTION.match(line)
-        if match is not None and (not match[2] or match[1] in ("Source", "Deviations", "Chance")):
+        if match is not None and (not match[2] or match[1] in _INLINE):
             titles.append(match[1])
             blocks.append([match[2]] if match[2] else [])
         else:
@@ -302,16 +305,20 @@ def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _meanings(text: str) -> dict[str, str]:
-    """Argument → text, from an ``Args`` section: entries start at the margin, what follows is indented."""
+    """Argument → text, from an ``Args`` section: entries start at the margin, what follows is indented.
+
+    Short entries may share a line, ``first: text; second: text``.
+    """
     meanings: dict[str, str] = {}
     current: tuple[str, ...] = ()
     for line in text.splitlines():
-        match = _ENTRY.match(line)
-        if match is not None:
-            current = tuple(match[1].split(", "))
-        addition = match[2] if match is not None else line.strip()
-        for name in current:
-            meanings[name] = f"{meanings.get(name, '')} {addition}".strip()
+        for position, piece in enumerate(_SEMICOLON.split(line)):
+            match = _ENTRY.match(piece.strip() if position else piece)
+            if match is not None:
+                current = tuple(match[1].split(", "))
+            addition = match[2] if match is not None else piece.strip()
+            for name in current:
+                meanings[name] = f"{meanings.get(name, '')} {addition}".strip()
     return meanings
 
 

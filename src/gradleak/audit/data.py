@@ -131,7 +131,9 @@ def _text_pool(path: Path, text_column: str | None, label_column: str | None) ->
     content = _decode(path)
     if suffix == ".txt":
         if text_column or label_column:
-            raise DataError(f"{path} is plain text and has no columns. Leave the column names out, or give a .csv or .jsonl.")
+            raise DataError(
+                f"{path} is plain text and has no columns. Leave the column names out, or give a .csv or .jsonl."
+            )
         return _make_pool(path.name, [line.strip() for line in content.splitlines() if line.strip()], None)
     rows = _csv_rows(str(path), content) if suffix == ".csv" else _jsonl_rows(str(path), content)
     return _table_pool(path.name, rows, text_column, label_column)
@@ -155,7 +157,9 @@ def _csv_rows(name: str, content: str) -> list[dict[str, Any]]:
     try:
         return list(csv.DictReader(io.StringIO(content, newline=""), strict=True, restkey="(beyond the header)"))
     except csv.Error as error:
-        raise DataError(f"{name} is not a well-formed table: {error}. Quote fields that hold commas or quotes.") from error
+        raise DataError(
+            f"{name} is not a well-formed table: {error}. Quote fields that hold commas or quotes."
+        ) from error
 
 
 def _jsonl_rows(name: str, content: str) -> list[dict[str, Any]]:
@@ -187,7 +191,9 @@ def _table_pool(
     for number, row in enumerate(rows, start=1):
         text = row.get(text_column)
         if text is not None and not isinstance(text, str):
-            raise DataError(f"Record {number} of {name} has no text in the column {text_column!r} but a {type(text).__name__}.")
+            raise DataError(
+                f"Record {number} of {name} has no text in the column {text_column!r} but a {type(text).__name__}."
+            )
         if text is None or not text.strip():
             continue
         texts.append(text.strip())
@@ -240,9 +246,7 @@ def _image_pool(folder: Path, image_size: int | None, channels: int) -> Pool:
     )
 
 
-def _image_batch(
-    pool: Pool, images: Tensor, subject: Subject, indices: tuple[int, ...], rng: torch.Generator
-) -> Batch:
+def _image_batch(pool: Pool, images: Tensor, subject: Subject, indices: tuple[int, ...], rng: torch.Generator) -> Batch:
     if subject.modality != "image":
         raise DataError(f"{subject.name} reads text, and {pool.name} holds images. Give a .txt, .csv or .jsonl file.")
     return Batch(
@@ -298,10 +302,10 @@ def _hide_tokens(
     for row in range(ids.shape[0]):
         places = ordinary[row].nonzero().flatten()
         if len(places) == 0:
-            raise DataError("A record has no ordinary token that could be hidden. Drop it, or raise the maximum length.")
+            raise DataError(
+                "A record has no ordinary token that could be hidden. Drop it, or raise the maximum length."
+            )
         # Half a token rounds up, so that a short record is hidden in part too.
         count = max(1, math.floor(MASKED_SHARE * len(places) + 0.5))
         chosen[row, places[torch.randperm(len(places), generator=rng)[:count]]] = True
-    return Batch(
-        inputs=ids.masked_fill(chosen, tokenizer.mask_id), mask=mask, labels=torch.where(chosen, ids, IGNORED)
-    )
+    return Batch(inputs=ids.masked_fill(chosen, tokenizer.mask_id), mask=mask, labels=torch.where(chosen, ids, IGNORED))

@@ -15,7 +15,7 @@ REPEATS = 1
 
 ATTACKS: Mapping[Modality, str] = {
     "text": "token_support,span,tag(iterations=200)",
-    "image": "token_support,inverting_gradients(iterations=200)",
+    "image": "inverting_gradients,dlg",
 }
 """Attacks of an audit that names none: exact ones first, then one that matches gradients."""
 

@@ -34,7 +34,9 @@ def read_images(
         )
     files = loose or nested
     if not files:
-        raise DataError(f"{folder} holds no image. Give a folder of .png, .jpg or .jpeg files, in sub-folders if labeled.")
+        raise DataError(
+            f"{folder} holds no image. Give a folder of .png, .jpg or .jpeg files, in sub-folders if labeled."
+        )
     pixels = torch.stack([_read(file, size, channels) for file in files])
     return pixels, tuple(file.parent.name for file in files) if nested else None
 
@@ -49,7 +51,9 @@ def _read(file: Path, size: int, channels: int) -> Float[Tensor, "channels size 
     except ModuleNotFoundError as error:
         raise DataError("Images need pillow, which is not installed: pip install 'gradleak[images]'.") from error
     if channels not in (1, 3):
-        raise DataError(f"The model reads images of {channels} channels; only 1 (gray) and 3 (color) can be read from files.")
+        raise DataError(
+            f"The model reads images of {channels} channels; only 1 (gray) and 3 (color) can be read from files."
+        )
     try:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")

@@ -65,8 +65,8 @@ def aggregate(scores: Sequence[Score], *, bounded: bool, seed: int = 0) -> Score
         raise DataError("Scores of opposite direction cannot be pooled. Aggregate one metric at a time.")
     if len(scores) == 1:
         return scores[0]
-    sizes = [score.n for score in scores]
-    n = sum(sizes)
+    sizes = [float(score.n) for score in scores]
+    n = sum(score.n for score in scores)
     total = math.fsum(score.value * score.n for score in scores)
     means = [score.value for score in scores]
     low, high = clopper_pearson(total, n) if bounded else bootstrap_mean(means, sizes, seed=seed)

@@ -191,7 +191,7 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in plain.items():
         if key == "available":
             continue
-        if key in {"settings", "data", "share"}:
+        if isinstance(value, dict):
             flat |= _flat(value, f"{key}.")
         elif key == "attacks":
             flat[key] = ", ".join(Call(**call).short() for call in value)

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from gradleak.audit import catalogue, defaults
 from gradleak.audit.data import Pool, load_pool
 from gradleak.audit.fingerprint import fingerprint
-from gradleak.audit.plan import Call, DataSource, Plan, distinct
+from gradleak.audit.plan import Call, DataSource, Plan, chain_name, distinct
 from gradleak.audit.shares import parse_share
 from gradleak.audit.sources import PoolSource, Source
 from gradleak.core.batch import Modality
 from gradleak.core.channel import Channel
 from gradleak.core.errors import DataError, UnknownNameError
 from gradleak.core.knowledge import find_threat
+from gradleak.core.rng import derive
 from gradleak.core.specs import parse_chain, spec_of
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
@@ -86,9 +87,10 @@ def prepare(request: Request) -> Prepared:
             f"--batch-size {batch_size} is larger than the data: {pool.name} holds {pool.size} records. "
             f"Give --batch-size {pool.size} or less, or more data."
         )
-    source = PoolSource(
-        pool=pool, subject=subject, batch_size=batch_size, max_length=request.max_length or defaults.MAX_LENGTH
-    )
+    max_length = request.max_length or defaults.MAX_LENGTH
+    source = PoolSource(pool=pool, subject=subject, batch_size=batch_size, max_length=max_length)
+    # A draw is cheap and finds what does not fit: labels, lengths, modality.
+    source.draw(derive(request.seed, "batch", 0))
     data = DataSource(
         path=None if request.data is None else str(request.data),
         text_column=request.text_column,
@@ -98,9 +100,7 @@ def prepare(request: Request) -> Prepared:
         size=pool.size,
     )
     return Prepared(
-        plan=make_plan(
-            request, methods, subject, data, batch_size=batch_size, max_length=request.max_length or defaults.MAX_LENGTH
-        ),
+        plan=make_plan(request, methods, subject, data, batch_size=batch_size, max_length=max_length),
         subject=subject,
         source=source,
     )
@@ -119,7 +119,7 @@ def read_methods(request: Request) -> Methods:
     texts = request.defenses if request.defenses is not None else (defaults.DEFENSES if demonstration else ())
     chains = [read_chain(text) for text in texts if text.strip() != "none"]
     defenses = ((), *chains)
-    distinct("defense", tuple(repr(chain) for chain in chains))
+    distinct("defense", tuple(chain_name(chain) for chain in chains))
     return Methods(training=training, threat=threat.name, attacks=attacks, defenses=defenses)
 
 
@@ -172,7 +172,6 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _load(request: Request) -> tuple[Pool, Subject]:
     """Data before model, because it is cheaper to be wrong about; images need the model's size, so they come after."""
     model = request.model or defaults.MODEL
-    columns = {"text_column": request.text_column, "label_column": request.label_column}
     if request.data is not None and not request.data.exists():
         raise DataError(f"There is no file {request.data}. Check the path given to --data.")
     if request.data is not None and request.data.is_dir():
@@ -180,8 +179,8 @@ def _load(request: Request) -> tuple[Pool, Subject]:
         subject = _subject(model, request, classes=max(2, len(folders)))
         _expect(subject, "image", request)
         channels, height, _ = subject.pixel_shape
-        return load_pool(request.data, **columns, image_size=height, channels=channels), subject
-    pool = load_pool(request.data, **columns)
+        return load_pool(request.data, image_size=height, channels=channels), subject
+    pool = load_pool(request.data, text_column=request.text_column, label_column=request.label_column)
     subject = _subject(model, request, classes=max(2, len(pool.label_names or ())))
     _expect(subject, "text", request)
     return pool, subject

@@ -5,13 +5,14 @@ private data; only the runner and the judge see a source.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
 from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.audit.data import Pool, draw_batch, load_pool
+from gradleak.audit.data import Pool, draw_batch
 from gradleak.core.batch import Batch
 from gradleak.models import Subject
 
@@ -81,5 +82,6 @@ class FixedSource:
 
 
 def public_texts() -> Others:
-    """The shipped messages, where the data at hand leaves nothing to guess from."""
-    return Others(texts=(load_pool(None).texts or ())[:OTHERS])
+    """The shipped public sentences, where the data at hand leaves nothing to guess from."""
+    text = resources.files("gradleak.data").joinpath("public.txt").read_text(encoding="utf-8")
+    return Others(texts=tuple(line.strip() for line in text.splitlines() if line.strip())[:OTHERS])

@@ -29,8 +29,8 @@ from gradleak.mechanics.readout import nearest_tokens, token_table
 from gradleak.mechanics.search import Optimizer, Stopping, Variables
 from gradleak.mechanics.training import ClientTrainer
 
-NEEDS = frozenset({"subject", "trainer", "batch_size", "seq_len"})
-USES = frozenset({"stages", "mask", "labels"})
+NEEDS = frozenset({"subject", "trainer", "batch_size"})
+USES = frozenset({"seq_len", "stages", "mask", "labels"})
 
 _TARGET_SHARPNESS = 20.0
 """Inverse temperature of the nearest-token label estimate: a cosine lead of 0.3 gives e⁶ to one."""
@@ -57,11 +57,16 @@ class Matching:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One observation, made ready to be matched. Inputs are searched in units of ``center + scale · u``."""
+    """One observation, made ready to be matched. Inputs are searched in units of ``center + scale · u``.
+
+    Attributes:
+        observed: those released tensors that a replay can simulate; released: all of them, which stages may look at.
+    """
 
     trainer: ClientTrainer
     stages: tuple[Stage, ...]
     observed: Mapping[str, Tensor]
+    released: Mapping[str, Tensor]
     batch_size: int
     mask: Bool[Tensor, "batch ..."]
     targets: Float[Tensor, "batch classes"] | None
@@ -88,7 +93,7 @@ class Problem:
             for name, part in found.items()
         }
         for stage in stages:
-            dense = stage.surrogate(dense, self.observed)
+            dense = stage.surrogate(dense, self.released)
         return dense
 
     def _gradients(self, inputs: Tensor, targets: Tensor, restarts: int) -> Simulated:
@@ -121,6 +126,8 @@ def pose(update: Update, view: View, *, search_labels: bool) -> Problem:
     text = subject.modality == "text"
     mask = view.get("mask")
     if mask is None:
+        if text and view.get("seq_len") is None:
+            raise NotApplicableError("Matching needs the padded length of the batch, which this adversary does not know.")
         mask = torch.ones((batch_size, int(view["seq_len"])) if text else (batch_size,), dtype=torch.bool)
     skipped = subject.anatomy.token_embedding if text else None
     observed = {name: update[name].float() for name in trainer.names() if name in update and name != skipped}
@@ -136,6 +143,7 @@ def pose(update: Update, view: View, *, search_labels: bool) -> Problem:
         trainer=trainer,
         stages=tuple(view.get("stages") or ()),
         observed=observed,
+        released=update.map(lambda _, tensor: tensor.float()),
         batch_size=batch_size,
         mask=mask,
         targets=_known_targets(update, view, trainer, search_labels=search_labels),
@@ -148,7 +156,7 @@ def pose(update: Update, view: View, *, search_labels: bool) -> Problem:
 def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, clock: core.Clock) -> core.Reconstruction:
     """Runs a matching attack: screen random starts, optimize the best together, keep the lowest objective."""
     problem = pose(update, view, search_labels=parts.labels == "search")
-    function = _function(problem, parts)
+    function = objective_function(problem, parts)
     start = _screen(problem, parts, function, rng, clock)
     found = parts.optimizer.minimize(function, start, stopping=parts.stopping, clock=clock)
     subject = problem.trainer.subject
@@ -209,7 +217,9 @@ def _targets(problem: Problem, variables: Mapping[str, Tensor], inputs: Tensor) 
     return torch.softmax(_TARGET_SHARPNESS * cosine, dim=-1) * problem.mask.unsqueeze(-1)
 
 
-def _function(problem: Problem, parts: Matching) -> Callable[[Mapping[str, Tensor]], Tensor]:
+def objective_function(problem: Problem, parts: Matching) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """What the optimizer minimizes: ``{"inputs": u, "labels": logits}`` → one value per restart."""
+
     def function(variables: Mapping[str, Tensor]) -> Tensor:
         inputs = problem.inputs(variables["inputs"])
         return _value(problem, parts, inputs, _targets(problem, variables, inputs))

@@ -18,6 +18,8 @@ from scipy.stats import beta
 from torch import Tensor
 
 _TINY = 1e-300
+_STRUCTURAL_ZEROS = 2
+"""Directions that a normalization removes from every input whatever the batch (its mean, at most one more)."""
 _ROUNDING_STD = 0.408
 """Rounding to p significant bits adds 0.408 · 2⁻ᵖ of a tensor's rms per entry (uniform error over the binades)."""
 
@@ -104,11 +106,16 @@ def column_space(
     that number (the worst case of a sum with cancellation); in this window the rank is set at the largest ratio of
     neighboring singular values.
 
+    If no direction at all is at that floor the update carries noise that nobody announced (or more tokens than the layer
+    is wide): the cut then is the optimal hard threshold for unknown noise, a multiple of the median singular value.
+
     Args:
         gradients: weight gradients oriented input-first, at least one.
         noise_std: per gradient, the standard deviation per entry that known stages added.
         summands: number of rows that each entry sums over (tokens in the batch).
         extra_precision: further relative error of the inputs (drift over local steps).
+
+    Source: Gavish and Donoho, arXiv 1305.5870, for the threshold in unknown noise.
     """
     bits = min(significant_bits(gradient) for gradient in gradients)
     whitened, stage_share = _whiten(gradients, noise_std)
@@ -119,8 +126,10 @@ def column_space(
     edge = math.sqrt(features) + math.sqrt(outputs)
     # Only the rounding part of the noise grows with the number of summands.
     highest = edge * (1.0 + summands * (1.0 - stage_share))
-    rank = _choose_rank(spectrum, low=edge, high=highest)
-    rank = max(1, min(rank, features))
+    if int((spectrum <= highest).sum()) <= _STRUCTURAL_ZEROS:
+        rank = _rank_in_unknown_noise(spectrum, features, outputs)
+    else:
+        rank = _choose_rank(spectrum, low=edge, high=highest)
     rest = features - rank
     tail = float(spectrum[rank:].square().sum())
     noise = math.sqrt(tail / (rest * max(1, outputs - rank))) if rest and outputs > rank else 1.0
@@ -141,14 +150,32 @@ def _whiten(gradients: Sequence[Tensor], noise_std: Sequence[float]) -> tuple[Te
     for gradient, std in zip(gradients, noise_std, strict=True):
         g = gradient.double()
         step = _ROUNDING_STD * 2.0 ** -significant_bits(gradient)
+        # The larger, not the sum: a quantizing stage reports the very rounding that format and zeros show.
         rounding = step * g.square().mean(dim=0).sqrt()
-        # Not in quadrature: a quantizing stage reports the very rounding that the number format shows.
-        noise = rounding.clamp(min=std)
+        unknown = _dropped(g) if std == 0 else g.new_zeros(())
+        noise = torch.where((g != 0).any(dim=0), rounding.clamp(min=std).maximum(unknown), std)
         live = noise > 0
         columns.append(g[:, live] / noise[live])
         stage_energy += int(live.sum()) * std**2
         all_energy += float(noise[live].square().sum())
     return torch.cat(columns, dim=1), stage_energy / all_energy if all_energy else 0.0
+
+
+def _dropped(g: Tensor) -> Float[Tensor, " outputs"]:
+    """What entries set to zero hide, per column: a share f of them below the smallest survivor τ has std τ·√(f/3).
+
+    In an update that was not pruned the smallest entry is next to nothing, and so is this.
+    """
+    zero = g == 0
+    if not bool(zero.any()) or bool(zero.all()):
+        return g.new_zeros(g.shape[1])
+    return g[~zero].abs().min() * (zero.double().mean(dim=0) / 3).sqrt()
+
+
+def _rank_in_unknown_noise(spectrum: Tensor, features: int, outputs: int) -> int:
+    aspect = min(features, outputs) / max(features, outputs)
+    factor = 0.56 * aspect**3 - 0.95 * aspect**2 + 1.82 * aspect + 1.43
+    return max(1, int((spectrum > factor * spectrum[: min(features, outputs)].median()).sum()))
 
 
 def _choose_rank(spectrum: Tensor, *, low: float, high: float) -> int:

@@ -21,7 +21,8 @@ from gradleak.models import Block
 
 _ENUMERATE_AT_MOST = 512
 _NULL_SENTENCES = 48
-_CHAINS = 64
+_CHAINS = 16
+_POLISHED = 8
 _SWEEPS = 12
 
 
@@ -67,16 +68,16 @@ class Assembly:
         """Tries every length by enumeration where that is cheap, then searches until all sentences are found."""
         found = _Found()
         hard = [length for length in self.lengths if not self._enumerate(length, found, rng)]
-        if not hard or self._enough(found):
-            return self._result(found, 0, finished=True)
+        if not hard or self._enough(found) or clock.spent():
+            return self._result(found, 0, finished=not hard or self._enough(found))
         exchange = self._exchange(rng)
         for turn in range(self.rounds):
             for length in hard:
-                for position in self._anchor_positions(length)[turn :: self.rounds]:
+                for position in self._anchor_positions(length):
                     if clock.spent():
                         return self._result(found, turn, finished=False)
                     clock.progress(len(found.sentences) / (self.batch_size or 1), f"{len(found.sentences)} sentences found")
-                    self._search(exchange, length, position, found, rng)
+                    self._search(exchange, length, position, found, rng, relaxed=turn == 0)
                     if self._enough(found):
                         return self._result(found, turn, finished=True)
         return self._result(found, self.rounds, finished=True)
@@ -135,21 +136,61 @@ class Assembly:
         counts = [ids.numel() for ids in self._options(length)]
         return sorted((p for p in range(length) if counts[p] > 1), key=counts.__getitem__)
 
-    def _search(self, exchange: Exchange, length: int, anchor: int, found: _Found, rng: torch.Generator) -> None:
-        """Chains from every option at ``anchor``, which stays; fixed positions and the anchor are watched."""
+    def _search(
+        self, exchange: Exchange, length: int, anchor: int, found: _Found, rng: torch.Generator, *, relaxed: bool
+    ) -> None:
+        """Chains from every option at ``anchor``, which stays. First only that and positions without a choice are
+        watched, which any true sentence with this token satisfies; then all positions, which polishes near misses."""
         pairs = Pairs.of(self.candidates)
         options = [pairs.at[p] for p in range(length)]
         if self.closing is not None:
             closing = options[-1][pairs.tokens[options[-1]] == self.closing]
             options[-1] = closing if closing.numel() else options[-1]
-        fixed = [p for p in range(length) if options[p].numel() == 1]
-        starts = options[anchor].repeat(max(1, _CHAINS // options[anchor].numel()))
-        rows = torch.stack([o[torch.randint(o.numel(), (len(starts),), generator=rng)] for o in options], dim=1)
-        rows[:, anchor] = starts
-        free = [p for p in range(length) if p not in fixed and p != anchor]
-        rows = _descend(exchange, rows, options, free, watched=[*fixed, anchor], rng=rng)
+        watched = [*(p for p in range(length) if options[p].numel() == 1), anchor]
+        free = [p for p in range(length) if p not in watched]
+        rows = _starts(exchange, options, anchor, watched, rng, relaxed=relaxed)
+        if relaxed:
+            self._verify(pairs.tokens[rows], found, rng)
+            if self._enough(found):
+                return
+        rows = _descend(exchange, rows, options, free, watched=watched, rng=rng)
+        self._verify(pairs.tokens[rows], found, rng)
+        if relaxed or self._enough(found) or not free:
+            return
+        # The option a chain holds is its best one, so the least cost is the chain's own.
+        own = exchange.costs(rows, free[0], options[free[0]], watched).min(1).values
+        rows = rows[own.argsort()]
+        rows = rows[_distinct(rows)][:_POLISHED]
         rows = _descend(exchange, rows, options, free, watched=list(range(length)), rng=rng)
         self._verify(pairs.tokens[rows], found, rng)
+
+
+def _starts(
+    exchange: Exchange,
+    options: Sequence[Tensor],
+    anchor: int,
+    watched: Sequence[int],
+    rng: torch.Generator,
+    *,
+    relaxed: bool,
+) -> Int64[Tensor, "chains seq"]:
+    """For every option at the anchor: its relaxed start where asked and available, else random ones."""
+    begin = options[anchor].repeat(1 if relaxed else max(1, _CHAINS // options[anchor].numel()))
+    rows = torch.stack([o[torch.randint(o.numel(), (len(begin),), generator=rng)] for o in options], dim=1)
+    rows[:, anchor] = begin
+    mixed = exchange.relax(rows[:, watched], options) if relaxed else None
+    if mixed is None:
+        return rows
+    mixed[:, anchor] = begin
+    return mixed
+
+
+def _distinct(rows: Int64[Tensor, "chains seq"]) -> list[int]:
+    """Index of the first of each group of equal rows, in order."""
+    first: dict[tuple[int, ...], int] = {}
+    for index, row in enumerate(rows.tolist()):
+        first.setdefault(tuple(row), index)
+    return list(first.values())
 
 
 def _descend(

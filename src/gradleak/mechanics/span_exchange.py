@@ -21,7 +21,9 @@ from gradleak.models import Block, LinearMap
 
 _CHECK_TOLERANCE = 1e-4
 """A wrong formula (another scale, a rotation, a bias on the scores) is off by far more, rounding by far less."""
-_SKETCH_COLUMNS = 128
+_SKETCH_COLUMNS = 192
+_RELAXATIONS = 20
+_SETTLED = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,12 @@ class Exchange(Protocol):
         """Sum of squared residuals at the ``watched`` positions if ``position`` held each option; rows number pairs."""
         ...
 
+    def relax(
+        self, anchors: Int64[Tensor, "chains watched"], options: Sequence[Int64[Tensor, " options"]]
+    ) -> Int64[Tensor, "chains seq"] | None:
+        """Sentences that fit the ``anchors`` (pairs they surely hold) if choices may be mixed; None if not available."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForwardExchange:
@@ -69,6 +77,9 @@ class ForwardExchange:
             found.append(self.reader.space.residual(z[:, list(watched)]).square().sum(1))
         return torch.cat(found).reshape(chains, -1)
 
+    def relax(self, anchors: Tensor, options: Sequence[Tensor]) -> Tensor | None:
+        return None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionExchange:
@@ -80,33 +91,53 @@ class AttentionExchange:
 
     Attributes:
         weights: e^{s}, ``[pairs pairs heads]``, watched pair first.
-        values: ``[pairs heads head_dim]``; outside: their projections ``[pairs heads columns]``.
+        outside: projected values, ``[pairs heads columns]``, in units of the typical length of an output.
     """
 
     weights: Float[Tensor, "pairs pairs heads"]
-    values: Float[Tensor, "pairs heads head_dim"]
     outside: Float[Tensor, "pairs heads columns"]
 
     def costs(self, rows: Tensor, position: int, options: Tensor, watched: Sequence[int]) -> Tensor:
-        others = [j for j in range(rows.shape[1]) if j != position]
-        total = rows.new_zeros((rows.shape[0], options.numel()), dtype=torch.float64).float()
-        for place in watched:
-            if place == position:
-                continue
-            anchor = rows[:, place]
-            w = self.weights[anchor.unsqueeze(1), rows[:, others]]
-            new = self.weights[anchor.unsqueeze(1), options.unsqueeze(0)]
-            z = w.sum(1).unsqueeze(1) + new
-            out = self._mix(self.outside, rows[:, others], w, options, new, z)
-            all_of = self._mix(self.values, rows[:, others], w, options, new, z)
-            # Heads share the complement's columns and own their slice of the output.
-            total += out.sum(2).square().sum(-1) / all_of.square().sum((-1, -2))
-        return total
+        # The exchanged position would change its own query: it is left out of the sum for every option alike.
+        anchors = rows[:, [place for place in watched if place != position]]
+        others = torch.cat((rows[:, :position], rows[:, position + 1 :]), dim=1)
+        w = self.weights[anchors.unsqueeze(2), others.unsqueeze(1)]
+        base = torch.einsum("cajh,cjhk->cahk", w, self.outside[others])
+        new = self.weights[anchors.unsqueeze(2), options]
+        z = w.sum(2).unsqueeze(2) + new
+        # Heads share the complement's columns: their shares add up before the length is taken.
+        fixed = torch.einsum("cahk,caoh->caok", base, 1 / z)
+        moving = torch.einsum("caoh,ohk->caok", new / z, self.outside[options])
+        return (fixed + moving).square().sum((1, 3))
 
-    @staticmethod
-    def _mix(table: Tensor, rows: Tensor, w: Tensor, options: Tensor, new: Tensor, z: Tensor) -> Tensor:
-        base = torch.einsum("cjh,cjhk->chk", w, table[rows])
-        return (base.unsqueeze(1) + new.unsqueeze(-1) * table[options].unsqueeze(0)) / z.unsqueeze(-1)
+    def relax(self, anchors: Tensor, options: Sequence[Tensor]) -> Tensor | None:
+        """Least squares over mixtures: with its denominators fixed, an output is linear in the share of every pair.
+
+        Alternates between the shares, which must sum to one at each position, and the denominators they imply.
+        """
+        columns = torch.cat(list(options))
+        counts = torch.tensor([o.numel() for o in options])
+        place = torch.repeat_interleave(torch.arange(len(options)), counts)
+        one_of = torch.nn.functional.one_hot(place, len(options)).T.double()
+        w = self.weights[anchors.unsqueeze(2), columns].double()
+        u = self.outside[columns].double()
+        share = (1.0 / counts[place]).double().expand(len(anchors), -1)
+        for _ in range(_RELAXATIONS):
+            denominators = torch.einsum("canh,cn->cah", w, share)
+            rows = torch.einsum("canh,nhk->cakn", w / denominators.unsqueeze(2), u).flatten(1, 2)
+            gram = rows.transpose(1, 2) @ rows
+            scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+            # The sums weigh so much that they hold; the ridge only decides between solutions that fit alike.
+            system = gram + 1e3 * scale * (one_of.T @ one_of) + 1e-9 * scale * torch.eye(len(columns))
+            target = 1e3 * scale * one_of.sum(0).unsqueeze(1).expand(len(anchors), -1, 1)
+            new = torch.linalg.solve(system, target).squeeze(2).clamp(min=0.0)
+            new = new / (new @ one_of.T)[:, place].clamp(min=1e-12)
+            moved = float((new - share).abs().max())
+            share = new
+            if moved < _SETTLED:
+                break
+        best = [columns[part][share[:, part].argmax(1)] for part in torch.arange(len(columns)).split(counts.tolist())]
+        return torch.stack(best, dim=1)
 
 
 def attention_exchange(
@@ -125,7 +156,8 @@ def attention_exchange(
     weights = (scores - scores.amax(1, keepdim=True)).exp()
     if not _reproduces(model, pairs, output, weights, v, rng):
         return None
-    return AttentionExchange(weights=weights, values=v, outside=_outside(output.space, v, rng))
+    length = v.flatten(1).norm(dim=1).mean()
+    return AttentionExchange(weights=weights, outside=_outside(output.space, v, rng) / length)
 
 
 def _inputs_of_pairs(model: Model, pairs: Pairs, first: Reader) -> Float[Tensor, "pairs features"]:

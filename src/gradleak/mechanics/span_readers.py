@@ -26,6 +26,10 @@ FALSE_ALARM_RATE = 1e-3
 """Probability that one whole family of tests accepts any non-member (Bonferroni within the family)."""
 
 
+NoiseOf = Callable[[str], float]
+"""Standard deviation per entry that is known to sit on a released tensor, by parameter name."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reader:
     """A place in the model whose input was recorded in the update.
@@ -65,12 +69,14 @@ class Candidates:
 
     Attributes:
         tokens: token ids per position, best first; residuals beside them.
+        nearest: per position, the token with the smallest residual of all, whether it passes or not.
         null_cut: residual below which no non-member is expected among all pairs.
         positional: whether the input depends on the position.
     """
 
     tokens: tuple[Int64[Tensor, " tokens"], ...]
     residuals: tuple[Float[Tensor, " tokens"], ...]
+    nearest: Int64[Tensor, " positions"]
     null_cut: float
     positional: bool
 
@@ -80,12 +86,24 @@ class Candidates:
         return filled[-1] + 1 if filled else 0
 
 
+def input_drift(model: Model, maps: Sequence[LinearMap], rng: torch.Generator) -> float:
+    """Relative change of a layer's input between the model's own parameters and those it is probed with (rms)."""
+    if not model.parameters:
+        return 0.0
+    ids = torch.randint(model.vocab_size, (16, 4), generator=rng)
+    path = maps[0].module
+    moved = linear_inputs(model.subject, (path,), ids, parameters=model.parameters)[path]
+    still = linear_inputs(model.subject, (path,), ids)[path]
+    return float((moved - still).norm() / still.norm())
+
+
 def make_reader(
     update: Mapping[str, Tensor],
     maps: Sequence[LinearMap],
     *,
-    noise_std: Callable[[Tensor], float],
+    noise_std: NoiseOf,
     summands: int,
+    drift: float = 0.0,
 ) -> Reader | None:
     """The reader of the input that ``maps`` share, or None if none of their weights is in the update or all are zero."""
     shared = [m for m in maps if m.weight in update and bool(update[m.weight].any())]
@@ -93,18 +111,19 @@ def make_reader(
         return None
     space = column_space(
         [m.as_matrix(update[m.weight]).T for m in shared],
-        noise_std=[noise_std(update[m.weight]) for m in shared],
+        noise_std=[noise_std(m.weight) for m in shared],
         summands=summands,
+        extra_precision=drift,
     )
     return Reader(path=shared[0].module, space=space, weights=tuple(m.weight for m in shared))
 
 
 def first_reader(
-    update: Mapping[str, Tensor], anatomy: Anatomy, *, noise_std: Callable[[Tensor], float], summands: int
+    update: Mapping[str, Tensor], anatomy: Anatomy, *, noise_std: NoiseOf, summands: int, drift: float = 0.0
 ) -> Reader:
     """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
     maps = anatomy.blocks[0].attention_inputs
-    reader = make_reader(update, maps, noise_std=noise_std, summands=summands)
+    reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
     if reader is None:
         raise NotApplicableError(
             f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}); "
@@ -117,8 +136,9 @@ def context_readers(
     update: Mapping[str, Tensor],
     model: Model,
     *,
-    noise_std: Callable[[Tensor], float],
+    noise_std: NoiseOf,
     summands: int,
+    drift: float = 0.0,
     at_most: int = 2,
 ) -> tuple[Reader, ...]:
     """The first readers behind the first attention whose input depends on the other tokens and is not full rank."""
@@ -129,7 +149,7 @@ def context_readers(
     few = torch.arange(min(4, model.vocab_size))
     found: list[Reader] = []
     for maps in groups:
-        reader = make_reader(update, maps, noise_std=noise_std, summands=summands)
+        reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
         if reader is None or reader.space.rank >= reader.space.features:
             continue
         if reads_context(model.subject, reader.path, few):
@@ -161,7 +181,7 @@ def find_candidates(
             f"relative noise {typical:.1e}: a token of the batch cannot be told from any other. The batch holds more "
             "distinct inputs than the model is wide, or the update was altered (noise, pruning, signs, an adaptive optimizer)."
         )
-    tokens, places, residuals = _screen(reader, model, width, cut, rng)
+    tokens, places, residuals, nearest = _screen(reader, model, width, cut, rng)
     per_position: list[tuple[Tensor, Tensor]] = []
     for p in range(width):
         here = (places == p).nonzero().flatten()
@@ -172,6 +192,7 @@ def find_candidates(
     return Candidates(
         tokens=tuple(ids for ids, _ in per_position),
         residuals=tuple(values for _, values in per_position),
+        nearest=nearest.expand(positions) if width == 1 else nearest,
         null_cut=cut,
         positional=positional,
     )
@@ -189,21 +210,25 @@ def _null_of(reader: Reader, model: Model, sample: Tensor, width: int) -> tuple[
 
 def _screen(
     reader: Reader, model: Model, width: int, cut: float, rng: torch.Generator
-) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-    """Accepted pairs: token ids, positions, residuals."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Accepted pairs (token ids, positions, residuals), and the token nearest to the space at every position."""
     sketch = reader.space.sketch(_SKETCH_COLUMNS, rng)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    nearest, least = torch.zeros(width, dtype=torch.int64), torch.full((width,), math.inf)
     for part in chunks(model.vocab_size, width * reader.space.features):
         ids = torch.arange(part.start, part.stop)
         (z,) = model.inputs((reader,), ids.unsqueeze(1).expand(-1, width))
-        rough = (z @ sketch.to(z.dtype)).norm(dim=-1)
-        rows, places = (rough < _SKETCH_MARGIN * cut * z.norm(dim=-1)).nonzero(as_tuple=True)
+        length = z.norm(dim=-1)
+        rough = torch.where(length > 0, (z @ sketch.to(z.dtype)).norm(dim=-1) / length, math.inf)
+        values, best = rough.min(dim=0)
+        nearest, least = torch.where(values < least, ids[best], nearest), torch.minimum(values, least)
+        rows, places = (rough < _SKETCH_MARGIN * cut).nonzero(as_tuple=True)
         vectors = z[rows, places]
         residual = reader.space.residual(vectors)
         good = accept(residual, reader.space.expected(vectors), null_cut=cut)
         kept.append((ids[rows[good]], places[good], residual[good]))
     tokens, places, residuals = (torch.cat(column) for column in zip(*kept, strict=True))
-    return tokens, places, residuals
+    return tokens, places, residuals, nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from gradleak.core.errors import ModelError
-from gradleak.models.calling import image_shape, reads_pixels, run_module, token_embedding
+from gradleak.models.calling import image_shape, reads_pixels, run_module, token_embedding, weight_of
 from gradleak.models.tracing import evaluating
 
 DIFFERENTIABLE = "eager"
@@ -72,14 +73,14 @@ def probe_double_backward(module: nn.Module) -> bool:
 
 
 def sample_inputs(module: nn.Module, length: int = 6) -> torch.Tensor:
-    """Embeddings ``[1 length model]`` of distinct tokens, or pixels ``[1 channels height width]``, without randomness."""
+    """Embeddings ``[1 length model]`` of distinct tokens, or pixels ``[1 channels height width]``; not random."""
     if reads_pixels(module):
         shape = image_shape(module)
         first = next(module.parameters())
         wave = torch.sin(torch.arange(math.prod(shape), device=first.device) * 0.7)
         return wave.reshape(1, *shape).to(first.dtype)
     embedding = token_embedding(module)
-    weight = embedding.weight
+    weight = weight_of(embedding)
     # Spread over the vocabulary: special tokens sit at its start, unused rows that may all be alike at its end.
     spread = (weight.shape[0] * (place + 1) // (length + 1) for place in range(length))
     ids = [row for row in dict.fromkeys(spread) if row != getattr(embedding, "padding_idx", None)]
@@ -90,9 +91,10 @@ def sample_inputs(module: nn.Module, length: int = 6) -> torch.Tensor:
 
 
 def _switch(module: nn.Module, kernel: str) -> None:
-    if not hasattr(module, "set_attn_implementation"):
+    switch: Any = getattr(module, "set_attn_implementation", None)
+    if switch is None:
         raise ModelError(
             f"{type(module).__name__} uses the attention kernel {attention_kernel(module)!r} and offers no "
             f"set_attn_implementation(). Build it with attn_implementation={DIFFERENTIABLE!r}."
         )
-    module.set_attn_implementation(kernel)
+    switch(kernel)

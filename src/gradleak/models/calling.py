@@ -46,13 +46,22 @@ def run_module(
 
 def token_embedding(module: nn.Module) -> nn.Module:
     """The module that turns token ids into embeddings. Raises ``ModelError`` if there is none."""
-    found = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
+    getter: Any = getattr(module, "get_input_embeddings", None)
+    found = None if getter is None else getter()
     if not isinstance(found, nn.Module):
         raise ModelError(
             f"{type(module).__name__} does not say where its token embedding is. "
             "Pass a Hugging Face PreTrainedModel, or give your module a get_input_embeddings() method."
         )
     return found
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight tensor of an embedding or a linear map. Raises ``ModelError`` if there is none."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ModelError(f"{type(module).__name__} has no weight tensor, so it is no plain table or linear map.")
+    return weight
 
 
 def backbone(module: nn.Module) -> nn.Module:

@@ -10,10 +10,10 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from gradleak.core.errors import ModelError, UnknownNameError
 from gradleak.core.specs import parse_value
+from gradleak.models.quiet import one_line
 
 PUBLISHED_SIZE = frozenset({"gpt2", "bert"})
 """Model types whose default configuration is a small published model; every other type is built with SMALL."""
@@ -37,8 +37,8 @@ def random_config(model_type: str, settings: Mapping[str, object]) -> PreTrained
         ModelError: for an unknown type, or settings that do not fit each other.
         UnknownNameError: for a setting that the configuration does not have.
     """
-    if model_type not in CONFIG_MAPPING_NAMES:
-        near = difflib.get_close_matches(model_type, CONFIG_MAPPING_NAMES, n=1)
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model_type, CONFIG_MAPPING, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise ModelError(
             f"Unknown model type {model_type!r}. {hint}random:TYPE takes any model_type of the transformers library, "
@@ -71,8 +71,12 @@ def own_name(config: PreTrainedConfig, key: str) -> str:
 
 
 def _resolve(config: PreTrainedConfig, settings: Mapping[str, object]) -> dict[str, Any]:
-    plain = {key for key, value in config.to_dict().items() if value is None or isinstance(value, int | float | str | list)}
-    known = (plain - {"architectures", "transformers_version", "model_type", "_name_or_path"}) | set(config.attribute_map)
+    plain = {
+        key for key, value in config.to_dict().items() if value is None or isinstance(value, int | float | str | list)
+    }
+    known = (plain - {"architectures", "transformers_version", "model_type", "_name_or_path"}) | set(
+        config.attribute_map
+    )
     resolved: dict[str, Any] = {}
     for key, value in settings.items():
         name = own_name(config, key)
@@ -120,5 +124,4 @@ def _build(family: type[PreTrainedConfig], arguments: Mapping[str, Any]) -> PreT
 
 
 def _unfit(config: Any, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())
-    return ModelError(f"These settings do not make a {config.model_type} configuration: {reason}")
+    return ModelError(f"These settings do not make a {config.model_type} configuration: {one_line(error)}")

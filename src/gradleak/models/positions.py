@@ -6,6 +6,7 @@ Must not know any architecture.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,11 @@ def _attended(module: nn.Module, first: Block, inputs: Tensor, scale: float) -> 
     else:
         quiet = first.attention_inputs[:2]
     modules = dict(module.named_modules())
-    handles = [modules[each.module].register_forward_hook(lambda _, __, made: made * scale) for each in quiet]
+
+    def silence(_module: nn.Module, _args: Any, made: Any) -> Tensor:
+        return made * scale
+
+    handles = [modules[each.module].register_forward_hook(silence) for each in quiet]
     handles.append(
         modules[first.attention_output.module].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     )

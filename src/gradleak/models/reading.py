@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ from transformers.pytorch_utils import Conv1D
 from gradleak.core.errors import ModelError
 from gradleak.models.anatomy import Anatomy, Block, Kind, LinearMap
 from gradleak.models.attention import differentiable, sample_inputs
-from gradleak.models.calling import reads_pixels, token_embedding
+from gradleak.models.calling import reads_pixels, token_embedding, weight_of
 from gradleak.models.positions import read_positions
+from gradleak.models.quiet import one_line
 from gradleak.models.tracing import Call, Trace, trace
 
 
@@ -43,7 +45,7 @@ def read_anatomy(module: nn.Module) -> Anatomy:
             run = trace(module, sample_inputs(module))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
-                f"{type(module).__name__} could not be run on a sample input: {str(error).splitlines()[0]}. "
+                f"{type(module).__name__} could not be run on a sample input: {one_line(error)} "
                 "gradleak reads single-stack transformers of the Hugging Face library."
             ) from error
         names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -51,7 +53,7 @@ def read_anatomy(module: nn.Module) -> Anatomy:
         vision = reads_pixels(module)
         positions = read_positions(module, run, blocks[0], names)
         head = _read_head(run, names)
-        table = None if vision else _weight(token_embedding(module))
+        table = None if vision else weight_of(token_embedding(module))
         return Anatomy(
             kind="vision" if vision else _direction(run.calls[blocks[0].attention_output.module], run),
             token_embedding=None if table is None else names[id(table)],
@@ -60,7 +62,7 @@ def read_anatomy(module: nn.Module) -> Anatomy:
             blocks=blocks,
             head=head,
             tied=head is not None and table is not None and head.weight == names[id(table)],
-            per_token=run.logits is not None and run.logits.ndim == 3 or _classifies_every_token(run, head),
+            per_token=(run.logits is not None and run.logits.ndim == 3) or _classifies_every_token(run, head),
             hidden_size=blocks[0].attention_output.out_features,
             vocab_size=0 if table is None else table.shape[0],
             max_positions=positions.longest,
@@ -80,16 +82,9 @@ def _check_supported(module: nn.Module) -> None:
         )
 
 
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    if not isinstance(weight, Tensor):
-        raise ModelError(f"{type(module).__name__} has no weight tensor.")
-    return weight
-
-
 def linear_map(path: str, module: nn.Module, names: dict[int, str]) -> LinearMap:
     """The linear map that a module applies. ``names`` maps a parameter's identity to its name."""
-    weight = _weight(module)
+    weight = weight_of(module)
     bias = module.bias
     input_first = isinstance(module, Conv1D)
     rows, columns = weight.shape
@@ -135,7 +130,9 @@ def _read_attention(output: Call, run: Trace) -> _Attention:
     inputs = max(groups, key=len)
     if len(inputs) > 3:
         paths = ", ".join(call.path for call in inputs)
-        raise ModelError(f"The attention before {output.path!r} has {len(inputs)} input maps ({paths}); at most 3 are understood.")
+        raise ModelError(
+            f"The attention before {output.path!r} has {len(inputs)} input maps ({paths}); at most 3 are understood."
+        )
     return _Attention(inputs=tuple(sorted(inputs, key=lambda call: _rank(call, output))), output=output)
 
 
@@ -162,12 +159,11 @@ def _direction(output: Call, run: Trace) -> Kind:
     return "encoder" if any(bool(seen) for seen in ahead) else "decoder"
 
 
-def _read_block(
-    module: nn.Module, run: Trace, attention: _Attention, taken: set[str], names: dict[int, str]
-) -> Block:
+def _read_block(module: nn.Module, run: Trace, attention: _Attention, taken: set[str], names: dict[int, str]) -> Block:
     prefix, rest = _surroundings(run, attention, taken)
     mlp_output = next(
-        (call for call in reversed(rest) if call.feeders and {p for p, _ in call.feeders} <= {c.path for c in rest}), None
+        (call for call in reversed(rest) if call.feeders and {p for p, _ in call.feeders} <= {c.path for c in rest}),
+        None,
     )
     if mlp_output is None:
         raise ModelError(f"The block {prefix!r} has no feed-forward part of two consecutive linear maps.")
@@ -217,7 +213,8 @@ def _norms(module: nn.Module, prefix: str) -> tuple[str, ...]:
 
 
 def _count_heads(module: nn.Module, attention: _Attention) -> tuple[int, int]:
-    heads = int(module.config.num_attention_heads)
+    config: Any = module.config
+    heads = int(config.num_attention_heads)
     width = attention.output.read.shape[-1]
     if width % heads:
         raise ModelError(f"The attention width {width} is no multiple of its {heads} heads.")

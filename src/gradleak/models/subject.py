@@ -20,6 +20,8 @@ from gradleak.models.tokenizer import Tokenizer
 
 Loss = Literal["classification", "causal-lm", "masked-lm"]
 
+LOSSES: tuple[Loss, ...] = ("classification", "causal-lm", "masked-lm")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -66,7 +68,7 @@ class Subject:
     def embed(
         self, ids: Int64[Tensor, "batch seq"], params: Mapping[str, Tensor] | None = None
     ) -> Float[Tensor, "batch seq model"]:
-        """What ``logits`` takes as ``embeddings`` in the place of these ids, scaling included where the model scales."""
+        """What ``logits`` takes as ``embeddings`` for these ids; scaled where the model scales."""
         return _call(self, params, _Embedding(self.module), (ids,))
 
     def logits(

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from gradleak.core.errors import DataError, ModelError
-from gradleak.models.quiet import quiet
+from gradleak.models.quiet import one_line, quiet
 
 Encoded = tuple[Int64[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]
 
@@ -129,7 +129,7 @@ def load_tokenizer(source: str | Path, *, name: str) -> HuggingFaceTokenizer:
         with quiet():
             inner = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(f"No tokenizer could be read from {str(source)!r}: {_first_line(error)}") from error
+        raise ModelError(f"No tokenizer could be read from {str(source)!r}: {one_line(error)}") from error
     return wrap_tokenizer(inner, name=name)
 
 
@@ -182,10 +182,3 @@ def as_tokenizer(given: Any) -> Tokenizer:
     if all(hasattr(given, part) for part in ("encode", "decode", "vocab_size", "pad_id", "mask_id", "special_ids")):
         return given
     raise ModelError(f"{type(given).__name__} is no tokenizer. Pass a Hugging Face tokenizer or a gradleak Tokenizer.")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]
-
-

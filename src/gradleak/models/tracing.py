@@ -75,7 +75,7 @@ def trace(module: nn.Module, inputs: Tensor) -> Trace:
     leaves: dict[int, tuple[str, Tensor]] = {}
     hidden: list[Any] = []
 
-    def cut(path: str, child: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def cut(path: str, child: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
         leaf = output.detach().requires_grad_()
         if path not in calls:
             calls[path] = Call(path=path, module=child, read=args[0], made=leaf, feeders=_feeders(args[0], leaves))

@@ -62,7 +62,7 @@ class Panel:
     note: str
     drawing: Markup
     ticks: tuple[Tick, ...]
-    last_iteration: int
+    span: str
     remark: str
 
 
@@ -102,7 +102,9 @@ def context(cell: Cell, found: Sequence[Cell]) -> str:
 def _row(cell: Cell, metric: str, top: float) -> Row:
     score = cell.scores.get(metric)
     if score is None:
-        return Row(attack=cell.attack, strip=None, text=words.statuses(cell.statuses))
+        return Row(
+            attack=cell.attack, strip=None, text="does not apply" if cell.scores else words.statuses(cell.statuses)
+        )
     baseline = cell.baseline.get(metric)
     return Row(
         attack=cell.attack,
@@ -144,6 +146,7 @@ def _panel(cell: Cell, note: str) -> Panel:
     values = [y for line in lines for _, y in line]
     scale = _Scale.fit(values, truths)
     last = max(line[-1][0] for line in lines) or 1.0
+    lines = [line if len(line) > 1 else [(0.0, line[0][1]), (last, line[0][1])] for line in lines]
     drawn = [[(x / last, scale.height(y)) for x, y in svg.thin(line, POINTS_PER_CURVE)] for line in lines]
     levels = dict.fromkeys(round(scale.height(truth), 3) for truth in truths)
     ticks = scale.ticks()
@@ -155,10 +158,10 @@ def _panel(cell: Cell, note: str) -> Panel:
             lines=drawn,
             levels=levels,
             grid=[scale.height(tick) for tick in ticks],
-            label=f"Objective of {cell.attack} against {words.defense(cell.defense)} over {last:.0f} iterations",
+            label=f"Objective of {cell.attack} against {words.defense(cell.defense)} over {words.count(round(last), 'iteration')}",
         ),
         ticks=tuple(Tick(text=f"{tick:.2g}", top=f"{100 * (1 - scale.height(tick)):.1f}%") for tick in ticks),
-        last_iteration=round(last),
+        span=words.count(round(last), "iteration"),
         remark=_remark(cell, scale, truths),
     )
 

@@ -17,7 +17,7 @@ from gradleak.core.errors import DataError
 from gradleak.core.record import Record
 from gradleak.report import png
 from gradleak.report.matching import Match, as_bag, in_order
-from gradleak.report.summary import Cell
+from gradleak.report.summary import NO_RESULT, Cell
 
 RECORDS_PER_CELL = 6
 TOKENS_PER_RECORD = 160
@@ -28,7 +28,9 @@ PAGE_BYTES = 1_300_000
 
 BLOCKS = ((2, "██"), (5, "████"))
 LONG_BLOCK = "███████"
-UNPRINTABLE = {code: 0xFFFD for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+UNPRINTABLE = {
+    code: 0xFFFD for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +98,13 @@ def exhibit(run: Path, cell: Cell, *, reveal: bool, budget: Budget) -> Exhibit:
     bags: dict[int, tuple[Token, ...]] = {}
     total, dropped = 0, False
     for record in cell.records:
-        saved = _open(run, record)
+        saved = None if record.status["name"] in NO_RESULT else _open(run, record)
         if saved is None:
             continue
-        found, bag = saved.pairs(reveal=reveal)
-        total += len(found)
-        for pair in found[: RECORDS_PER_CELL - len(pairs)]:
+        total += len(saved.indices())
+        dropped = dropped or budget.left < BYTES_PER_TOKEN
+        found, bag = saved.pairs(0 if dropped else RECORDS_PER_CELL - len(pairs), reveal=reveal)
+        for pair in found:
             cost = pair.cost() + (BYTES_PER_TOKEN * len(bag) if bag else 0)
             if not budget.take(cost):
                 dropped = True
@@ -122,12 +125,18 @@ class _Saved:
     tensors: Mapping[str, NDArray]
     pieces: Mapping[str, list[str]]
 
-    def pairs(self, *, reveal: bool) -> tuple[list[Pair], tuple[Token, ...]]:
-        indices = sorted(int(key.removeprefix("truth.")) for key in self.tensors if key.startswith("truth."))
+    def indices(self) -> list[int]:
+        return sorted(int(key.removeprefix("truth.")) for key in self.tensors if key.startswith("truth."))
+
+    def pairs(self, most: int, *, reveal: bool) -> tuple[list[Pair], tuple[Token, ...]]:
+        """The first ``most`` records, and the bag of tokens that belongs to them all if there is no order."""
+        indices = self.indices()[:most]
+        if not indices:
+            return [], ()
         if self.modality == "image":
             return [self._image_pair(i, reveal=reveal) for i in indices], ()
         if not self.ordered:
-            return self._bag(indices, reveal=reveal)
+            return self._bag(most, reveal=reveal)
         return [self._text_pair(i, reveal=reveal) for i in indices], ()
 
     def _text_pair(self, index: int, *, reveal: bool) -> Pair:
@@ -147,7 +156,8 @@ class _Saved:
             hidden=length - len(tokens),
         )
 
-    def _bag(self, indices: Sequence[int], *, reveal: bool) -> tuple[list[Pair], tuple[Token, ...]]:
+    def _bag(self, most: int, *, reveal: bool) -> tuple[list[Pair], tuple[Token, ...]]:
+        indices = self.indices()
         keys = sorted(key for key in self.tensors if key.startswith(("guess.", "extra.")))
         bag = [(key, i) for key in keys for i in range(len(self.tensors[key]))]
         ids = [int(self.tensors[key][i]) for key, i in bag]
@@ -164,9 +174,9 @@ class _Saved:
             Token(text=_shown(self._piece(key, i), reveal=reveal), mark=mark)
             for (key, i), mark in zip(bag, bag_marks, strict=True)
         ]
-        # An order would say more than the attack did.
+        # An order of the bag would say more than the attack did.
         tokens.sort(key=lambda token: (token.mark is Match.WRONG, token.text))
-        return pairs, tuple(tokens[: 2 * TOKENS_PER_RECORD])
+        return pairs[:most], tuple(tokens[: 2 * TOKENS_PER_RECORD])
 
     def _image_pair(self, index: int, *, reveal: bool) -> Pair:
         truth, guess = self.tensors[f"truth.{index}"], self.tensors.get(f"guess.{index}")

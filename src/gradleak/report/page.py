@@ -4,10 +4,9 @@ and of ``reveal``: no clock, no randomness, no machine.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from gradleak.report import charts, sections, words
+from gradleak.audit.plan import Plan
+from gradleak.audit.store import read_plan, read_records, write_atomically
+from gradleak.core.record import Record
+from gradleak.report import charts, chips, sections, words
 from gradleak.report.evidence import RECORDS_PER_CELL, Budget, Exhibit, exhibit
-from gradleak.report.source import Run, read
 from gradleak.report.summary import Cell, cells, groups, headline_metric, leaking_metric, strength
 from gradleak.report.verdict import verdict
 
@@ -54,47 +55,43 @@ def build(run: Path, *, reveal: bool = False) -> str:
     Raises:
         DataError: if the folder holds no run, or a file of it cannot be read.
     """
-    source = read(Path(run))
-    found = cells(source.records)
-    return _environment().get_template("page.html.j2").render(_context(source, found, reveal=reveal))
+    path = Path(run)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(_context(path, read_plan(path), read_records(path), reveal=reveal))
+    )
 
 
 def write(run: Path, *, reveal: bool = False) -> Path:
     """Writes ``report.html`` into the run folder, whole or not at all, and returns its path. Raises as ``build``."""
     target = Path(run) / "report.html"
-    text = build(run, reveal=reveal)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".html")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(target, build(run, reveal=reveal).encode())
     return target
 
 
-def _context(source: Run, found: Sequence[Cell], *, reveal: bool) -> dict[str, Any]:
+def _context(run: Path, plan: Plan, records: Sequence[Record], *, reveal: bool) -> dict[str, Any]:
+    found = cells(records)
+    plain = plan.model_dump(mode="json")
     return {
         "style": Markup(_style()),
         "reveal": reveal,
-        "verdict": verdict(source.records),
+        "verdict": verdict(records),
         "modality": found[0].modality if found else "text",
         "models": list(dict.fromkeys(str(cell.records[0].scenario.get("model", "")) for cell in found)),
         "scenario": sections.scenario(found),
         "adversaries": sections.adversaries(found),
-        "table": sections.score_table(found) if found else None,
+        "table": sections.score_table(found),
         "flags": sections.flag_legend(found),
         "plots": charts.comparison(found),
-        "walls": _walls(source.path, found, reveal=reveal),
+        "walls": _walls(run, found, reveal=reveal),
         "records_per_cell": RECORDS_PER_CELL,
         "panels": charts.convergence(found),
         "panels_shown": PANELS_SHOWN,
-        "command": _command(source.plan),
-        "reproduction": sections.reproduction(source.plan, source.records),
-        "plan": sections.plan_text(source.plan),
-        "untried": sections.untried(source.plan, found),
-        "cell_count": len(found),
+        "command": plan.command or plan.command_line(),
+        "reproduction": sections.reproduction(plain, records),
+        "plan": sections.plan_text(plain),
+        "untried": sections.untried(plain, found),
     }
 
 
@@ -125,11 +122,6 @@ def _shown(cell: Cell, evidence: Exhibit, found: Sequence[Cell]) -> Shown:
     return Shown(attack=cell.attack, caption=value, leak=leaking_metric(cell) is not None, exhibit=evidence)
 
 
-def _command(plan: Mapping[str, Any]) -> str:
-    command = plan.get("command")
-    return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
-
-
 def _style() -> str:
     return resources.files("gradleak.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
 
@@ -142,6 +134,7 @@ def _breakable(text: str) -> Markup:
     return result
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("gradleak.report", "templates"),
@@ -151,5 +144,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters.update(breakable=_breakable, chips=chips.pair, bag=chips.bag)
     return environment

@@ -21,7 +21,6 @@ from gradleak.report.summary import (
     plain_text,
 )
 
-
 RELEASE_FLAGS = ("NO_DP_CLAIM",)
 """Flags of the release, whatever the attack: said once per defense."""
 
@@ -84,13 +83,15 @@ def score_table(found: Sequence[Cell]) -> ScoreTable:
     )
 
 
-def _score_group(members: Sequence[Cell], lead: Sequence[str], others: Sequence[str], found: Sequence[Cell]) -> ScoreGroup:
+def _score_group(
+    members: Sequence[Cell], lead: Sequence[str], others: Sequence[str], found: Sequence[Cell]
+) -> ScoreGroup:
     privacy = members[0].records[0].privacy
     return ScoreGroup(
         defense=members[0].defense,
         note=context(members[0], found),
         claim=words.guarantee(privacy),
-        statement=str(privacy.get("statement") or ""),
+        statement=str(privacy.get("statement") or "").removeprefix("no guarantee: "),
         flags=tuple((flag, words.FLAGS[flag]) for flag in RELEASE_FLAGS if any(flag in cell.flags for cell in members)),
         rows=tuple(_score_row(cell, lead, others) for cell in members),
     )
@@ -178,7 +179,9 @@ def scenario(found: Sequence[Cell]) -> tuple[tuple[str, str], ...]:
     wanted = ("model", "modality", "loss", "share", "batch_size", "max_length", "data", "parameters", "tokenizer")
     many = [dict(record.scenario) for cell in found for record in cell.records[:1]]
     keys = [key for key in wanted if any(s.get(key) is not None for s in many)]
-    return tuple((key.replace("_", " "), " | ".join(dict.fromkeys(_setting(key, s.get(key)) for s in many))) for key in keys)
+    return tuple(
+        (key.replace("_", " "), " | ".join(dict.fromkeys(_setting(key, s.get(key)) for s in many))) for key in keys
+    )
 
 
 def _setting(key: str, value: Any) -> str:

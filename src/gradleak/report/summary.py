@@ -13,11 +13,9 @@ from typing import Any
 
 from scipy import stats
 
+from gradleak.audit.intervals import CONFIDENCE, clopper_pearson
 from gradleak.core.record import Record
 from gradleak.core.specs import Spec
-
-LEVEL = 0.95
-"""Confidence level of every interval."""
 
 UNBOUNDED = frozenset({"mse", "psnr", "identification_rank"})
 """Metrics whose values do not lie in [0, 1]."""
@@ -99,9 +97,9 @@ def pool(scores: Sequence[Mapping[str, Any]], *, bounded: bool) -> Pooled:
     """One score from those of several repeats.
 
     With values v, record counts n, weights w = n / Σn: the mean is m = Σ w v. A metric in [0, 1] gets the
-    Clopper-Pearson interval for Σ n v successes out of Σ n (for fractional values it is conservative: no variable in
-    [0, 1] of that mean varies more than a coin). Any other gets Student's interval with k - 1 degrees of freedom and
-    the squared standard error k / (k - 1) Σ w² (v - m)²; a single repeat keeps the interval it came with.
+    Clopper-Pearson interval for Σ n v successes out of Σ n. Any other gets Student's interval with k - 1 degrees of
+    freedom and the squared standard error k / (k - 1) Σ w² (v - m)²: with a handful of repeats a bootstrap would be
+    too narrow. A single repeat keeps the interval it came with.
 
     Args:
         scores: plain scores of one metric, at least one.
@@ -112,7 +110,7 @@ def pool(scores: Sequence[Mapping[str, Any]], *, bounded: bool) -> Pooled:
     values = [float(score["value"]) for score in scores]
     mean = math.fsum(w * v for w, v in zip(weights, values, strict=True))
     if bounded:
-        low, high = clopper_pearson(mean * total, total)
+        low, high = clopper_pearson(min(max(mean * total, 0.0), float(total)), total)
     elif len(scores) == 1:
         low, high = float(scores[0]["low"]), float(scores[0]["high"])
     else:
@@ -130,19 +128,10 @@ def pool(scores: Sequence[Mapping[str, Any]], *, bounded: bool) -> Pooled:
     )
 
 
-def clopper_pearson(successes: float, trials: int) -> tuple[float, float]:
-    """Exact interval of a rate at ``LEVEL``; ``successes`` in [0, trials] may be fractional."""
-    successes = min(max(successes, 0.0), float(trials))
-    tail = (1 - LEVEL) / 2
-    low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, trials - successes + 1))
-    high = 1.0 if successes == trials else float(stats.beta.ppf(1 - tail, successes + 1, trials - successes))
-    return low, high
-
-
 def _student(values: Sequence[float], weights: Sequence[float], mean: float) -> tuple[float, float]:
     k = len(values)
     variance = math.fsum((w * (v - mean)) ** 2 for w, v in zip(weights, values, strict=True)) * k / (k - 1)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, k - 1)) * math.sqrt(variance)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, k - 1)) * math.sqrt(variance)
     return mean - reach, mean + reach
 
 
@@ -191,7 +180,10 @@ def _cell(members: Sequence[Record], scenario: str, attack: str) -> Cell:
         attack=attack,
         defense=members[0].defense_name(),
         records=tuple(members),
-        scores=_pool_all([record.scores for record in members], str(members[0].scenario["modality"])),
+        scores=_pool_all(
+            [record.scores for record in members if record.status["name"] not in NO_RESULT],
+            str(members[0].scenario["modality"]),
+        ),
         baseline=_pool_all([record.baseline for record in members], str(members[0].scenario["modality"])),
         statuses=Counter(str(record.status["name"]) for record in members),
         flags=Counter(flag for record in members for flag in record.flags),
@@ -199,13 +191,14 @@ def _cell(members: Sequence[Record], scenario: str, attack: str) -> Cell:
 
 
 def _pool_all(many: Sequence[Mapping[str, Mapping[str, Any]]], modality: str) -> dict[str, Pooled]:
-    present = {name for scores in many for name, score in scores.items() if int(score["n"]) > 0}
-    first = ORDER.get(modality, ())
-    names = [name for name in first if name in present] + sorted(present - set(first))
-    return {
-        name: pool([s[name] for s in many if name in s and int(s[name]["n"]) > 0], bounded=name not in UNBOUNDED)
-        for name in names
-    }
+    present: dict[str, list[Mapping[str, Any]]] = {}
+    for scores in many:
+        for name, score in scores.items():
+            if score["n"] and score["value"] is not None:
+                present.setdefault(name, []).append(score)
+    first = [name for name in ORDER.get(modality, ()) if name in present]
+    names = [*first, *sorted(present.keys() - set(first))]
+    return {name: pool(present[name], bounded=name not in UNBOUNDED) for name in names}
 
 
 def _labels(scenarios: Sequence[dict[str, Any]]) -> list[str]:
@@ -278,9 +271,13 @@ def leading_metrics(found: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def strength(cell: Cell) -> tuple[float, ...]:
-    """Sort key of how much a cell recovered: the leak metrics first, then every other, larger is stronger."""
-    names = (*LEAK_METRICS[cell.modality], *ORDER[cell.modality])
-    return tuple(_oriented(cell.scores.get(name)) for name in names)
+    """Sort key of how much a cell recovered: the leak metrics first, then every other, larger is stronger.
+
+    A bag of tokens has no exact records to count; that is 0 of them, not less than 0.
+    """
+    leaks = [score.value if (score := cell.scores.get(name)) else 0.0 for name in LEAK_METRICS[cell.modality]]
+    others = [_oriented(cell.scores.get(name)) for name in ORDER[cell.modality]]
+    return (*leaks, *others)
 
 
 def _oriented(score: Pooled | None) -> float:

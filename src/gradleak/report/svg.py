@@ -43,7 +43,11 @@ def axis(labels: Sequence[str]) -> Markup:
         Markup('<text x="{}" y="11" text-anchor="middle">{}</text>').format(at(i / last), text)
         for i, text in enumerate(labels)
     ]
-    return Markup('<svg class="axis" width="100%" height="16" aria-hidden="true">') + Markup("").join(parts) + Markup("</svg>")
+    return (
+        Markup('<svg class="axis" width="100%" height="16" aria-hidden="true">')
+        + Markup("").join(parts)
+        + Markup("</svg>")
+    )
 
 
 def curves(*, lines: Iterable[Sequence[Point]], levels: Iterable[float], grid: Iterable[float], label: str) -> Markup:

@@ -54,7 +54,8 @@ def verdict(records: Iterable[Record]) -> Verdict:
 
     A leak is a cell in which a record was recovered exactly, or whose token recall (PSNR for images) has an interval
     that lies above the prior-only value. Without a leak the run is conclusive only if some attack ran to a result:
-    it applied, did not break down, and its search did not miss an optimum that the truth attains.
+    it applied, did not break down, and its search did not miss an optimum that the truth attains. Where a value is
+    better than guessing and its interval is not, the headline says so: it must not claim that nothing was recovered.
     """
     given = tuple(records)
     if not given:
@@ -65,14 +66,17 @@ def verdict(records: Iterable[Record]) -> Verdict:
     leak = metric is not None
     conclusive = leak or any(trustworthy(record) for record in given)
     several = len({cell.threat for cell in found}) > 1
-    by_defense = {
-        group: _defense_sentence(members, name_threat=several) for group, members in groups(found).items()
-    }
+    by_defense = {group: _defense_sentence(members, name_threat=several) for group, members in groups(found).items()}
     if best is not None and metric is not None:
         headline = _leak_headline(best, metric)
         del by_defense[best.group]
+    elif not conclusive:
+        headline = INCONCLUSIVE
+    elif best is not None and _ahead(best):
+        headline = _undecided_headline(best)
+        del by_defense[best.group]
     else:
-        headline = NOTHING if conclusive else INCONCLUSIVE
+        headline = NOTHING
     return Verdict(
         headline=headline, sentences=(*by_defense.values(), *_limits(found, leak)), conclusive=conclusive, leak=leak
     )
@@ -83,6 +87,24 @@ def _leak_headline(cell: Cell, metric: str) -> str:
     return (
         f"{where}{cell.attack}, run by the {words.adversary(cell.threat)}, recovered {_amount(cell, metric)} "
         f"{_through(cell.defense)} ({_evidence(cell, metric)}); {words.guarantee(cell.records[0].privacy)}."
+    )
+
+
+def _ahead(cell: Cell) -> bool:
+    """Whether the value itself, not its interval, is better than guessing."""
+    metric = LEAK_METRICS[cell.modality][-1]
+    score, baseline = cell.scores.get(metric), cell.baseline.get(metric)
+    return score is not None and baseline is not None and score.value > baseline.value
+
+
+def _undecided_headline(cell: Cell) -> str:
+    metric = LEAK_METRICS[cell.modality][-1]
+    where = f"{cell.scenario}: " if cell.scenario else ""
+    return (
+        f"{where}{cell.attack}, run by the {words.adversary(cell.threat)}, came furthest and recovered "
+        f"{_amount(cell, metric)} {_through(cell.defense)}, which {words.count(cell.scores[metric].n, 'record')} cannot "
+        f"tell from guessing ({_evidence(cell, metric)}); {words.guarantee(cell.records[0].privacy)}. "
+        "This is not evidence of protection."
     )
 
 
@@ -129,7 +151,11 @@ def _outcome(best: Cell | None, members: Sequence[Cell]) -> str:
     metric = next((name for name in reversed(LEAK_METRICS[best.modality]) if name in best.scores), None)
     if metric is None:
         return f"nothing above guessing; {best.attack} was the strongest"
-    return f"nothing above guessing; {best.attack} came furthest with {_amount(best, metric)} ({_evidence(best, metric)})"
+    if _ahead(best):
+        return f"undecided; {best.attack} recovered {_amount(best, metric)} ({_evidence(best, metric)})"
+    return (
+        f"nothing above guessing; {best.attack} came furthest with {_amount(best, metric)} ({_evidence(best, metric)})"
+    )
 
 
 def _limits(found: Sequence[Cell], leak: bool) -> list[str]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gradleak.audit.flags import Flag
 from gradleak.report.summary import UNBOUNDED, Pooled
 
 METRICS: Mapping[str, str] = {
@@ -23,16 +24,10 @@ METRICS: Mapping[str, str] = {
     "mse": "mean squared error of the pixels",
 }
 
-FLAGS: Mapping[str, str] = {
-    "OPTIMIZER_FAILED": "The attack's own objective is lower at the true data than where the search stopped. The search failed, so a low score here says nothing about the defense.",
-    "AMBIGUOUS": "Different data explain the shared update equally well. What was recovered may not be what was sent.",
-    "NON_ADAPTIVE": "The attack did not take the defense into account. Someone who knows the defense may do better.",
-    "ORACLE_KNOWLEDGE": "The attack was told facts about the private batch that a real receiver would not know. Read the score as an upper estimate for this attack.",
-    "WEAKER_ATTACK_WON": "An attack with less knowledge or less effort recovered more than a stronger one. The stronger one was not run to its potential.",
-    "ZERO_GRADIENT": "Part of the update that the attack reads is exactly zero. The failure may come from the model or the batch, not from the defense.",
-    "NO_DP_CLAIM": "This release carries no differential-privacy guarantee. Whatever the attacks recovered here bounds nothing.",
-    "SATURATED_METRIC": "The score sits at the end of its scale, so it cannot tell these cells apart.",
-}
+FLAGS: Mapping[str, str] = {flag.name: flag.value for flag in Flag}
+
+INFINITE = 1e299
+"""Records hold no infinity; a value of this size stands for it."""
 
 UNKNOWN_FLAG = "This report has no sentence for this flag; it was raised by another version or an extension."
 
@@ -49,6 +44,8 @@ STATUSES: Mapping[str, str] = {
 
 def number(metric: str, value: float) -> str:
     """A value of a metric: a percentage for [0, 1], with unit otherwise. Never rounds to 0 or 100 what is not."""
+    if abs(value) >= INFINITE:
+        return "∞" if value > 0 else "-∞"
     if metric == "ssim" or metric in UNBOUNDED:
         return {"psnr": f"{value:.1f} dB", "ssim": f"{value:.2f}", "identification_rank": f"{value:.1f}"}.get(
             metric, f"{value:.3g}"
@@ -68,7 +65,7 @@ def interval(metric: str, score: Pooled) -> str:
     for unit in ("%", " dB"):
         if low.endswith(unit) and high.endswith(unit):
             low = low.removesuffix(unit)
-    return f"{low} to {high}" if "-" in low + high else f"{low}–{high}"
+    return f"{low} to {high}" if set("-<>") & set(low + high) else f"{low}–{high}"
 
 
 def guarantee(privacy: Mapping[str, Any]) -> str:

@@ -1,0 +1,112 @@
+"""What each attack recovers on each model, undefended and under each defense, with intervals: the table of the README.
+
+    python benchmarks/attacks.py --model minilm --batch-sizes 1,2,4 --out runs/bench       # hours on two cores
+    python benchmarks/attacks.py --table runs/bench/*                                      # prints the tables again
+
+Every cell is an ordinary audit (``gradleak.audit.prepare`` and ``run``), so an interrupted benchmark resumes. Texts
+are drawn at random from the shipped messages; seeds 0 … repeats − 1 were not chosen. The adversary is the same for
+all attacks: it knows the protocol, the defense, the batch size and the padded length, neither labels nor lengths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from gradleak.audit.prepare import Request, prepare
+from gradleak.audit.runner import run
+from gradleak.audit.store import RunFolder, read_records
+from gradleak.core.record import Record
+from gradleak.report.summary import Pooled, cells
+
+SMALL: Mapping[str, object] = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+DEFENSES = (
+    "gaussian(relative_std=0.1)",
+    "laplace(scale=0.001)",
+    "clip(max_norm=1.0)",
+    "clip(max_norm=1.0)+gaussian(noise_multiplier=0.01)",
+    "prune(fraction=0.9, scope=global)",
+    "sign()",
+    "quantize(dtype=int8)",
+)
+ATTACKS = "token_support,span,dlg(iterations={lbfgs}),inverting_gradients(iterations={adam}),tag(iterations={adam})"
+METRICS = ("token_recall", "exact_match")
+
+
+def requests(arguments: argparse.Namespace) -> Iterable[tuple[Path, Request]]:
+    small = arguments.model != "minilm"
+    # Matching is given a fixed number of iterations, not a time, so that the numbers do not depend on the machine.
+    attacks = ATTACKS.format(adam=arguments.iterations, lbfgs=arguments.iterations // 2)
+    for size in (int(part) for part in arguments.batch_sizes.split(",")):
+        name = f"{arguments.model.replace(':', '-')}-b{size}-{arguments.threat}"
+        yield (
+            arguments.out / name,
+            Request(
+                model=arguments.model,
+                batch_size=size,
+                loss="classification",
+                attacks=attacks,
+                defenses=DEFENSES,
+                threat=arguments.threat,
+                repeats=arguments.repeats,
+                max_length=16,
+                settings=SMALL if small else {},
+            ),
+        )
+
+
+def measure(folder: Path, request: Request) -> None:
+    prepared = prepare(request)
+    with RunFolder(folder, prepared.plan) as store:
+        run(prepared.plan, prepared.subject, prepared.source, store)
+    print(f"done: {folder.name}", file=sys.stderr, flush=True)
+
+
+def table(records: Sequence[Record]) -> str:
+    """A Markdown table: defense × attack, ``mean [low, high]`` over all records of all repeats, beside the prior alone."""
+    found = cells(records)
+    attacks = list(dict.fromkeys(one.attack for one in found))
+    by_place = {(one.defense, one.attack): one for one in found}
+    lines = []
+    for metric in METRICS:
+        counts = sorted({one.scores[metric].n for one in found if metric in one.scores})
+        lines += [f"\n{metric}; records per cell: {', '.join(map(str, counts))}\n"]
+        lines += ["| defense | " + " | ".join(attacks) + " | prior only |", "|---" * (len(attacks) + 2) + "|"]
+        for defense in dict.fromkeys(one.defense for one in found):
+            row = [by_place[defense, attack] for attack in attacks]
+            texts = [_text(one.scores.get(metric)) for one in row]
+            lines.append(f"| {defense} | " + " | ".join([*texts, _text(row[0].baseline.get(metric))]) + " |")
+    return "\n".join(lines)
+
+
+def _text(score: Pooled | None) -> str:
+    return "–" if score is None else f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="random:bert")
+    parser.add_argument("--batch-sizes", default="1,2,4")
+    parser.add_argument("--threat", default="honest_server")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--table", type=Path, nargs="*", help="print the tables of these run folders and stop")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if not arguments.table:
+        for folder, request in requests(arguments):
+            measure(folder, request)
+    folders = arguments.table or [folder for folder, _ in requests(arguments)]
+    for folder in folders:
+        print(f"\n## {folder.name}")
+        print(table(read_records(folder)))
+
+
+if __name__ == "__main__":
+    main()
