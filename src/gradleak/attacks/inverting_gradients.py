@@ -36,7 +36,7 @@ class InvertingGradients(Attack):
     uses: ClassVar[frozenset[str]] = inversion.USES
 
     iterations: int = 400
-    lr: float = 0.1
+    lr: float = 0.3
     total_variation: float = 0.01
     restarts: int = 1
     screened: int = 16

@@ -37,7 +37,7 @@ class TAG(Attack):
     uses: ClassVar[frozenset[str]] = inversion.USES
 
     iterations: int = 400
-    lr: float = 0.1
+    lr: float = 0.3
     l1: float = 0.01
     restarts: int = 1
     screened: int = 16

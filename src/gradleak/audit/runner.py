@@ -167,6 +167,8 @@ def _run_defense(
 
 def _facts(setting: _Setting, channel: Channel) -> dict[str, Any]:
     batch = setting.batch
+    # The labels of a language-modeling loss are the text itself: no adversary is told them.
+    labels = batch.labels if setting.subject.loss == "classification" else None
     return {
         "subject": setting.subject,
         "trainer": setting.trainer,
@@ -174,7 +176,7 @@ def _facts(setting: _Setting, channel: Channel) -> dict[str, Any]:
         "batch_size": batch.size,
         "seq_len": batch.inputs.shape[1] if batch.modality == "text" else None,
         "mask": batch.mask,
-        "labels": batch.labels,
+        "labels": labels,
     }
 
 
@@ -187,7 +189,11 @@ def _record(
         scenario=_scenario(setting),
         attack=cell.attack.model_dump(),
         defenses=[call.model_dump() for call in cell.defense],
-        knowledge={"threat": setting.plan.threat, "facts": list(observation.knowledge.names())},
+        knowledge={
+            "threat": setting.plan.threat,
+            "facts": list(observation.knowledge.names()),
+            "read": sorted(_declared(cell) & set(observation.knowledge.names())),
+        },
         seed=cell.seed,
         repeat=cell.repeat,
         status=outcome.status(),
@@ -218,7 +224,7 @@ def _scenario(setting: _Setting) -> dict[str, Any]:
 def _flags(
     setting: _Setting, cell: Cell, observation: Observation, outcome: Outcome, epsilon: float | None
 ) -> list[str]:
-    found, attack = outcome.reconstruction, catalogue.find("attacks", cell.attack.type)
+    found = outcome.reconstruction
     return compute_flags(
         Evidence(
             status=found.status,
@@ -229,13 +235,18 @@ def _flags(
             stages=tuple(stage.type for stage in cell.defense),
             adapted=found.adapted,
             known=frozenset(observation.knowledge.names()),
-            declared=attack.needs | attack.uses,
+            declared=_declared(cell),
             update_norm=observation.update.norm(),
             number_format=setting.trainer.training.dtype,
             epsilon=epsilon,
             scores={name: score.value for name, score in outcome.judgement.scores.items()},
         )
     )
+
+
+def _declared(cell: Cell) -> frozenset[str]:
+    attack = catalogue.find("attacks", cell.attack.type)
+    return attack.needs | attack.uses
 
 
 def _compare(store: RunFolder) -> None:

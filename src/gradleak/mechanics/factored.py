@@ -38,6 +38,9 @@ class OuterSum:
     def dense(self) -> Float[Tensor, "restarts rows columns"]:
         return self.left.transpose(1, 2) @ self.right
 
+    def scaled(self, factor: float) -> OuterSum:
+        return OuterSum(left=self.left * factor, right=self.right)
+
     def inner(self, other: Tensor) -> Float[Tensor, " restarts"]:
         """Frobenius inner product with one matrix (any shape of the same entries)."""
         matrix = other.reshape(self.left.shape[2], self.right.shape[2])

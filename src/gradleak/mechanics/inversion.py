@@ -35,6 +35,12 @@ USES = frozenset({"seq_len", "stages", "mask", "labels"})
 _TARGET_SHARPNESS = 20.0
 """Inverse temperature of the nearest-token label estimate: a cosine lead of 0.3 gives e⁶ to one."""
 
+_LABEL_STARTS = 4
+"""Most label hypotheses that a search starts from."""
+
+_NEGLIGIBLE = 1e-5
+"""Tensors smaller than this share of the largest hold mostly rounding noise of the number format."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matching:
@@ -44,6 +50,7 @@ class Matching:
         restarts: starts that are optimized together; screened: random starts of which the best are kept.
         total_variation: weight of the anisotropic total variation of pixels.
         labels: ``search`` optimizes soft labels even where they could be inferred; ``infer`` reads them first.
+        balanced: divide every tensor by its own observed norm, so that no tensor's size decides what is matched.
     """
 
     objective: Objective
@@ -53,6 +60,7 @@ class Matching:
     screened: int
     total_variation: float = 0.0
     labels: Literal["infer", "search"] = "infer"
+    balanced: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,12 +68,14 @@ class Problem:
     """One observation, made ready to be matched. Inputs are searched in units of ``center + scale · u``.
 
     Attributes:
-        observed: those released tensors that a replay can simulate; released: all of them, which stages may look at.
+        observed: those released tensors that a replay can simulate, times their weights; weights: by name.
+        released: all tensors as they were released, which stages may look at.
     """
 
     trainer: ClientTrainer
     stages: tuple[Stage, ...]
     observed: Mapping[str, Tensor]
+    weights: Mapping[str, float]
     released: Mapping[str, Tensor]
     batch_size: int
     mask: Bool[Tensor, "batch ..."]
@@ -87,14 +97,20 @@ class Problem:
         stages = self.stages_to_model
         found = self._gradients(inputs, targets, restarts)
         if not stages:
-            return found
+            return self._weighted(found)
         dense: Mapping[str, Tensor] = {
             name: part.dense().reshape(restarts, *self.observed[name].shape) if isinstance(part, OuterSum) else part
             for name, part in found.items()
         }
         for stage in stages:
             dense = stage.surrogate(dense, self.released)
-        return dense
+        return self._weighted(dense)
+
+    def _weighted(self, found: Simulated) -> Simulated:
+        return {
+            name: part.scaled(self.weights[name]) if isinstance(part, OuterSum) else part * self.weights[name]
+            for name, part in found.items()
+        }
 
     def _gradients(self, inputs: Tensor, targets: Tensor, restarts: int) -> Simulated:
         names = tuple(self.observed)
@@ -109,7 +125,7 @@ class Problem:
         return {name: torch.stack([one[name] for one in single]) for name in names}
 
 
-def pose(update: Update, view: View, *, search_labels: bool) -> Problem:
+def pose(update: Update, view: View, parts: Matching) -> Problem:
     """Reads the adversary's facts into a problem.
 
     Raises:
@@ -133,6 +149,7 @@ def pose(update: Update, view: View, *, search_labels: bool) -> Problem:
     observed = {name: update[name].float() for name in trainer.names() if name in update and name != skipped}
     if not observed:
         raise NotApplicableError("The update holds no parameter that a replay of the training can simulate.")
+    weights = _weights(observed, balanced=parts.balanced)
     if text:
         table = token_table(subject)
         center, scale, shape = table.mean(0), table.std(0), (batch_size, mask.shape[1], table.shape[1])
@@ -142,11 +159,12 @@ def pose(update: Update, view: View, *, search_labels: bool) -> Problem:
     return Problem(
         trainer=trainer,
         stages=tuple(view.get("stages") or ()),
-        observed=observed,
+        observed={name: tensor * weights[name] for name, tensor in observed.items()},
+        weights=weights,
         released=update.map(lambda _, tensor: tensor.float()),
         batch_size=batch_size,
         mask=mask,
-        targets=_known_targets(update, view, trainer, search_labels=search_labels),
+        targets=_known_targets(update, view, trainer, search_labels=parts.labels == "search"),
         center=center,
         scale=scale,
         shape=shape,
@@ -155,9 +173,10 @@ def pose(update: Update, view: View, *, search_labels: bool) -> Problem:
 
 def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, clock: core.Clock) -> core.Reconstruction:
     """Runs a matching attack: screen random starts, optimize the best together, keep the lowest objective."""
-    problem = pose(update, view, search_labels=parts.labels == "search")
+    problem = pose(update, view, parts)
     function = objective_function(problem, parts)
     start = _screen(problem, parts, function, rng, clock)
+    restarts = start["inputs"].shape[0]
     found = parts.optimizer.minimize(function, start, stopping=parts.stopping, clock=clock)
     subject = problem.trainer.subject
     with torch.no_grad():
@@ -174,7 +193,7 @@ def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, cl
         records=records,
         labels=labels,
         status=found.status,
-        message=f"Matched {len(problem.observed)} tensors in {found.iterations} iterations of {parts.restarts} restarts.",
+        message=f"Matched {len(problem.observed)} tensors in {found.iterations} iterations of {restarts} restarts.",
         objective=found.value,
         trace=found.trace,
         adapted=tuple(name_of(stage) for stage in problem.stages),
@@ -184,7 +203,7 @@ def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, cl
 
 def objective(update: Update, view: View, parts: Matching) -> core.Objective:
     """The function that ``invert`` minimizes, on explicit inputs and labels."""
-    problem = pose(update, view, search_labels=parts.labels == "search")
+    problem = pose(update, view, parts)
 
     def evaluate(candidate: core.Candidate) -> float:
         inputs, targets = candidate.inputs.unsqueeze(0), candidate.labels.unsqueeze(0)
@@ -192,6 +211,16 @@ def objective(update: Update, view: View, parts: Matching) -> core.Objective:
             return float(_value(problem, parts, inputs, targets))
 
     return evaluate
+
+
+def _weights(observed: Mapping[str, Tensor], *, balanced: bool) -> dict[str, float]:
+    """1/‖g_l‖ per tensor, or 1 for all. Tensors at the arithmetic floor (a key bias has no gradient, only rounding)
+    keep a weight that leaves them negligible."""
+    if not balanced:
+        return dict.fromkeys(observed, 1.0)
+    norms = {name: float(tensor.norm()) for name, tensor in observed.items()}
+    floor = _NEGLIGIBLE * max(norms.values())
+    return {name: 1.0 / norm if norm > floor else _NEGLIGIBLE / max(floor, 1e-30) for name, norm in norms.items()}
 
 
 def _known_targets(update: Update, view: View, trainer: ClientTrainer, *, search_labels: bool) -> Tensor | None:
@@ -249,27 +278,35 @@ def _screen(
     rng: torch.Generator,
     clock: core.Clock,
 ) -> Variables:
-    """Draws ``screened`` random starts and keeps the ``restarts`` with the lowest objective."""
+    """Draws ``screened`` random starts and keeps the ``restarts`` with the lowest objective.
 
-    def draw(count: int) -> Variables:
-        found: Variables = {"inputs": torch.randn(count, *problem.shape, generator=rng)}
-        subject = problem.trainer.subject
-        if problem.targets is None and subject.loss == "classification":
-            found["labels"] = torch.randn(count, problem.batch_size, subject.classes, generator=rng)
+    Where labels are searched there are at least as many restarts as classes (up to four), and each leans to another
+    class: a start with the wrong label of a single record rarely finds its way back.
+    """
+    classes = problem.trainer.subject.classes
+    search_labels = problem.targets is None and problem.trainer.subject.loss == "classification"
+    restarts = max(parts.restarts, min(classes, _LABEL_STARTS)) if search_labels else parts.restarts
+
+    def draw() -> Variables:
+        found: Variables = {"inputs": torch.randn(restarts, *problem.shape, generator=rng)}
+        if search_labels:
+            logits = 0.5 * torch.randn(restarts, problem.batch_size, classes, generator=rng)
+            leaning = torch.arange(restarts) % classes
+            found["labels"] = logits + 2.0 * torch.eye(classes)[leaning].unsqueeze(1)
         return found
 
-    kept = draw(parts.restarts)
-    if parts.screened <= parts.restarts:
-        return kept
+    kept = draw()
     with torch.no_grad():
         values = function(kept)
-    for _ in range(parts.restarts, parts.screened, parts.restarts):
+    for _ in range(restarts, parts.screened, restarts):
         if clock.spent():
             break
-        drawn = draw(parts.restarts)
+        drawn = draw()
         with torch.no_grad():
             new = function(drawn)
-        values, order = torch.cat((values, new)).sort()
-        values, order = values[: parts.restarts], order[: parts.restarts]
-        kept = {name: torch.cat((kept[name], drawn[name]))[order] for name in kept}
+        # Slot by slot, so that every leaning keeps its place.
+        better = new < values
+        values = torch.where(better, new, values)
+        for name, start in kept.items():
+            kept[name] = torch.where(better.view(-1, *[1] * (start.ndim - 1)), drawn[name], start)
     return kept

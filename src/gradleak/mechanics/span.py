@@ -20,6 +20,8 @@ from torch import Tensor
 _TINY = 1e-300
 _STRUCTURAL_ZEROS = 2
 """Directions that a normalization removes from every input whatever the batch (its mean, at most one more)."""
+_INPUT_ROUNDING = 2.0**-22
+"""The model runs in float32 here and at the client; a different batch shape moves an activation by a few units."""
 _ROUNDING_STD = 0.408
 """Rounding to p significant bits adds 0.408 · 2⁻ᵖ of a tensor's rms per entry (uniform error over the binades)."""
 
@@ -117,7 +119,6 @@ def column_space(
 
     Source: Gavish and Donoho, arXiv 1305.5870, for the threshold in unknown noise.
     """
-    bits = min(significant_bits(gradient) for gradient in gradients)
     whitened, stage_share = _whiten(gradients, noise_std)
     features, outputs = whitened.shape
     gram_values, gram_vectors = torch.linalg.eigh(whitened @ whitened.T)
@@ -140,7 +141,7 @@ def column_space(
         spectrum=spectrum,
         noise=noise,
         edge=edge,
-        precision=math.hypot(2.0 ** -min(24, bits) if bits > 24 else 2.0**-22, extra_precision),
+        precision=math.hypot(_INPUT_ROUNDING, extra_precision),
     )
 
 

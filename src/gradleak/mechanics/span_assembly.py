@@ -139,8 +139,11 @@ class Assembly:
     def _search(
         self, exchange: Exchange, length: int, anchor: int, found: _Found, rng: torch.Generator, *, relaxed: bool
     ) -> None:
-        """Chains from every option at ``anchor``, which stays. First only that and positions without a choice are
-        watched, which any true sentence with this token satisfies; then all positions, which polishes near misses."""
+        """Sentences through every option at ``anchor``: by relaxation where the model allows it, else by exchange.
+
+        Exchange chains keep the anchor. First only that and positions without a choice are
+        watched, which any true sentence with this token satisfies; then all positions, which polishes near misses.
+        """
         pairs = Pairs.of(self.candidates)
         options = [pairs.at[p] for p in range(length)]
         if self.closing is not None:
@@ -148,41 +151,28 @@ class Assembly:
             options[-1] = closing if closing.numel() else options[-1]
         watched = [*(p for p in range(length) if options[p].numel() == 1), anchor]
         free = [p for p in range(length) if p not in watched]
-        rows = _starts(exchange, options, anchor, watched, rng, relaxed=relaxed)
-        if relaxed:
-            self._verify(pairs.tokens[rows], found, rng)
-            if self._enough(found):
-                return
-        rows = _descend(exchange, rows, options, free, watched=watched, rng=rng)
+        rows = _starts(options, anchor, rng)
+        mixed = exchange.relax(rows[: options[anchor].numel(), watched], options) if relaxed else None
+        rows = _descend(exchange, rows, options, free, watched=watched, rng=rng) if mixed is None else mixed
         self._verify(pairs.tokens[rows], found, rng)
-        if relaxed or self._enough(found) or not free:
+        if self._enough(found) or not free:
             return
-        # The option a chain holds is its best one, so the least cost is the chain's own.
-        own = exchange.costs(rows, free[0], options[free[0]], watched).min(1).values
+        # Scored by exchanging a token for itself: each chain's cost at its own option.
+        place = options[free[0]]
+        costs = exchange.costs(rows, free[0], place, watched)
+        own = costs.gather(1, (rows[:, free[0]].unsqueeze(1) == place).int().argmax(1, keepdim=True)).squeeze(1)
         rows = rows[own.argsort()]
         rows = rows[_distinct(rows)][:_POLISHED]
         rows = _descend(exchange, rows, options, free, watched=list(range(length)), rng=rng)
         self._verify(pairs.tokens[rows], found, rng)
 
 
-def _starts(
-    exchange: Exchange,
-    options: Sequence[Tensor],
-    anchor: int,
-    watched: Sequence[int],
-    rng: torch.Generator,
-    *,
-    relaxed: bool,
-) -> Int64[Tensor, "chains seq"]:
-    """For every option at the anchor: its relaxed start where asked and available, else random ones."""
-    begin = options[anchor].repeat(1 if relaxed else max(1, _CHAINS // options[anchor].numel()))
+def _starts(options: Sequence[Tensor], anchor: int, rng: torch.Generator) -> Int64[Tensor, "chains seq"]:
+    """Random sentences through every option at the anchor, each option at least once, in order."""
+    begin = options[anchor].repeat(max(1, _CHAINS // options[anchor].numel()))
     rows = torch.stack([o[torch.randint(o.numel(), (len(begin),), generator=rng)] for o in options], dim=1)
     rows[:, anchor] = begin
-    mixed = exchange.relax(rows[:, watched], options) if relaxed else None
-    if mixed is None:
-        return rows
-    mixed[:, anchor] = begin
-    return mixed
+    return rows
 
 
 def _distinct(rows: Int64[Tensor, "chains seq"]) -> list[int]:
