@@ -26,7 +26,8 @@ from gradleak.models import load_subject
 SENTENCE = "the patient was admitted with chest pain ."
 
 
-def main(rounds: int = 7, per_round: int = 5) -> None:
+def cases() -> tuple[dict[str, tuple[Callable[[], None], Callable[[], None]]], int]:
+    """Objective → (our iteration, the bare one), and the number of tokens."""
     subject = load_subject("minilm", loss="classification", classes=2)
     assert subject.tokenizer is not None
     ids, mask = subject.tokenizer.encode([SENTENCE], 32)
@@ -34,7 +35,7 @@ def main(rounds: int = 7, per_round: int = 5) -> None:
     update = trainer.update(Batch(inputs=ids, mask=mask, labels=torch.tensor([1])), torch.Generator())
     facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "seq_len": ids.shape[1]}
     view = View(declared=inversion.NEEDS | inversion.USES, _facts=facts)
-    problem = inversion.pose(update, view, search_labels=False)
+    problem = inversion.pose(update, view, DLG(balance=0.0).parts())
     u = torch.randn(1, *problem.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     names = [n for n in trainer.names() if n in problem.observed]
@@ -67,23 +68,33 @@ def main(rounds: int = 7, per_round: int = 5) -> None:
 
     def void(_: object) -> None: ...
 
-    cases = {
-        "dlg (L2)": (ours(DLG().parts()), lambda: bare(l2)),
-        "tag (L2 + L1)": (ours(TAG().parts()), lambda: bare(l2_l1)),
-        "inverting_gradients (cosine)": (ours(InvertingGradients().parts(image=False)), lambda: bare(cosine)),
-    }
-    print(f"MiniLM, 1 record of {ids.shape[1]} tokens, {torch.get_num_threads()} threads, median of {rounds} rounds")
-    print("| objective | ours wall s | bare wall s | ours CPU s | bare CPU s | ratio wall | ratio CPU |\n|---|---|---|---|---|---|---|")
-    for name, pair in cases.items():
-        times: list[list[tuple[float, float]]] = [[], []]
-        for _ in range(rounds):
-            for which, function in enumerate(pair):
-                function()
-                wall, cpu = time.perf_counter(), time.process_time()
-                for _ in range(per_round):
-                    function()
-                times[which].append(((time.perf_counter() - wall) / per_round, (time.process_time() - cpu) / per_round))
-        (w0, c0), (w1, c1) = ([statistics.median(column) for column in zip(*one, strict=True)] for one in times)
+    return {
+        "dlg (L2)": (ours(DLG(balance=0.0).parts()), lambda: bare(l2)),
+        "tag (L2 + L1)": (ours(TAG(balance=0.0).parts()), lambda: bare(l2_l1)),
+        "inverting_gradients (cosine)": (
+            ours(InvertingGradients(balance=0.0).parts(image=False)),
+            lambda: bare(cosine),
+        ),
+    }, ids.shape[1]
+
+
+def timed(function: Callable[[], None], repeats: int) -> tuple[float, float]:
+    """Wall and CPU seconds per call, after one call that is not counted."""
+    function()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
+
+
+def main(rounds: int = 7, per_round: int = 5) -> None:
+    pairs, tokens = cases()
+    print(f"MiniLM, 1 record of {tokens} tokens, {torch.get_num_threads()} threads, median of {rounds} rounds\n")
+    print("| objective | ours wall s | bare wall s | ours CPU s | bare CPU s | ratio wall | ratio CPU |")
+    print("|---" * 7 + "|")
+    for name, (ours, bare) in pairs.items():
+        rows = [(*timed(ours, per_round), *timed(bare, per_round)) for _ in range(rounds)]
+        w0, c0, w1, c1 = (statistics.median(column) for column in zip(*rows, strict=True))
         print(f"| {name} | {w0:.4f} | {w1:.4f} | {c0:.4f} | {c1:.4f} | {w0 / w1:.2f} | {c0 / c1:.2f} |")
 
 

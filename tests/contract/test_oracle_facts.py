@@ -19,7 +19,13 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 )
 def test_labels_are_told_only_where_they_are_not_the_text(tmp_path: Path, model: str, loss: str, told: bool) -> None:
     request = Request(
-        model=model, loss=loss, attacks="token_support", threat="informed_server", batch_size=2, max_length=8, settings=TINY
+        model=model,
+        loss=loss,
+        attacks="token_support",
+        threat="informed_server",
+        batch_size=2,
+        max_length=8,
+        settings=TINY,
     )
     prepared = prepare(request)
     with RunFolder(tmp_path / "run", prepared.plan) as store:

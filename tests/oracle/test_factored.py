@@ -69,7 +69,9 @@ def test_factored_gradients_equal_the_clients_for_each_restart(name: str, loss: 
         assert float((dense[1].reshape(update[n].shape) - update[n]).norm()) <= floor, n
 
 
-def matching_problem(name: str) -> tuple[ClientTrainer, Batch, tuple[str, ...], torch.Tensor, torch.Tensor, torch.Tensor]:
+def matching_problem(
+    name: str,
+) -> tuple[ClientTrainer, Batch, tuple[str, ...], torch.Tensor, torch.Tensor, torch.Tensor]:
     """A tiny subject in float64, a point near the truth and a direction in which to look."""
     subject = tiny(name, "classification")
     subject.module.double()
@@ -84,7 +86,9 @@ def matching_problem(name: str) -> tuple[ClientTrainer, Batch, tuple[str, ...], 
     return trainer, batch, names, near, direction, y
 
 
-def observed_of(trainer: ClientTrainer, batch: Batch, names: tuple[str, ...], y: torch.Tensor) -> dict[str, torch.Tensor]:
+def observed_of(
+    trainer: ClientTrainer, batch: Batch, names: tuple[str, ...], y: torch.Tensor
+) -> dict[str, torch.Tensor]:
     x, _ = candidate(trainer.subject, batch)
     return {n: t.detach() for n, t in trainer.replay(x, y, batch.mask).items() if n in names}
 
@@ -140,7 +144,10 @@ def test_delta_equals_torchs_own_training_loop(optimizer: str) -> None:
     training = LocalTraining(share="delta", steps=4, lr=1e-2, optimizer=optimizer, weight_decay=0.1)
     delta = ClientTrainer(subject=subject, training=training).update(batch, torch.Generator())
     module = copy.deepcopy(subject.module)
-    kinds = {"sgd": lambda p: torch.optim.SGD(p, lr=1e-2), "adamw": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1)}
+    kinds = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=1e-2),
+        "adamw": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1),
+    }
     stepper = kinds[optimizer](module.parameters())
     for _ in range(4):
         stepper.zero_grad()

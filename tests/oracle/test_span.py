@@ -53,7 +53,9 @@ CASES = {1: [8], 2: [10, 7]}
 
 def make_subject(kind: str, *, seed: int = 0, loss: str = "classification") -> Subject:
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in SIZES.items() if _takes(kind, k)}, **EXTRA[kind])
+    config = transformers.AutoConfig.for_model(
+        kind, **{k: v for k, v in SIZES.items() if _takes(kind, k)}, **EXTRA[kind]
+    )
     auto = {
         "classification": transformers.AutoModelForSequenceClassification,
         "causal-lm": transformers.AutoModelForCausalLM,
@@ -61,12 +63,19 @@ def make_subject(kind: str, *, seed: int = 0, loss: str = "classification") -> S
     module = auto.from_config(config, attn_implementation="eager").eval()
     classes = config.num_labels if loss == "classification" else VOCAB
     return Subject(
-        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss=loss, classes=classes  # type: ignore[arg-type]
+        name=kind,
+        module=module,
+        anatomy=read_anatomy(module),
+        tokenizer=None,
+        loss=loss,
+        classes=classes,  # type: ignore[arg-type]
     )
 
 
 def _takes(kind: str, key: str) -> bool:
-    return not (kind == "gpt2" and key == "intermediate_size") and not (kind == "distilbert" and key == "intermediate_size")
+    return not (kind == "gpt2" and key == "intermediate_size") and not (
+        kind == "distilbert" and key == "intermediate_size"
+    )
 
 
 def make_batch(subject: Subject, lengths: Sequence[int], *, seed: int) -> Batch:

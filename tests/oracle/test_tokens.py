@@ -36,9 +36,7 @@ def test_order_abstains_when_two_records_share_positions() -> None:
 def test_support_in_noise_has_the_stated_false_alarm_rate() -> None:
     """400 pure-noise tables at family-wise 5 %: above 40 alarms has probability below 1e-4 if the rate holds."""
     generator = torch.Generator().manual_seed(0)
-    alarms = sum(
-        token_support(torch.randn(300, 64, generator=generator)).ids.numel() > 0 for _ in range(400)
-    )
+    alarms = sum(token_support(torch.randn(300, 64, generator=generator)).ids.numel() > 0 for _ in range(400))
     assert alarms <= 40
 
 

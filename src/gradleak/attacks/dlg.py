@@ -24,9 +24,12 @@ class DLG(Attack):
 
     Args:
         iterations: L-BFGS iterations; restarts: starts optimized together; screened: random starts looked at first.
+        balance: tensors are divided by their norm to this power; 0 is as published, 1 lets small tensors count.
+        patience: iterations without 1 % progress before the search stops.
 
     Source: Zhu, Liu, Han 2019, arXiv 1906.08935.
-    Deviations: all restarts share one batched L-BFGS with a backtracking line search; labels are used if they are known.
+    Deviations: tensors are balanced (see ``balance``); all restarts share one batched L-BFGS with a backtracking line
+        search; labels are used if they are known.
     """
 
     summary: ClassVar[str] = "Gradient matching in the Euclidean distance by L-BFGS, soft labels searched too."
@@ -36,6 +39,8 @@ class DLG(Attack):
     iterations: int = 120
     restarts: int = 2
     screened: int = 16
+    balance: float = 1.0
+    patience: int = 40
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.restarts, self.screened) < 1:
@@ -45,9 +50,10 @@ class DLG(Attack):
         return inversion.Matching(
             objective=Distance(),
             optimizer=LBFGS(iterations=self.iterations),
-            stopping=Stopping(target=1e-10, patience=40),
+            stopping=Stopping(target=1e-10, patience=self.patience),
             restarts=self.restarts,
             screened=self.screened,
+            balance=self.balance,
             labels="search",
         )
 

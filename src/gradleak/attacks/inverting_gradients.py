@@ -26,9 +26,12 @@ class InvertingGradients(Attack):
         iterations: Adam steps; lr: in units of the data's typical spread (a quarter of the pixel range, or the
             embedding table's standard deviation); total_variation: weight of the prior, images only.
         restarts: starts optimized together; screened: random starts looked at first.
+        balance: tensors are divided by their norm to this power; 0 is as published, 1 lets small tensors count.
+        patience: iterations without 1 % progress before the search stops.
 
     Source: Geiping et al. 2020, arXiv 2003.14053.
-    Deviations: linear instead of stepwise decay; on text the sign is not taken and there is no prior.
+    Deviations: tensors are balanced (see ``balance``); linear instead of stepwise decay; on text the sign is not taken
+        and there is no prior.
     """
 
     summary: ClassVar[str] = "Gradient matching in the cosine distance; total variation on images."
@@ -40,6 +43,8 @@ class InvertingGradients(Attack):
     total_variation: float = 0.01
     restarts: int = 1
     screened: int = 16
+    balance: float = 0.5
+    patience: int = 150
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.restarts, self.screened) < 1 or not self.lr > 0 or self.total_variation < 0:
@@ -53,9 +58,10 @@ class InvertingGradients(Attack):
         return inversion.Matching(
             objective=Cosine(),
             optimizer=optimizer,
-            stopping=Stopping(target=1e-7, patience=150),
+            stopping=Stopping(target=1e-7, patience=self.patience),
             restarts=self.restarts,
             screened=self.screened,
+            balance=self.balance,
             total_variation=self.total_variation if image else 0.0,
         )
 

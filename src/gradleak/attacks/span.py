@@ -85,7 +85,10 @@ class Span(Attack):
         readers = context_readers(update, case.model, **evidence)
         if not readers:
             return _tokens_only(
-                case, candidates, _statistics(first, (), candidates), "no layer behind the first attention tells their order"
+                case,
+                candidates,
+                _statistics(first, (), candidates),
+                "no layer behind the first attention tells their order",
             )
         if case.subject.anatomy.kind == "decoder":
             outcome = self._grow(case, candidates, readers, rng, clock)
@@ -100,9 +103,7 @@ class Span(Attack):
         self, case: _Case, candidates: Candidates, readers: tuple[Reader, ...], rng: torch.Generator, clock: Clock
     ) -> _Outcome:
         beam = self.beam * (case.batch_size or 16)
-        grown = grow(
-            candidates, readers, case.model, beam=beam, at_most=case.batch_size, rng=rng, clock=clock
-        )
+        grown = grow(candidates, readers, case.model, beam=beam, at_most=case.batch_size, rng=rng, clock=clock)
         return _outcome_of_growth(grown, case.batch_size)
 
     def _assemble(

@@ -31,7 +31,9 @@ class TokenSupport(Attack):
     Source: row support: Melis et al. 2019; positions: the incidence identity of ``mechanics.tokens``.
     """
 
-    summary: ClassVar[str] = "Which tokens occur, from the non-zero rows of the embedding gradient; exact without noise."
+    summary: ClassVar[str] = (
+        "Which tokens occur, from the non-zero rows of the embedding gradient; exact without noise."
+    )
     modalities: ClassVar[frozenset[Modality]] = frozenset({"text"})
     needs: ClassVar[frozenset[str]] = frozenset({"subject"})
     uses: ClassVar[frozenset[str]] = frozenset({"batch_size", "seq_len", "trainer", "stages"})

@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from gradleak.core.batch import Modality
 
 MODEL = "minilm"
-BATCH_SIZE = 2
+BATCH_SIZE = 1
 MAX_LENGTH = 32
 THREAT = "honest_server"
 SHARE = "gradient"
 REPEATS = 1
 
 ATTACKS: Mapping[Modality, str] = {
-    "text": "token_support,span,tag(iterations=200)",
-    "image": "inverting_gradients,dlg",
+    "text": "token_support,span,tag(iterations=60)",
+    "image": "inverting_gradients(iterations=200),dlg",
 }
 """Attacks of an audit that names none: exact ones first, then one that matches gradients."""
 
 DEFENSES: tuple[str, ...] = (
-    "quantize(dtype=bf16)",
     "prune(fraction=0.99)",
     "clip(max_norm=1.0)+gaussian(noise_multiplier=0.1)",
 )

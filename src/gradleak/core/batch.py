@@ -38,9 +38,13 @@ class Batch:
         text = self.modality == "text"
         wanted = tuple(self.inputs.shape) if text else tuple(self.inputs.shape[:1])
         if self.inputs.ndim != (2 if text else 4) or self.inputs.shape[0] == 0:
-            raise DataError(f"A batch needs token ids [batch, seq] or pixels [batch, channels, height, width], got {tuple(self.inputs.shape)}.")
+            raise DataError(
+                f"A batch needs token ids [batch, seq] or pixels [batch, channels, height, width], got {tuple(self.inputs.shape)}."
+            )
         if tuple(self.mask.shape) != wanted or self.mask.dtype != torch.bool:
-            raise DataError(f"The mask must be boolean with shape {wanted}, got {self.mask.dtype} {tuple(self.mask.shape)}.")
+            raise DataError(
+                f"The mask must be boolean with shape {wanted}, got {self.mask.dtype} {tuple(self.mask.shape)}."
+            )
         if tuple(self.labels.shape) not in {tuple(self.inputs.shape[:1]), wanted}:
             raise DataError(f"Labels must have shape [batch] or that of the inputs, got {tuple(self.labels.shape)}.")
         if not text and not bool(torch.isfinite(self.inputs).all()):
@@ -67,7 +71,7 @@ class Batch:
         return tuple(ids[keep] for ids, keep in zip(original, self.mask, strict=True))
 
 
-def soft_labels(labels: Int64[Tensor, "..."], classes: int) -> Float[Tensor, "... classes"]:
+def soft_labels(labels: Int64[Tensor, "*places"], classes: int) -> Float[Tensor, "*places classes"]:
     """One-hot rows; an all-zero row where the label is ``IGNORED`` (no loss)."""
     ignored = labels == IGNORED
     rows = torch.nn.functional.one_hot(labels.masked_fill(ignored, 0), classes).to(torch.get_default_dtype())

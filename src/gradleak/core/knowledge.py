@@ -87,7 +87,9 @@ class View:
         """The value of a fact that the attack needs. Raises ``KnowledgeError`` if undeclared or unknown."""
         value = self.get(fact)
         if value is None:
-            raise KnowledgeError(f"The fact {fact!r} is unknown to this adversary; declare it in `needs`, not in `uses`.")
+            raise KnowledgeError(
+                f"The fact {fact!r} is unknown to this adversary; declare it in `needs`, not in `uses`."
+            )
         return value
 
     def get(self, fact: str) -> Any | None:

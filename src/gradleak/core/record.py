@@ -54,7 +54,9 @@ class Record:
             raise DataError(f"Not a record: {error}.") from error
         version = plain.get("schema_version") if isinstance(plain, dict) else None
         if version != SCHEMA_VERSION:
-            raise DataError(f"This record has schema version {version}, this gradleak reads {SCHEMA_VERSION}. Run the audit again.")
+            raise DataError(
+                f"This record has schema version {version}, this gradleak reads {SCHEMA_VERSION}. Run the audit again."
+            )
         known = {f.name for f in fields(Record)}
         if set(plain) != known:
             raise DataError(f"This record lacks or adds the keys {sorted(known ^ set(plain))}. Run the audit again.")

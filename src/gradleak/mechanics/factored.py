@@ -79,9 +79,9 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         to_left, to_right = ctx.saved_tensors
-        scale = gradient.view(-1, 1, 1)
+        scale = grad_outputs[0].view(-1, 1, 1)
         return scale * to_left, scale * to_right, None, None
 
 

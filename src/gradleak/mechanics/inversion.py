@@ -50,7 +50,8 @@ class Matching:
         restarts: starts that are optimized together; screened: random starts of which the best are kept.
         total_variation: weight of the anisotropic total variation of pixels.
         labels: ``search`` optimizes soft labels even where they could be inferred; ``infer`` reads them first.
-        balanced: divide every tensor by its own observed norm, so that no tensor's size decides what is matched.
+        balance: every tensor is divided by its observed norm to this power: 0 matches the tensors as they are, 1 lets
+            none count more than another.
     """
 
     objective: Objective
@@ -60,7 +61,7 @@ class Matching:
     screened: int
     total_variation: float = 0.0
     labels: Literal["infer", "search"] = "infer"
-    balanced: bool = True
+    balance: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,13 +144,15 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
     mask = view.get("mask")
     if mask is None:
         if text and view.get("seq_len") is None:
-            raise NotApplicableError("Matching needs the padded length of the batch, which this adversary does not know.")
+            raise NotApplicableError(
+                "Matching needs the padded length of the batch, which this adversary does not know."
+            )
         mask = torch.ones((batch_size, int(view["seq_len"])) if text else (batch_size,), dtype=torch.bool)
     skipped = subject.anatomy.token_embedding if text else None
     observed = {name: update[name].float() for name in trainer.names() if name in update and name != skipped}
     if not observed:
         raise NotApplicableError("The update holds no parameter that a replay of the training can simulate.")
-    weights = _weights(observed, balanced=parts.balanced)
+    weights = _weights(observed, balance=parts.balance)
     if text:
         table = token_table(subject)
         center, scale, shape = table.mean(0), table.std(0), (batch_size, mask.shape[1], table.shape[1])
@@ -213,14 +216,12 @@ def objective(update: Update, view: View, parts: Matching) -> core.Objective:
     return evaluate
 
 
-def _weights(observed: Mapping[str, Tensor], *, balanced: bool) -> dict[str, float]:
-    """1/‖g_l‖ per tensor, or 1 for all. Tensors at the arithmetic floor (a key bias has no gradient, only rounding)
-    keep a weight that leaves them negligible."""
-    if not balanced:
-        return dict.fromkeys(observed, 1.0)
+def _weights(observed: Mapping[str, Tensor], *, balance: float) -> dict[str, float]:
+    """‖g_l‖^-balance per tensor, in units of the largest; tensors that hold only rounding noise weigh nothing."""
     norms = {name: float(tensor.norm()) for name, tensor in observed.items()}
-    floor = _NEGLIGIBLE * max(norms.values())
-    return {name: 1.0 / norm if norm > floor else _NEGLIGIBLE / max(floor, 1e-30) for name, norm in norms.items()}
+    largest = max(*norms.values(), torch.finfo(torch.float32).tiny)
+    shares = {name: norm / largest for name, norm in norms.items()}
+    return {name: share**-balance if share > _NEGLIGIBLE else 0.0 for name, share in shares.items()}
 
 
 def _known_targets(update: Update, view: View, trainer: ClientTrainer, *, search_labels: bool) -> Tensor | None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from gradleak.mechanics.factored import OuterSum, Simulated
 
+_TINY = torch.finfo(torch.float32).tiny
+
 
 class Objective(ABC):
     """A distance between updates."""
@@ -27,23 +29,25 @@ class Objective(ABC):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distance(Objective):
-    """Σ_l ‖g'_l − g_l‖² + l1·Σ_l ‖g'_l − g_l‖₁, divided by Σ_l ‖g_l‖².
+    """‖g' − g‖₂² / ‖g‖₂² + l1·‖g' − g‖₁ / ‖g‖₁ over all tensors together.
 
-    Source: l1 = 0 is DLG (Zhu et al. 2019); l1 > 0 is TAG (Deng et al. 2021). Deviations: the common divisor, which
-        moves no minimum and leaves the ratio of the two terms as published.
+    Source: l1 = 0 is DLG (Zhu et al. 2019); l1 > 0 is TAG (Deng et al. 2021). Deviations: each term is divided by what
+        no match would give, so that the balance of the two does not depend on the scale of the loss or of the head.
     """
 
     l1: float = 0.0
 
     def __call__(self, simulated: Simulated, observed: Mapping[str, Tensor]) -> Float[Tensor, " restarts"]:
         factors, mine, theirs = _split(simulated, observed)
+        square = _square(observed, simulated)
+        l1 = self.l1 * square / max(_absolute(observed, simulated), _TINY)
         residual = mine - theirs
         total = residual.square().sum(1)
-        if self.l1:
-            total = total + self.l1 * residual.abs().sum(1)
+        if l1:
+            total = total + l1 * residual.abs().sum(1)
         for part, target in factors:
-            total = total + part.distance(target, self.l1)
-        return total / _square(observed, simulated)
+            total = total + part.distance(target, l1)
+        return total / square
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +62,7 @@ class Cosine(Objective):
         inner, square = (mine * theirs).sum(1), mine.square().sum(1)
         for part, target in factors:
             inner, square = inner + part.inner(target), square + part.square()
-        norms = (square * _square(observed, simulated)).clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+        norms = (square * _square(observed, simulated)).clamp_min(_TINY).sqrt()
         return 1.0 - inner / norms
 
 
@@ -82,4 +86,8 @@ def _split(
 
 
 def _square(observed: Mapping[str, Tensor], simulated: Simulated) -> float:
-    return max(float(sum(observed[name].square().sum() for name in simulated)), torch.finfo(torch.float32).tiny)
+    return max(sum(float(observed[name].square().sum()) for name in simulated), _TINY)
+
+
+def _absolute(observed: Mapping[str, Tensor], simulated: Simulated) -> float:
+    return sum(float(observed[name].abs().sum()) for name in simulated)

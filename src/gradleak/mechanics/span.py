@@ -230,9 +230,7 @@ def _beta_of(squares: Tensor) -> Null:
     return Null(a=mean * size, b=(1 - mean) * size)
 
 
-def accept(
-    residual: Float[Tensor, "*batch"], expected: Float[Tensor, "*batch"], *, null_cut: float
-) -> torch.Tensor:
+def accept(residual: Float[Tensor, "*batch"], expected: Float[Tensor, "*batch"], *, null_cut: float) -> torch.Tensor:
     """Members: below what a non-member can show, and nearer (in logarithm) to what a member must show.
 
     Where noise makes a member's expected residual exceed the null's cut the cut alone decides.

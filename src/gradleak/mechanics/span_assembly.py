@@ -6,7 +6,7 @@ only a sentence of which every position passes the context test is accepted. Mus
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,13 +16,13 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probe import chunks
 from gradleak.mechanics.span_exchange import Exchange, ForwardExchange, Pairs, attention_exchange
-from gradleak.mechanics.span_readers import Candidates, Model, Reader, judge_rows
+from gradleak.mechanics.span_readers import Calibration, Candidates, Model, Reader, calibrate, judge_rows
 from gradleak.models import Block
 
 _ENUMERATE_AT_MOST = 512
 _NULL_SENTENCES = 48
 _CHAINS = 16
-_POLISHED = 8
+_POLISHED = 3
 _SWEEPS = 12
 
 
@@ -39,6 +39,8 @@ class Assembled:
 @dataclass(slots=True)
 class _Found:
     sentences: dict[tuple[int, ...], float] = field(default_factory=dict)
+    rejected: set[tuple[int, ...]] = field(default_factory=set)
+    calibrations: dict[int, Calibration] = field(default_factory=dict)
     tested: int = 0
 
 
@@ -71,16 +73,23 @@ class Assembly:
         if not hard or self._enough(found) or clock.spent():
             return self._result(found, 0, finished=not hard or self._enough(found))
         exchange = self._exchange(rng)
-        for turn in range(self.rounds):
-            for length in hard:
-                for position in self._anchor_positions(length):
-                    if clock.spent():
-                        return self._result(found, turn, finished=False)
-                    clock.progress(len(found.sentences) / (self.batch_size or 1), f"{len(found.sentences)} sentences found")
-                    self._search(exchange, length, position, found, rng, relaxed=turn == 0)
-                    if self._enough(found):
-                        return self._result(found, turn, finished=True)
+        for turn, length, position in self._schedule(hard):
+            if clock.spent():
+                return self._result(found, turn, finished=False)
+            clock.progress(len(found.sentences) / (self.batch_size or 1), f"{len(found.sentences)} sentences found")
+            self._search(exchange, length, position, found, rng, relaxed=turn == 0)
+            if self._enough(found):
+                return self._result(found, turn, finished=True)
         return self._result(found, self.rounds, finished=True)
+
+    def _schedule(self, lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Turn, length and anchor position of every search: all lengths early, positions with few options first."""
+        anchors = {length: self._anchor_positions(length) for length in lengths}
+        for turn in range(self.rounds):
+            for rank in range(max(map(len, anchors.values()), default=0)):
+                for length in lengths:
+                    if rank < len(anchors[length]):
+                        yield turn, length, anchors[length][rank]
 
     def _enough(self, found: _Found) -> bool:
         return self.batch_size is not None and len(found.sentences) >= self.batch_size
@@ -108,20 +117,29 @@ class Assembly:
         return True
 
     def _verify(self, rows: Int64[Tensor, "sentences seq"], found: _Found, rng: torch.Generator) -> None:
-        """Accepts those sentences of which every position passes."""
-        rows = rows.unique(dim=0)
+        """Accepts those sentences of which every position passes; none is looked at twice."""
+        seen = found.rejected | found.sentences.keys()
+        new = [ids for ids in dict.fromkeys(map(tuple, rows.tolist())) if ids not in seen]
+        if not new:
+            return
+        rows = torch.tensor(new)
         length = rows.shape[1]
-        null_ids = torch.randint(self.model.vocab_size, (_NULL_SENTENCES, length), generator=rng)
-        null = [z.flatten(0, 1) for z in self.model.inputs(self.readers, null_ids)]
+        if length not in found.calibrations:
+            null_ids = torch.randint(self.model.vocab_size, (_NULL_SENTENCES, length), generator=rng)
+            null = [z.flatten(0, 1) for z in self.model.inputs(self.readers, null_ids)]
+            found.calibrations[length] = calibrate(self.readers, null)
         width = max(reader.space.features for reader in self.readers)
+        found.tested += rows.numel()
         for part in chunks(len(rows), length * width * 12):
             vectors = [z.flatten(0, 1) for z in self.model.inputs(self.readers, rows[part])]
-            verdict = judge_rows(self.readers, vectors, null, tests=found.tested + rows.numel())
-            passed = verdict.passed.reshape(-1, length).all(1)
-            excess = verdict.excess.reshape(-1, length).mean(1)
-            for index in passed.nonzero().flatten():
-                found.sentences[tuple(rows[part][index].tolist())] = float(excess[index])
-        found.tested += rows.numel()
+            verdict = judge_rows(self.readers, vectors, found.calibrations[length], tests=found.tested)
+            passed = verdict.passed.reshape(-1, length).all(1).tolist()
+            excess = verdict.excess.reshape(-1, length).mean(1).tolist()
+            for ids, good, value in zip(new[part], passed, excess, strict=True):
+                if good:
+                    found.sentences[ids] = value
+                else:
+                    found.rejected.add(ids)
 
     def _exchange(self, rng: torch.Generator) -> Exchange:
         pairs = Pairs.of(self.candidates)

@@ -48,7 +48,11 @@ class Exchange(Protocol):
     """The cost of sentences in which one position is exchanged."""
 
     def costs(
-        self, rows: Int64[Tensor, "chains seq"], position: int, options: Int64[Tensor, " options"], watched: Sequence[int]
+        self,
+        rows: Int64[Tensor, "chains seq"],
+        position: int,
+        options: Int64[Tensor, " options"],
+        watched: Sequence[int],
     ) -> Float[Tensor, "chains options"]:
         """Sum of squared residuals at the ``watched`` positions if ``position`` held each option; rows number pairs."""
         ...
@@ -156,7 +160,9 @@ class AttentionExchange:
         return share
 
 
-def _decide(shares: Tensor, options: Sequence[Tensor]) -> tuple[Int64[Tensor, "chains seq"], Float[Tensor, "chains seq"]]:
+def _decide(
+    shares: Tensor, options: Sequence[Tensor]
+) -> tuple[Int64[Tensor, "chains seq"], Float[Tensor, "chains seq"]]:
     """The option with the largest share at every position, and how large that share is (choices of one last)."""
     parts = shares.split([o.numel() for o in options], dim=1)
     best = [part.max(dim=1) for part in parts]
@@ -206,9 +212,7 @@ def _outside(space: Subspace, v: Tensor, rng: torch.Generator) -> Float[Tensor, 
     return torch.einsum("phd,hdk->phk", v, sketch)
 
 
-def _reproduces(
-    model: Model, pairs: Pairs, output: Reader, weights: Tensor, v: Tensor, rng: torch.Generator
-) -> bool:
+def _reproduces(model: Model, pairs: Pairs, output: Reader, weights: Tensor, v: Tensor, rng: torch.Generator) -> bool:
     filled = [at for at in pairs.at if at.numel()]
     rows = torch.stack([at[torch.randint(at.numel(), (4,), generator=rng)] for at in filled], dim=1)
     w = weights[rows.unsqueeze(2), rows.unsqueeze(1)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probe import chunks
-from gradleak.mechanics.span_readers import Candidates, Model, Reader, judge_rows
+from gradleak.mechanics.span_readers import Candidates, Model, Reader, calibrate, judge_rows
 
 _NULL_ROWS = 192
 _ACTIVATIONS = 12
@@ -118,7 +118,9 @@ def _extend(
     parents = torch.arange(prefixes).repeat_interleave(tokens.numel())
     rows = torch.cat((front.rows[parents], tokens.repeat(prefixes).unsqueeze(1)), dim=1)
     null = _last_inputs(readers, model, _wrong_rows(front.rows, tokens, model.vocab_size, rng))
-    verdict = judge_rows(readers, _last_inputs(readers, model, rows), null, tests=len(rows) * tests_left)
+    verdict = judge_rows(
+        readers, _last_inputs(readers, model, rows), calibrate(readers, null), tests=len(rows) * tests_left
+    )
     keep = verdict.passed.nonzero().flatten()
     excess = front.excess[parents[keep]] + verdict.excess[keep]
     return _Front(rows[keep], excess), parents[keep]

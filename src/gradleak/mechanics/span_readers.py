@@ -239,10 +239,26 @@ class Verdict:
     excess: Float[Tensor, " rows"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Per reader, the law of non-members at one place and the residual that a member typically shows there."""
+
+    nulls: tuple[Null, ...]
+    typical: tuple[float, ...]
+
+
+def calibrate(readers: Sequence[Reader], null_vectors: Sequence[Float[Tensor, "samples features"]]) -> Calibration:
+    """Reads the calibration off inputs that are almost surely no members."""
+    return Calibration(
+        nulls=tuple(fit_null(r.space.residual(z)) for r, z in zip(readers, null_vectors, strict=True)),
+        typical=tuple(float(r.space.expected(z).median()) for r, z in zip(readers, null_vectors, strict=True)),
+    )
+
+
 def judge_rows(
     readers: Sequence[Reader],
     vectors: Sequence[Float[Tensor, "rows features"]],
-    null_vectors: Sequence[Float[Tensor, "samples features"]],
+    calibration: Calibration,
     *,
     tests: int,
 ) -> Verdict:
@@ -252,14 +268,15 @@ def judge_rows(
     object only if its own margin is at least a decade.
     """
     margins, verdicts, excesses = [], [], []
-    for reader, rows, null_rows in zip(readers, vectors, null_vectors, strict=True):
-        cut = fit_null(reader.space.residual(null_rows)).cut(FALSE_ALARM_RATE / max(1, tests))
+    for reader, rows, null, typical in zip(readers, vectors, calibration.nulls, calibration.typical, strict=True):
+        cut = null.cut(FALSE_ALARM_RATE / max(1, tests))
         residual, expected = reader.space.residual(rows), reader.space.expected(rows)
-        margins.append(math.log10(max(cut, 1e-300) / float(reader.space.expected(null_rows).median())))
+        margins.append(math.log10(max(cut, 1e-300) / typical))
         verdicts.append(accept(residual, expected, null_cut=cut))
         excesses.append((residual.clamp(min=1e-12) / expected).log().clamp(min=0.0))
     best = max(range(len(margins)), key=margins.__getitem__)
     usable = [i for i, margin in enumerate(margins) if i == best or margin >= 1.0]
     return Verdict(
-        passed=torch.stack([verdicts[i] for i in usable]).all(0), excess=torch.stack([excesses[i] for i in usable]).mean(0)
+        passed=torch.stack([verdicts[i] for i in usable]).all(0),
+        excess=torch.stack([excesses[i] for i in usable]).mean(0),
     )

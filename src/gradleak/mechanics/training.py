@@ -59,7 +59,9 @@ class LocalTraining:
         if self.steps < 1 or not self.lr > 0 or self.weight_decay < 0:
             raise SpecError(f"Local training needs steps ≥ 1, lr > 0 and weight_decay ≥ 0, got {self}.")
         if self.share == "gradient" and self.steps != 1:
-            raise SpecError(f"A gradient is one step, got steps={self.steps}. Write --share 'delta(steps={self.steps})'.")
+            raise SpecError(
+                f"A gradient is one step, got steps={self.steps}. Write --share 'delta(steps={self.steps})'."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
