@@ -33,16 +33,17 @@ DEFENSES = (
     "sign()",
     "quantize(dtype=int8)",
 )
-ATTACKS = "token_support,span,dlg(iterations={lbfgs}),inverting_gradients(iterations={adam}),tag(iterations={adam})"
+ATTACKS = "token_support,span,dlg(iterations={n}),inverting_gradients(iterations={n}),tag(iterations={n})"
 METRICS = ("token_recall", "exact_match")
 
 
 def requests(arguments: argparse.Namespace) -> Iterable[tuple[Path, Request]]:
     small = arguments.model != "minilm"
     # Matching is given a fixed number of iterations, not a time, so that the numbers do not depend on the machine.
-    attacks = ATTACKS.format(adam=arguments.iterations, lbfgs=arguments.iterations // 2)
+    attacks = ATTACKS.format(n=arguments.iterations)
     for size in (int(part) for part in arguments.batch_sizes.split(",")):
-        name = f"{arguments.model.replace(':', '-')}-b{size}-{arguments.threat}"
+        scope = "undefended" if arguments.undefended else "defended"
+        name = f"{arguments.model.replace(':', '-')}-b{size}-{arguments.threat}-{scope}-{arguments.iterations}"
         yield (
             arguments.out / name,
             Request(
@@ -50,7 +51,7 @@ def requests(arguments: argparse.Namespace) -> Iterable[tuple[Path, Request]]:
                 batch_size=size,
                 loss="classification",
                 attacks=attacks,
-                defenses=DEFENSES,
+                defenses=() if arguments.undefended else DEFENSES,
                 threat=arguments.threat,
                 repeats=arguments.repeats,
                 max_length=16,
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--threat", default="honest_server")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--undefended", action="store_true", help="leave the defenses out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--table", type=Path, nargs="*", help="print the tables of these run folders and stop")

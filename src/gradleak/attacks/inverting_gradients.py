@@ -43,7 +43,7 @@ class InvertingGradients(Attack):
     total_variation: float = 0.01
     restarts: int = 1
     screened: int = 16
-    balance: float = 0.5
+    balance: float = 1.0
     patience: int = 150
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
+from gradleak.core.specs import name_of
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.certificate import Certificate, certify
@@ -80,6 +81,7 @@ class Span(Attack):
             return Reconstruction(
                 status=Status.NOTHING_FOUND,
                 message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}.",
+                adapted=case.adapted(),
                 statistics=_statistics(first, (), candidates),
             )
         readers = context_readers(update, case.model, **evidence)
@@ -175,7 +177,11 @@ class _Case:
         return math.hypot(*parts)
 
     def adapted(self) -> tuple[str, ...]:
-        return tuple(type(stage).__module__.rsplit(".", 1)[-1] for stage in self.stages)
+        """Stages whose effect the thresholds account for: noise of a known size, and scaling, which moves no span."""
+        tensor = next(iter(self.update.values()))
+        return tuple(
+            name_of(stage) for stage in self.stages if stage.norm_bound() is not None or stage.noise_std(tensor) > 0
+        )
 
 
 def _midway(

@@ -30,8 +30,8 @@ class TAG(Attack):
         patience: iterations without 1 % progress before the search stops.
 
     Source: Deng et al. 2021, arXiv 2103.06819.
-    Deviations: both terms are relative (published: absolute, with a weight tuned to the model);
-        linear decay of the learning rate; a batch of one has its label read from the head's gradient.
+    Deviations: both terms are relative (published: absolute, with a weight tuned to the model) and
+        tensors are balanced; linear decay of the learning rate; a batch of one has its label read from the head's gradient.
     """
 
     summary: ClassVar[str] = "Gradient matching for text: L2 plus L1 distance, Adam on the embeddings."
@@ -44,7 +44,7 @@ class TAG(Attack):
     l1: float = 1.0
     restarts: int = 1
     screened: int = 16
-    balance: float = 0.0
+    balance: float = 1.0
     patience: int = 150
 
     def __post_init__(self) -> None:

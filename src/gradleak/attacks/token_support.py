@@ -12,6 +12,7 @@ from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
+from gradleak.core.specs import name_of
 from gradleak.core.update import Update
 from gradleak.mechanics.labels import classes_present, single_label
 from gradleak.mechanics.tokens import order_of_one, token_support
@@ -60,7 +61,7 @@ class TokenSupport(Attack):
             status=Status.CONVERGED if support.ids.numel() else Status.NOTHING_FOUND,
             message=f"{support.ids.numel()} distinct tokens, {told}"
             + ("; order from the position gradient." if ordered is not None else "; no order."),
-            adapted=tuple(type(stage).__module__.rsplit(".", 1)[-1] for stage in view.get("stages") or ()),
+            adapted=tuple(name_of(stage) for stage in view.get("stages") or ()),
             statistics={
                 "distinct_tokens": float(support.ids.numel()),
                 "exact_support": float(support.exact),

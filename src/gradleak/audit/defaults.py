@@ -14,7 +14,7 @@ SHARE = "gradient"
 REPEATS = 1
 
 ATTACKS: Mapping[Modality, str] = {
-    "text": "token_support,span,tag(iterations=60)",
+    "text": "token_support,span,dlg(iterations=40)",
     "image": "inverting_gradients(iterations=200),dlg",
 }
 """Attacks of an audit that names none: exact ones first, then one that matches gradients."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.core.update import Update
@@ -32,6 +33,15 @@ class Stage(ABC):
             simulated: candidate updates, each tensor with a leading ``restarts`` axis.
             observed: the released update, without that axis; it may reveal what the step did (the support of a pruning).
         """
+
+    def rescale(self, norm: Float[Tensor, " restarts"], share: float) -> Float[Tensor, " restarts"] | None:
+        """The one number that this step multiplies a whole simulated update by, or None if it does more than that.
+
+        Args:
+            norm: Euclidean norms of the candidates, over the tensors that are simulated.
+            share: norm of those tensors in the released update, in units of the norm of all released tensors.
+        """
+        return None
 
     def surrogate_is_identity(self) -> bool:
         """True if the best simulation of this step is to do nothing (zero-mean noise); saves the dense update."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.core.stage import Stage
@@ -57,12 +58,16 @@ class Clip(Stage):
         return released
 
     def surrogate(self, simulated: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        limit = self.max_norm * _share_of_norm(simulated, observed)
-        per_tensor = [(t.to(working_dtype(t)) / limit).square().flatten(1).sum(1) for t in simulated.values()]
-        squared = torch.stack(per_tensor).sum(0)  # (norm / limit)² [restarts]
-        # Clamping before the root keeps the derivative finite where the norm is zero.
-        factor = squared.clamp(min=1.0).rsqrt()
+        per_tensor = [t.to(working_dtype(t)).square().flatten(1).sum(1) for t in simulated.values()]
+        factor = self._factor(torch.stack(per_tensor).sum(0), _share_of_norm(simulated, observed))
         return {name: t * factor.to(t.dtype).view(-1, *[1] * (t.ndim - 1)) for name, t in simulated.items()}
+
+    def rescale(self, norm: Float[Tensor, " restarts"], share: float) -> Float[Tensor, " restarts"]:
+        return self._factor(norm.square(), share)
+
+    def _factor(self, square: Float[Tensor, " restarts"], share: float) -> Float[Tensor, " restarts"]:
+        # Clamping before the root keeps the derivative finite where the norm is zero.
+        return (square / (self.max_norm * share) ** 2).clamp(min=1.0).rsqrt()
 
     def norm_bound(self) -> float | None:
         return self.max_norm

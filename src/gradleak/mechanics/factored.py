@@ -38,8 +38,9 @@ class OuterSum:
     def dense(self) -> Float[Tensor, "restarts rows columns"]:
         return self.left.transpose(1, 2) @ self.right
 
-    def scaled(self, factor: float) -> OuterSum:
-        return OuterSum(left=self.left * factor, right=self.right)
+    def scaled(self, factor: float | Float[Tensor, " restarts"]) -> OuterSum:
+        by = factor.view(-1, 1, 1) if isinstance(factor, Tensor) else factor
+        return OuterSum(left=self.left * by, right=self.right)
 
     def inner(self, other: Tensor) -> Float[Tensor, " restarts"]:
         """Frobenius inner product with one matrix (any shape of the same entries)."""
@@ -87,6 +88,17 @@ class _Distance(torch.autograd.Function):
 
 Simulated = Mapping[str, Tensor | OuterSum]
 """Candidate updates by name: dense tensors with a leading ``restarts`` axis, or factors."""
+
+
+def scale(part: Tensor | OuterSum, factor: Float[Tensor, " restarts"]) -> Tensor | OuterSum:
+    """A candidate gradient, dense or in factors, times one number per restart."""
+    return part.scaled(factor) if isinstance(part, OuterSum) else part * factor.view(-1, *[1] * (part.ndim - 1))
+
+
+def squared_norm(simulated: Simulated) -> Float[Tensor, " restarts"]:
+    """Squared Euclidean norm of every candidate update, over all its tensors."""
+    parts = [p.square() if isinstance(p, OuterSum) else p.square().flatten(1).sum(1) for p in simulated.values()]
+    return torch.stack(parts).sum(0)
 
 
 def simulate_gradients(

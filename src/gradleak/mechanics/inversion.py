@@ -22,7 +22,7 @@ from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
-from gradleak.mechanics.factored import OuterSum, Simulated, simulate_gradients
+from gradleak.mechanics.factored import OuterSum, Simulated, scale, simulate_gradients, squared_norm
 from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.objectives import Objective
 from gradleak.mechanics.readout import nearest_tokens, token_table
@@ -71,12 +71,14 @@ class Problem:
     Attributes:
         observed: those released tensors that a replay can simulate, times their weights; weights: by name.
         released: all tensors as they were released, which stages may look at.
+        share: norm of the observed tensors in units of that of all released ones.
     """
 
     trainer: ClientTrainer
     stages: tuple[Stage, ...]
     observed: Mapping[str, Tensor]
     weights: Mapping[str, float]
+    share: float
     released: Mapping[str, Tensor]
     batch_size: int
     mask: Bool[Tensor, "batch ..."]
@@ -95,8 +97,18 @@ class Problem:
     def simulate(self, inputs: Tensor, targets: Tensor) -> Simulated:
         """Updates of candidate batches ``[restarts batch ...]``, as the adversary expects to see them released."""
         restarts = inputs.shape[0]
-        stages = self.stages_to_model
         found = self._gradients(inputs, targets, restarts)
+        stages = self.stages_to_model
+        if not stages:
+            return self._weighted(found)
+        tiny = torch.finfo(torch.float32).tiny
+        while stages:
+            # Stages that only rescale act on the factors; the first one that does more needs dense tensors.
+            norm = squared_norm(found).clamp_min(tiny).sqrt()
+            factor = stages[0].rescale(norm, self.share)
+            if factor is None:
+                break
+            found, stages = {name: scale(part, factor) for name, part in found.items()}, stages[1:]
         if not stages:
             return self._weighted(found)
         dense: Mapping[str, Tensor] = {
@@ -164,6 +176,7 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
         stages=tuple(view.get("stages") or ()),
         observed={name: tensor * weights[name] for name, tensor in observed.items()},
         weights=weights,
+        share=Update(observed).norm() / max(update.norm(), torch.finfo(torch.float32).tiny) or 1.0,
         released=update.map(lambda _, tensor: tensor.float()),
         batch_size=batch_size,
         mask=mask,
