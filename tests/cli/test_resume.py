@@ -56,7 +56,7 @@ def test_a_killed_run_ends_as_if_it_had_been_left_alone(
 
 def test_an_interrupt_says_how_to_resume(start: Callable[..., Any], tiny: list[object], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(*tiny, "--attacks", "token_support,tag(iterations=100000)", "--out", out)
+    process = start(*tiny, "--attacks", "token_support,tag(iterations=100000, patience=100000)", "--out", out)
     _wait_for_lines(out / "records.jsonl", 1, process)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()

@@ -81,7 +81,7 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         to_left, to_right = ctx.saved_tensors
         scale = grad_outputs[0].view(-1, 1, 1)
         return scale * to_left, scale * to_right, None, None
