@@ -40,7 +40,7 @@ METRICS = ("token_recall", "exact_match")
 def requests(arguments: argparse.Namespace) -> Iterable[tuple[Path, Request]]:
     small = arguments.model != "minilm"
     # Matching is given a fixed number of iterations, not a time, so that the numbers do not depend on the machine.
-    attacks = ATTACKS.format(n=arguments.iterations)
+    attacks = arguments.attacks.format(n=arguments.iterations)
     for size in (int(part) for part in arguments.batch_sizes.split(",")):
         scope = "undefended" if arguments.undefended else "defended"
         name = f"{arguments.model.replace(':', '-')}-b{size}-{arguments.threat}-{scope}-{arguments.iterations}"
@@ -53,6 +53,7 @@ def requests(arguments: argparse.Namespace) -> Iterable[tuple[Path, Request]]:
                 attacks=attacks,
                 defenses=() if arguments.undefended else DEFENSES,
                 threat=arguments.threat,
+                budget_seconds=arguments.budget,
                 repeats=arguments.repeats,
                 max_length=16,
                 settings=SMALL if small else {},
@@ -95,6 +96,10 @@ def main() -> None:
     parser.add_argument("--threat", default="honest_server")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--attacks", default=ATTACKS, help="specs; {n} stands for --iterations")
+    parser.add_argument(
+        "--budget", type=float, help="seconds for all cells of a run together; then results depend on the machine"
+    )
     parser.add_argument("--undefended", action="store_true", help="leave the defenses out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))

@@ -77,7 +77,8 @@ def test_order_does_not_change_the_scores_of_a_bag(contents: list[list[int]], ba
     shuffled = text_batch(source.sample(contents, len(contents)))
     after = judge(proposal([source.sample(bag, len(bag))], ordered=False), shuffled)
     assert before.scores == after.scores
-    assert set(before.scores) == {"token_recall", "identification_rank"}
+    assert set(before.scores) == {"token_recall", "identification_rank", "exact_match"}
+    assert before.scores["exact_match"].value == 0.0
     assert (before.spurious, before.precision, before.exact) == (after.spurious, after.precision, after.exact)
 
 

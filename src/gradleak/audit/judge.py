@@ -135,7 +135,7 @@ def _applicable(metrics: Mapping[str, Metric], modality: Modality, ordered: bool
     return {
         name: metric
         for name, metric in metrics.items()
-        if modality in metric.modalities and (ordered or not metric.needs_order)
+        if modality in metric.modalities and (ordered or metric.bags != "omitted")
     }
 
 

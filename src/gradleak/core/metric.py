@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -72,7 +72,8 @@ class Metric(ABC):
     summary: ClassVar[str]
     modalities: ClassVar[frozenset[Modality]]
     higher_is_better: ClassVar[bool] = True
-    needs_order: ClassVar[bool] = True
+    bags: ClassVar[Literal["scored", "zero", "omitted"]] = "omitted"
+    """What a proposal without order gets: a value, zero for every record, or no value."""
     bounded: ClassVar[bool] = True
     """Whether values lie in [0, 1] and the exact interval of a rate applies; otherwise the interval is bootstrapped."""
     best: ClassVar[float] = 1.0

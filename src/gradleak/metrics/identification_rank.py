@@ -7,7 +7,7 @@ it. A low rank of the truth is a leak even where no token or pixel is right.
 from __future__ import annotations
 
 from collections import Counter
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class IdentificationRank(Metric):
     summary: ClassVar[str] = "rank of the private record among decoys by likeness to the reconstruction; 1 is best"
     modalities: ClassVar[frozenset[Modality]] = frozenset({"text", "image"})
     higher_is_better: ClassVar[bool] = False
-    needs_order: ClassVar[bool] = False
+    bags: ClassVar[Literal["scored", "zero", "omitted"]] = "scored"
     bounded: ClassVar[bool] = False
 
     def values(self, comparison: Comparison) -> list[float]:

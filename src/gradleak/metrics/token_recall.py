@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from scipy.special import bdtrc
 
@@ -28,7 +28,7 @@ class TokenRecall(Metric):
 
     summary: ClassVar[str] = "share of the private tokens recovered, in any order (multiset recall)"
     modalities: ClassVar[frozenset[Modality]] = frozenset({"text"})
-    needs_order: ClassVar[bool] = False
+    bags: ClassVar[Literal["scored", "zero", "omitted"]] = "scored"
 
     def values(self, comparison: Comparison) -> list[float]:
         if not comparison.ordered:
