@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gradleak.core.version import VERSION
+
 if TYPE_CHECKING:
     from gradleak.api import Audit, attack, audit, capture
     from gradleak.audit.capture import load_observation, save_observation
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from gradleak.core.update import Update
     from gradleak.models import load_subject
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "Attack": "gradleak.core.attack",

