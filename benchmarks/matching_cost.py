@@ -35,7 +35,7 @@ def cases() -> tuple[dict[str, tuple[Callable[[], None], Callable[[], None]]], i
     update = trainer.update(Batch(inputs=ids, mask=mask, labels=torch.tensor([1])), torch.Generator())
     facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "seq_len": ids.shape[1]}
     view = View(declared=inversion.NEEDS | inversion.USES, _facts=facts)
-    problem = inversion.pose(update, view, DLG(balance=0.0).parts())
+    problem = inversion.pose(update, view, TAG(balance=0.0).parts())
     u = torch.randn(1, *problem.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     names = [n for n in trainer.names() if n in problem.observed]
