@@ -24,7 +24,7 @@ from gradleak.core.stage import Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.factored import OuterSum, Simulated, scale, simulate_gradients, squared_norm
 from gradleak.mechanics.labels import single_label
-from gradleak.mechanics.objectives import Objective
+from gradleak.mechanics.objectives import Objective, Target
 from gradleak.mechanics.readout import nearest_tokens, token_table
 from gradleak.mechanics.search import Optimizer, Stopping, Variables
 from gradleak.mechanics.training import ClientTrainer
@@ -59,9 +59,9 @@ class Matching:
     stopping: Stopping
     restarts: int
     screened: int
+    balance: float
     total_variation: float = 0.0
     labels: Literal["infer", "search"] = "infer"
-    balance: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +174,7 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
     return Problem(
         trainer=trainer,
         stages=tuple(view.get("stages") or ()),
-        observed={name: tensor * weights[name] for name, tensor in observed.items()},
+        observed=Target({name: tensor * weights[name] for name, tensor in observed.items()}),
         weights=weights,
         share=Update(observed).norm() / max(update.norm(), torch.finfo(torch.float32).tiny) or 1.0,
         released=update.map(lambda _, tensor: tensor.float()),

@@ -19,6 +19,19 @@ from gradleak.mechanics.factored import OuterSum, Simulated
 _TINY = torch.finfo(torch.float32).tiny
 
 
+class Target(dict[str, Tensor]):
+    """The tensors to be matched with their sizes, which are the same in every iteration and so are taken once."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self.squares = {name: float(tensor.square().sum()) for name, tensor in tensors.items()}
+        self.absolutes = {name: float(tensor.abs().sum()) for name, tensor in tensors.items()}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Target:
+        return tensors if isinstance(tensors, Target) else Target(tensors)
+
+
 class Objective(ABC):
     """A distance between updates."""
 
@@ -86,8 +99,10 @@ def _split(
 
 
 def _square(observed: Mapping[str, Tensor], simulated: Simulated) -> float:
-    return max(sum(float(observed[name].square().sum()) for name in simulated), _TINY)
+    target = Target.of(observed)
+    return max(sum(target.squares[name] for name in simulated), _TINY)
 
 
 def _absolute(observed: Mapping[str, Tensor], simulated: Simulated) -> float:
-    return sum(float(observed[name].abs().sum()) for name in simulated)
+    target = Target.of(observed)
+    return sum(target.absolutes[name] for name in simulated)
