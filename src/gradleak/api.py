@@ -109,6 +109,7 @@ def audit(
     seed: int = 0,
     repeats: int = 1,
     budget: float | None = None,
+    first_blocks: int | None = None,
     out: str | Path | None = None,
 ) -> Audit:
     """Audits what one shared update about ``batch`` gives away.
@@ -124,6 +125,7 @@ def audit(
         max_length: tokens per text; longer ones are cut.
         repeats: runs with fresh randomness; more narrow the intervals.
         budget: seconds for all attacks together.
+        first_blocks: load only the embeddings, this many blocks and the head of a named model.
         out: run folder to write or to resume.
 
     Raises:
@@ -142,9 +144,10 @@ def audit(
         seed=seed,
         repeats=repeats,
         budget_seconds=budget,
+        first_blocks=first_blocks,
     )
     methods = read_methods(request)
-    subject = load_subject(model, loss=loss, tokenizer=tokenizer, seed=seed)
+    subject = load_subject(model, loss=loss, tokenizer=tokenizer, seed=seed, first_blocks=first_blocks)
     private = read_batch(batch, subject, max_length=max_length, seed=seed)
     data = DataSource(name="given in Python", fingerprint=fingerprint(_parts(private)), size=private.size)
     length = private.inputs.shape[1] if private.modality == "text" else max_length
@@ -167,6 +170,7 @@ def attack(
     tokenizer: Any = None,
     seed: int = 0,
     budget: float | None = None,
+    first_blocks: int | None = None,
 ) -> tuple[Finding, ...]:
     """Attacks one captured update: an ``Observation``, or the path of one together with its ``model``.
 
@@ -183,7 +187,14 @@ def attack(
     if model is None:
         raise UsageError("An observation on disk does not hold the model. Give attack(path, model).")
     return attack_capture(
-        observation, model, attacks=text, loss=loss, tokenizer=tokenizer, seed=seed, budget_seconds=budget
+        observation,
+        model,
+        attacks=text,
+        loss=loss,
+        tokenizer=tokenizer,
+        seed=seed,
+        budget_seconds=budget,
+        first_blocks=first_blocks,
     )
 
 

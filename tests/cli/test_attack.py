@@ -115,3 +115,23 @@ def test_an_observation_survives_the_way_through_a_folder(subject: Subject, upda
         assert torch.equal(first.knowledge.facts[key], second.knowledge.facts[key])
     assert all(torch.equal(update[name], second.update[name]) for name in update)
     assert set(update) == set(second.update)
+
+
+def test_the_first_blocks_are_enough_for_span_and_the_output_says_what_was_loaded(
+    gradleak: Callable[..., Any], tmp_path: Path
+) -> None:
+    from gradleak.api import read_batch
+
+    whole = load_subject("random:gpt2", settings={**SETTINGS, "num_hidden_layers": 3})
+    whole.module.save_pretrained(tmp_path / "model")
+    batch = read_batch([SECRET], whole, max_length=12, seed=0)
+    update = ClientTrainer(subject=whole, training=LocalTraining()).update(batch, derive(0, "training"))
+    package.capture(update, tmp_path / "seen", loss="classification", batch_size=1, seq_len=9, share="gradient")
+    arguments = ("attack", tmp_path / "seen", "--model", tmp_path / "model", "--first-blocks", 1, "--attacks", "tag")
+    shown = gradleak(*arguments)
+    assert "first 1 of 3 blocks" in shown.stdout
+    assert shown.exit_code == 3
+    (found,) = json.loads(gradleak(*arguments, "--json").stdout)["findings"]
+    assert found["status"] == "NOT_APPLICABLE"
+    assert "--first-blocks" in found["message"]
+    assert "first 1 of 3 blocks" in found["loaded"]

@@ -163,3 +163,21 @@ def test_the_plan_tells_the_command_that_repeats_it(
 
 def _lasting(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in {"seconds", "environment"}}
+
+
+def test_an_audit_of_the_first_blocks_says_so_in_plan_record_and_output(
+    gradleak: Callable[..., Any], notes: Path, tmp_path: Path
+) -> None:
+    sizes = ("hidden_size=32", "num_hidden_layers=3", "num_attention_heads=2")
+    settings = [part for pair in sizes for part in ("--set", pair)]
+    result = gradleak(
+        "audit", "random:gpt2", *settings, "--first-blocks", 1, "--data", notes, "--attacks", "token_support",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert "first 1 of 3 blocks" in result.stderr
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))
+    assert plan["first_blocks"] == 1
+    assert "--first-blocks 1" in plan["command"]
+    record = json.loads((tmp_path / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert "first 1 of 3 blocks" in record["environment"]["loaded"]

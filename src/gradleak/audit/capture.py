@@ -5,6 +5,7 @@ knows them (a mask, labels).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gradleak.audit.catalogue import make
@@ -85,8 +86,15 @@ def write_capture(update: Mapping[str, Tensor], path: str | Path, manifest: Mani
     folder = Path(path)
     checked = Update(update)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / TENSORS, save({name: tensor.cpu().contiguous() for name, tensor in checked.items()}))
+    _write_tensors(folder / TENSORS, {name: tensor.cpu().contiguous() for name, tensor in checked.items()})
     write_atomically(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Straight to the disk, without a copy of all tensors in one string of bytes; the old file or the new one remains."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file(tensors, temporary)
+    os.replace(temporary, file)
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -115,7 +123,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def load_observation(path: str | Path, subject: Subject) -> Observation:
-    """Reads a captured update as seen by somebody who holds the model.
+    """Reads a captured update as seen by somebody who holds the model, or its first blocks.
 
     Raises:
         UnsafeFileError: for a pickled file.
@@ -123,7 +131,8 @@ def load_observation(path: str | Path, subject: Subject) -> Observation:
     """
     manifest = read_manifest(path)
     place = Path(path)
-    tensors = _read_tensors(place if place.is_file() else place / TENSORS)
+    skipped = frozenset() if subject.extent is None else frozenset(subject.extent.skipped)
+    tensors = _read_tensors(place if place.is_file() else place / TENSORS, skipped=skipped)
     _check_fits(tensors, subject)
     if manifest.loss is not None and manifest.loss != subject.loss:
         raise DataError(
@@ -176,11 +185,13 @@ def _looks_pickled(file: Path) -> bool:
     return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"})
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def _read_tensors(file: Path, *, skipped: frozenset[str]) -> dict[str, Tensor]:
+    """The tensors of a file, without those of blocks that were not loaded, which are never read."""
     if not file.is_file():
         raise DataError(f"There is no file {file}. An observation folder needs {TENSORS} beside {MANIFEST}.")
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys() if name not in skipped}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(
             f"{file} is not a safetensors file: {error}. Save the update with safetensors.torch.save_file."

@@ -18,6 +18,7 @@ from gradleak.audit.capture import load_observation, read_manifest
 from gradleak.audit.store import write_atomically
 from gradleak.audit.trial import finite, propose
 from gradleak.core.attack import Attack, Clock, Reconstruction
+from gradleak.core.errors import UsageError
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.specs import spec_of
@@ -26,11 +27,12 @@ from gradleak.models import Subject, Tokenizer, load_subject
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What one attack proposes for a captured update."""
+    """What one attack proposes for a captured update, with how much of the model it had."""
 
     attack: Attack
     reconstruction: Reconstruction
     tokenizer: Tokenizer | None
+    loaded: str
 
     @property
     def name(self) -> str:
@@ -51,6 +53,7 @@ class Finding:
             "certificate": finite(found.certificate),
             "adapted": list(found.adapted),
             "statistics": {name: finite(value) for name, value in found.statistics.items()},
+            "loaded": self.loaded,
         }
 
     def contents(self) -> list[str]:
@@ -79,21 +82,34 @@ def attack_capture(
     tokenizer: Any = None,
     seed: int = 0,
     budget_seconds: float | None = None,
+    first_blocks: int | None = None,
 ) -> tuple[Finding, ...]:
     """Reads a captured update and runs attacks on it.
 
     Args:
         model: what ``load_subject`` takes; loss and number of classes come from the manifest where it tells them.
         budget_seconds: for all attacks together, shared evenly.
+        first_blocks: load only the embeddings, this many blocks and the head, and only their tensors of the update.
 
     Raises:
         UsageError: with cause and remedy, before the model is loaded where that is possible.
     """
+    if first_blocks is not None and str(model).startswith("random:"):
+        raise UsageError(
+            f"The first blocks of {model} are drawn on their own and are not those of the whole model that was trained. "
+            "Save the model to a folder, or leave --first-blocks out."
+        )
     chosen = None if attacks is None else catalogue.make_attacks(attacks)
     manifest = read_manifest(path)
     classes = {} if manifest.classes is None or manifest.classes < 2 else {"classes": manifest.classes}
     subject = load_subject(
-        model, loss=loss or manifest.loss, settings=settings or {}, tokenizer=tokenizer, seed=seed, **classes
+        model,
+        loss=loss or manifest.loss,
+        settings=settings or {},
+        tokenizer=tokenizer,
+        seed=seed,
+        first_blocks=first_blocks,
+        **classes,
     )
     return attack_observation(
         load_observation(path, subject), subject, attacks=chosen, seed=seed, budget_seconds=budget_seconds
@@ -118,6 +134,7 @@ def attack_observation(
                 attack, observation, subject.modality, rng=derive(seed, "attack", spec_of(attack)), clock=Clock(share)
             ),
             tokenizer=subject.tokenizer,
+            loaded=subject.loaded,
         )
         for attack in chosen
     )

@@ -32,6 +32,7 @@ def environment_of(subject: Subject | None = None) -> dict[str, Any]:
             "device": first.device.type,
             "dtype": str(first.dtype).removeprefix("torch."),
             "attention": attention_kernel(subject.module),
+            **({} if subject.extent is None else {"loaded": subject.loaded}),
         }
     return plain
 

@@ -61,6 +61,7 @@ class Plan(_Strict):
     Attributes:
         model: what was asked for; ``model_fingerprint`` identifies the weights that were found.
         settings: overrides of a random model's config.
+        first_blocks: how many blocks of the model were loaded; None for all of them.
         share: the local training, a ``LocalTraining`` as plain data.
         defenses: one chain per column of the audit; the empty chain is "none".
         budget_seconds: wall time for all attacks together, shared out evenly over the cells; None is no limit.
@@ -72,6 +73,7 @@ class Plan(_Strict):
     model: str
     model_fingerprint: str = ""
     settings: dict[str, Plain] = Field(default_factory=dict)
+    first_blocks: int | None = Field(default=None, ge=1)
     loss: Literal["classification", "causal-lm", "masked-lm"] | None = None
     classes: int = Field(default=2, ge=1)
     data: DataSource = DataSource()
@@ -147,6 +149,7 @@ class Plan(_Strict):
         parts += [] if self.budget_seconds is None else ["--budget", f"{self.budget_seconds:g}s"]
         for key, value in self.settings.items():
             parts += ["--set", f"{key}={value}"]
+        parts += [] if self.first_blocks is None else ["--first-blocks", str(self.first_blocks)]
         return shlex.join(parts)
 
 

@@ -50,6 +50,7 @@ class Request:
     repeats: int = defaults.REPEATS
     budget_seconds: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    first_blocks: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +148,7 @@ def make_plan(
         model=request.model or defaults.MODEL,
         model_fingerprint=fingerprint(_weights(subject.module)),
         settings=dict(request.settings),
+        first_blocks=request.first_blocks,
         loss=subject.loss,
         classes=subject.classes,
         data=data,
@@ -187,7 +189,14 @@ def _load(request: Request) -> tuple[Pool, Subject]:
 
 
 def _subject(model: str, request: Request, *, classes: int) -> Subject:
-    return load_subject(model, loss=request.loss, classes=classes, settings=request.settings, seed=request.seed)
+    return load_subject(
+        model,
+        loss=request.loss,
+        classes=classes,
+        settings=request.settings,
+        seed=request.seed,
+        first_blocks=request.first_blocks,
+    )
 
 
 def _expect(subject: Subject, modality: Modality, request: Request) -> None:

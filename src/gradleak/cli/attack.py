@@ -11,7 +11,19 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from gradleak.cli.options import Attacks, Budget, Json, Loss, Out, Reveal, Seed, Settings, parse_budget, parse_settings
+from gradleak.cli.options import (
+    Attacks,
+    Budget,
+    FirstBlocks,
+    Json,
+    Loss,
+    Out,
+    Reveal,
+    Seed,
+    Settings,
+    parse_budget,
+    parse_settings,
+)
 from gradleak.cli.output import INCONCLUSIVE, errors_shown, out, print_json
 
 if TYPE_CHECKING:
@@ -34,6 +46,7 @@ def attack(
     budget: Budget = None,
     out_dir: Out = None,
     settings: Settings = None,
+    first_blocks: FirstBlocks = None,
     as_json: Json = False,
     reveal: Reveal = False,
 ) -> None:
@@ -43,7 +56,14 @@ def attack(
         from gradleak.audit.captured import attack_capture, save_findings
 
         findings = attack_capture(
-            observation, model, attacks=attacks, loss=loss, settings=overrides, seed=seed, budget_seconds=seconds
+            observation,
+            model,
+            attacks=attacks,
+            loss=loss,
+            settings=overrides,
+            seed=seed,
+            budget_seconds=seconds,
+            first_blocks=first_blocks,
         )
         if out_dir is not None:
             save_findings(findings, out_dir)
@@ -77,6 +97,7 @@ def _print(findings: tuple[Finding, ...], *, reveal: bool) -> None:
         )
         table.add_row(*(_cell(value) for value in cells), Text(plain["message"]))
     console = out()
+    console.print(findings[0].loaded, soft_wrap=True, highlight=False)
     console.print(table)
     for found in findings:
         for index, content in enumerate(found.contents() if reveal else found.redacted()):

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradleak.cli.options import Attacks, Budget, Json, Loss, Out, Reveal, Seed, Settings, parse_budget, parse_settings
+from gradleak.cli.options import (
+    Attacks,
+    Budget,
+    FirstBlocks,
+    Json,
+    Loss,
+    Out,
+    Reveal,
+    Seed,
+    Settings,
+    parse_budget,
+    parse_settings,
+)
 from gradleak.cli.output import INCONCLUSIVE, INTERRUPTED, err, errors_shown, out, print_json
 
 if TYPE_CHECKING:
@@ -69,6 +81,7 @@ def audit(
     budget: Budget = None,
     out_dir: Out = None,
     settings: Settings = None,
+    first_blocks: FirstBlocks = None,
     as_json: Json = False,
     reveal: Reveal = False,
 ) -> None:
@@ -94,9 +107,12 @@ def audit(
                 repeats=repeats,
                 budget_seconds=seconds,
                 settings=overrides,
+                first_blocks=first_blocks,
             )
         )
         folder = out_dir or _new_folder(prepared.plan.model)
+        if prepared.subject.extent is not None and not as_json:
+            err().print(prepared.subject.loaded, soft_wrap=True, highlight=False)
         _run(prepared, folder, quiet=as_json)
         _show(folder, as_json=as_json, reveal=reveal)
 

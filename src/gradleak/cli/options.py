@@ -37,6 +37,15 @@ Settings = Annotated[
         "--set", metavar="KEY=VALUE", help="Config of a random:TYPE model, such as hidden_size=128. Repeatable."
     ),
 ]
+FirstBlocks = Annotated[
+    int | None,
+    typer.Option(
+        "--first-blocks",
+        metavar="N",
+        min=1,
+        help="Load only the embeddings, the first N blocks and the head: enough for attacks that do not replay.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
 
 

@@ -12,6 +12,13 @@ from torch import Tensor
 from gradleak.core.errors import DataError
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """True if no entry is NaN or infinite. NaN wins in a minimum and a maximum, so no mask of the tensor's size is made."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(torch.stack(tensor.detach().aminmax())).all())
+
+
 class Update(Mapping[str, Tensor]):
     """An immutable mapping from parameter name to a detached tensor: a gradient or a model delta.
 
@@ -24,7 +31,7 @@ class Update(Mapping[str, Tensor]):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         if not tensors:
             raise DataError("The update is empty: no parameter was shared. Check which parameters are trainable.")
-        broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+        broken = [name for name, tensor in tensors.items() if not all_finite(tensor)]
         if broken:
             raise DataError(
                 f"The update of {broken[0]!r} holds NaN or infinite entries (and {len(broken) - 1} more tensors do). "

@@ -57,14 +57,20 @@ def certify(
 
     Returns:
         The best certificate, or None where it cannot be computed: another number of records than the batch holds,
-        targets that the records do not tell (masked tokens), or too many label assignments.
+        targets that the records do not tell (masked tokens), too many label assignments, or only the first blocks of
+        the model.
 
     Guarantees:
         ``exact`` means that the batch reproduces the update up to rounding. It needs a deterministic client: with
         dropout or noise no batch does, and the caller must not ask.
     """
     loss = trainer.subject.loss
-    if len(records) != batch_size or loss == "masked-lm" or any(r.numel() > seq_len for r in records):
+    if (
+        trainer.subject.extent is not None
+        or len(records) != batch_size
+        or loss == "masked-lm"
+        or any(r.numel() > seq_len for r in records)
+    ):
         return None
     inputs, mask = _pad(records, seq_len, _pad_id(trainer))
     best: Certificate | None = None

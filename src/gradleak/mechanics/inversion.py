@@ -146,6 +146,7 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
             update holds none of the parameters that a replay can simulate.
     """
     trainer: ClientTrainer = view["trainer"]
+    trainer.require_whole()
     subject = trainer.subject
     if subject.loss == "masked-lm":
         raise NotApplicableError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradleak.core.batch import Batch, soft_labels
-from gradleak.core.errors import ModelError, SpecError
+from gradleak.core.errors import ModelError, NotApplicableError, SpecError
 from gradleak.core.update import Update
 from gradleak.mechanics.losses import group_losses
 from gradleak.models import Subject
@@ -78,6 +78,15 @@ class ClientTrainer:
             raise ModelError("No parameter of the model is trainable, so nothing would be shared. Set requires_grad.")
         return names
 
+    def require_whole(self) -> None:
+        """Raises ``NotApplicableError`` if only the first blocks of the model are here, so that no client can be replayed."""
+        extent = self.subject.extent
+        if extent is not None:
+            raise NotApplicableError(
+                f"This attack replays the client's training, and only the first {extent.blocks} of {extent.of_blocks} blocks "
+                "of the model were loaded. Load the whole model (leave --first-blocks out)."
+            )
+
     def update(self, batch: Batch, rng: torch.Generator) -> Update:
         """Trains on ``batch`` and returns what is shared, in the release's number format.
 
@@ -100,7 +109,11 @@ class ClientTrainer:
 
         Returns:
             name → tensor; the token embedding, which embeddings bypass, holds only its output-side part, if any.
+
+        Raises:
+            NotApplicableError: if only the first blocks of the model were loaded.
         """
+        self.require_whole()
         key = "pixels" if self.subject.modality == "image" else "embeddings"
         return self._train({key: inputs}, targets, mask, differentiable=True)
 

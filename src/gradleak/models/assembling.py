@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from gradleak.core.errors import ModelError
+from gradleak.core.update import all_finite
 from gradleak.models.anatomy import Anatomy, LinearMap
 from gradleak.models.attention import sample_inputs
 from gradleak.models.calling import run_module
+from gradleak.models.extent import Extent
 from gradleak.models.quiet import one_line, quiet
 from gradleak.models.reading import read_anatomy
 from gradleak.models.subject import Loss, Subject
@@ -23,6 +25,7 @@ def assemble(
     loss: str | None,
     tokenizer: Tokenizer | None,
     normalization: tuple[tuple[float, ...], tuple[float, ...]] = ((), ()),
+    extent: Extent | None = None,
 ) -> Subject:
     _check_finite(name, module)
     module.eval()
@@ -48,6 +51,7 @@ def assemble(
         classes=anatomy.head.out_features,
         pixel_mean=normalization[0],
         pixel_std=normalization[1],
+        extent=extent,
     )
     _check_differentiable(subject)
     if own == "classification" and subject.modality == "text":
@@ -57,7 +61,7 @@ def assemble(
 
 def _check_finite(name: str, module: nn.Module) -> None:
     for parameter, value in module.named_parameters():
-        if not bool(torch.isfinite(value).all()):
+        if not all_finite(value):
             raise ModelError(
                 f"The weights of {name!r} hold NaN or infinite values, first in {parameter!r}. No gradient of such a "
                 "model means anything; load a checkpoint that is whole."

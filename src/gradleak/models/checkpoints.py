@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from gradleak.models.assembling import assemble
 from gradleak.models.attention import DIFFERENTIABLE
 from gradleak.models.calling import reads_pixels
 from gradleak.models.configs import apply_settings
+from gradleak.models.extent import Extent, cut_config, depth_of, extent_of, shapes_without_weights
 from gradleak.models.families import family_for, has_trained_head, own_loss
 from gradleak.models.quiet import one_line, quiet, seeded
+from gradleak.models.shards import only_needed
 from gradleak.models.subject import Subject
 from gradleak.models.tokenizer import Tokenizer, fallback_tokenizer, has_tokenizer, load_tokenizer
 
@@ -37,6 +40,7 @@ def load_checkpoint(
     settings: Mapping[str, object],
     tokenizer: Tokenizer | None,
     seed: int,
+    first_blocks: int | None = None,
 ) -> Subject:
     """Loads a folder or a hub id; the arguments and errors are those of ``load_subject``."""
     local = _is_local(source)
@@ -48,11 +52,24 @@ def load_checkpoint(
     family = family_for(config, wanted)
     if wanted == "classification" and not has_trained_head(config, wanted):
         config.num_labels = classes
-    module = _read_weights(name, source, family, config, seed)
+    module, extent = _read_blocks(name, source, family, config, seed, first_blocks, local=local)
     if tokenizer is None and not reads_pixels(module):
         own = has_tokenizer(Path(source)) if local else True
         tokenizer = load_tokenizer(source, name=name) if own else fallback_tokenizer(config.vocab_size)
-    return assemble(name, module, wanted, tokenizer, normalization=_read_normalization(source))
+    return assemble(name, module, wanted, tokenizer, normalization=_read_normalization(source), extent=extent)
+
+
+def _read_blocks(
+    name: str, source: str, family: Any, config: PreTrainedConfig, seed: int, first_blocks: int | None, *, local: bool
+) -> tuple[nn.Module, Extent | None]:
+    """The module, or its first blocks with what they leave out."""
+    if first_blocks is None or first_blocks == depth_of(config):
+        return _read_weights(name, source, family, config, seed), None
+    short, whole = cut_config(config, first_blocks), shapes_without_weights(family, config)
+    skipped = whole.keys() - shapes_without_weights(family, short).keys()
+    with only_needed(Path(source), skipped) if local else nullcontext(source) as place:
+        module = _read_weights(name, str(place), family, short, seed)
+    return module, extent_of(module, whole, blocks=first_blocks, of_blocks=depth_of(config))
 
 
 def _read_normalization(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,6 +18,7 @@ from gradleak.models.attention import DIFFERENTIABLE, ensure_differentiable
 from gradleak.models.calling import reads_pixels
 from gradleak.models.checkpoints import load_checkpoint
 from gradleak.models.configs import own_name, random_config
+from gradleak.models.extent import cut_config, depth_of, extent_of, shapes_without_weights
 from gradleak.models.families import family_for
 from gradleak.models.quiet import one_line, quiet, seeded
 from gradleak.models.subject import LOSSES, Subject
@@ -32,6 +33,7 @@ def load_subject(
     settings: Mapping[str, object] = MappingProxyType({}),
     tokenizer: Any = None,
     seed: int = 0,
+    first_blocks: int | None = None,
 ) -> Subject:
     """Loads or builds the model under audit.
 
@@ -43,6 +45,9 @@ def load_subject(
         settings: values of the configuration, by its own names or the standard aliases; text is read as numbers.
         tokenizer: in the place of the model's own; a Hugging Face tokenizer or one of ours.
         seed: of random weights and freshly made heads. The global generators are left alone.
+        first_blocks: load the embeddings, this many blocks and the head only; the result says so in ``extent`` and is
+            no model to replay a client with. All blocks if None. A random model's first blocks are drawn on their own:
+            they are not those of the whole random model.
 
     Raises:
         ModelError: if the model is missing, unreachable, broken, or lacks the asked head.
@@ -54,6 +59,8 @@ def load_subject(
     if classes < 2:
         raise UsageError(f"A classifier needs at least 2 classes, not {classes}.")
     if isinstance(model, nn.Module):
+        if first_blocks is not None:
+            raise UsageError("A module that was handed over is used as it is; first_blocks needs a folder or a name.")
         if settings:
             raise UsageError(
                 "Settings reach a configuration before the model is built; set them before you pass a module."
@@ -62,9 +69,16 @@ def load_subject(
     name = str(model)
     given = None if tokenizer is None else as_tokenizer(tokenizer)
     if name.startswith("random:"):
-        return _random(name, loss, classes, settings, given, seed)
+        return _random(name, loss, classes, settings, given, seed, first_blocks)
     return load_checkpoint(
-        name, _locate(name), loss=loss, classes=classes, settings=settings, tokenizer=given, seed=seed
+        name,
+        _locate(name),
+        loss=loss,
+        classes=classes,
+        settings=settings,
+        tokenizer=given,
+        seed=seed,
+        first_blocks=first_blocks,
     )
 
 
@@ -78,7 +92,13 @@ def _subject_of_module(module: nn.Module, loss: str | None, tokenizer: Any) -> S
 
 
 def _random(
-    name: str, loss: str | None, classes: int, settings: Mapping[str, object], given: Tokenizer | None, seed: int
+    name: str,
+    loss: str | None,
+    classes: int,
+    settings: Mapping[str, object],
+    given: Tokenizer | None,
+    seed: int,
+    first_blocks: int | None,
 ) -> Subject:
     with quiet():
         config = random_config(name.removeprefix("random:"), settings)
@@ -92,12 +112,17 @@ def _random(
         config.pad_token_id = tokenizer.pad_id
     if wanted == "classification":
         config.num_labels = classes
+    short = config if first_blocks is None else cut_config(config, first_blocks)
     with seeded(seed), quiet():
         try:
-            module = family._from_config(config, attn_implementation=DIFFERENTIABLE, dtype=torch.float32)
+            module = family._from_config(short, attn_implementation=DIFFERENTIABLE, dtype=torch.float32)
         except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, KeyError) as error:
             raise ModelError(f"{name} cannot be built with these settings: {one_line(error)}") from error
-    return assemble(name, module, wanted, tokenizer)
+    extent = None
+    if first_blocks is not None and first_blocks < depth_of(config):
+        whole = shapes_without_weights(family, config)
+        extent = extent_of(module, whole, blocks=first_blocks, of_blocks=depth_of(config))
+    return assemble(name, module, wanted, tokenizer, extent=extent)
 
 
 def _locate(name: str) -> str:

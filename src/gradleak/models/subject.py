@@ -16,6 +16,7 @@ from gradleak.core.batch import Modality
 from gradleak.core.errors import ModelError
 from gradleak.models.anatomy import Anatomy
 from gradleak.models.calling import backbone, image_shape, reads_pixels, run_module, token_embedding
+from gradleak.models.extent import Extent
 from gradleak.models.tokenizer import Tokenizer
 
 Loss = Literal["classification", "causal-lm", "masked-lm"]
@@ -34,6 +35,7 @@ class Subject:
         tokenizer: None for vision.
         loss: what it is trained with.
         classes: number of logits per record or, for language models, per token.
+        extent: how much of the model was loaded; None if all of it.
         pixel_mean, pixel_std: per channel; pixels in [0, 1] are normalized with them before the model reads them.
     """
 
@@ -45,6 +47,12 @@ class Subject:
     classes: int
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()
+    extent: Extent | None = None
+
+    @property
+    def loaded(self) -> str:
+        """One sentence that says how much of the model is here."""
+        return "Loaded the whole model." if self.extent is None else self.extent.sentence()
 
     @property
     def modality(self) -> Modality:
