@@ -3,6 +3,7 @@ distances to it. Holding the factors instead of the product lets many candidate 
 formed by autograd, so they do not mix), and each weight-sized residual lives only while it is in the processor's cache.
 
 For y = x Wᵀ, loss L:  dL/dW = Σ_t δ_t x_tᵀ  with δ_t = dL/dy_t.   For a norm y = w ∘ x̂ + b:  dL/dw = Σ_t δ_t ∘ x̂_t.
+For a table y_t = s·E[i_t]:  dL/dE = Σ_t s·e(i_t) δ_tᵀ  with e(i) the i-th unit vector.
 
 Must not know any attack or defense.
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
@@ -57,6 +59,28 @@ class OuterSum:
         return _Distance.apply(self.left, self.right, matrix, l1)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSum:
+    """A stack of gradients of a lookup table: the sums of ``rows`` by ``index``, never formed.
+
+    Attributes:
+        index: ``[restarts tokens]``, rows of the table.
+        rows: ``[restarts tokens columns]``; height: rows that the table has.
+    """
+
+    index: Int64[Tensor, "restarts tokens"]
+    rows: Float[Tensor, "restarts tokens columns"]
+    height: int
+
+    def dense(self) -> Float[Tensor, "restarts rows columns"]:
+        total = self.rows.new_zeros(self.rows.shape[0], self.height, self.rows.shape[2])
+        return total.scatter_add(1, self.index.unsqueeze(-1).expand_as(self.rows), self.rows)
+
+    def inner(self, other: Tensor) -> Float[Tensor, " restarts"]:
+        """Inner product with one table."""
+        return (other[self.index] * self.rows).sum((1, 2))
+
+
 class _Distance(torch.autograd.Function):
     """Residual, value and both factor gradients while one residual is hot; the residual is not kept."""
 
@@ -90,6 +114,9 @@ class _Distance(torch.autograd.Function):
 Simulated = Mapping[str, Tensor | OuterSum]
 """Candidate updates by name: dense tensors with a leading ``restarts`` axis, or factors."""
 
+Part = Tensor | OuterSum | RowSum
+"""One summand of a parameter's gradient: what one use of the parameter contributes."""
+
 
 def scale(part: Tensor | OuterSum, factor: Float[Tensor, " restarts"]) -> Tensor | OuterSum:
     """A candidate gradient, dense or in factors, times one number per restart."""
@@ -115,25 +142,85 @@ def simulate_gradients(
         name → gradient per restart, or None if a parameter sits in a kind of module that has no rule here; the caller
         then differentiates one candidate after the other.
     """
-    with _tapped(subject.module, names, inputs.shape[0]) as tap:
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    parts = _factor(subject, tuple(owners), names, inputs, targets, mask, restarts)
+    if parts is None:
+        return None
+    return {name: reduce(_add, map(_without_rows, parts[name])) for name in names if name in parts}
+
+
+def factor_gradients(
+    subject: Subject, names: tuple[str, ...], inputs: Tensor, targets: Tensor, mask: Tensor, *, restarts: int
+) -> Mapping[str, tuple[Part, ...]] | None:
+    """As ``simulate_gradients``, with nothing added up: one part per use of a parameter, tables in factors too.
+
+    Args:
+        inputs: token ids, embeddings or pixels, ``[restarts·batch ...]``. With ids the token embedding has its part.
+
+    Returns:
+        name → its parts; a parameter that two modules share (a tied head) has the parts of both. None as there.
+    """
+    uses = _uses(subject.module, names)
+    found = _factor(subject, tuple(dict.fromkeys(path for path, _ in uses)), names, inputs, targets, mask, restarts)
+    if found is None:
+        return None
+    canonical: dict[str, tuple[Part, ...]] = {}
+    for (path, own), name in uses.items():
+        parts = found.get(f"{path}.{own}" if path else own, ())
+        canonical[name] = canonical.get(name, ()) + parts
+    return {name: parts for name, parts in canonical.items() if parts}
+
+
+def _uses(module: nn.Module, names: tuple[str, ...]) -> dict[tuple[str, str], str]:
+    """(module path, attribute) → name of the parameter, for every module that holds one of the named parameters."""
+    by_id = {id(module.get_parameter(name)): name for name in names}
+    held = {
+        (path, own): by_id[id(parameter)]
+        for path, owner in module.named_modules()
+        for own, parameter in owner.named_parameters(recurse=False)
+        if id(parameter) in by_id
+    }
+    # A module that holds a parameter together with one inside it passes it on and does not use it.
+    return {
+        (path, own): name
+        for (path, own), name in held.items()
+        if not any(inner.startswith(f"{path}.") and other == name for (inner, _), other in held.items())
+    }
+
+
+def _factor(
+    subject: Subject,
+    paths: tuple[str, ...],
+    names: tuple[str, ...],
+    inputs: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    restarts: int,
+) -> dict[str, tuple[Part, ...]] | None:
+    """One forward and one backward pass; the parts by the path of the module that was used."""
+    with _tapped(subject.module, paths, inputs.shape[0]) as tap:
         if tap is None:
             return None
-        key = "pixels" if subject.modality == "image" else "embeddings"
         frozen = {name: value.detach() for name, value in subject.parameters().items()}
-        logits = subject.logits(frozen | tap.expanded, mask=mask, **{key: inputs})
+        logits = subject.logits(frozen | tap.expanded, mask=mask, **{_key(subject, inputs): inputs})
     loss = group_losses(logits, targets, subject.loss, groups=restarts).sum()
     points = [seen.output for seen in tap.seen] + list(tap.expanded.values())
     slopes = torch.autograd.grad(loss, points, create_graph=torch.is_grad_enabled(), allow_unused=True)
-    found: dict[str, Tensor | OuterSum] = {}
+    found: dict[str, tuple[Part, ...]] = {}
     for seen, slope in zip(tap.seen, slopes, strict=False):
-        if slope is None:
-            continue
-        for name, part in _gradients(seen, slope, restarts).items():
-            found[name] = part if name not in found else _add(found[name], part)
+        if slope is not None:
+            for name, part in _gradients(seen, slope, restarts).items():
+                found[name] = (*found.get(name, ()), part)
     for name, slope in zip(tap.expanded, slopes[len(tap.seen) :], strict=True):
         if slope is not None:
-            found[name] = slope.reshape(restarts, -1, *slope.shape[1:]).sum(1)
-    return {name: found[name] for name in names if name in found}
+            found[name] = (slope.reshape(restarts, -1, *slope.shape[1:]).sum(1),)
+    return found
+
+
+def _key(subject: Subject, inputs: Tensor) -> str:
+    if subject.modality == "image":
+        return "pixels"
+    return "embeddings" if inputs.is_floating_point() else "inputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +240,13 @@ class _Tap:
 
 
 @contextmanager
-def _tapped(module: nn.Module, names: tuple[str, ...], records: int) -> Iterator[_Tap | None]:
-    """Listens to every module that owns one of the named parameters, for the duration of one forward pass."""
+def _tapped(module: nn.Module, paths: tuple[str, ...], records: int) -> Iterator[_Tap | None]:
+    """Listens to the modules at ``paths`` for the duration of one forward pass."""
     tap = _Tap([], {})
     handles = []
     try:
-        for path, owner in _owners(module, names).items():
+        for path in paths:
+            owner = module.get_submodule(path)
             if not _has_rule(owner):
                 loose = {f"{path}.{n}" if path else n: p for n, p in owner.named_parameters(recurse=False)}
                 if any(p.ndim != 3 or p.shape[0] != 1 for p in loose.values()):
@@ -174,11 +262,6 @@ def _tapped(module: nn.Module, names: tuple[str, ...], records: int) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _owners(module: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    paths = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    return {path: module.get_submodule(path) for path in paths}
 
 
 def _listener(tap: _Tap, path: str, records: int) -> Any:
@@ -205,7 +288,7 @@ def _is_elementwise(module: nn.Module) -> bool:
     return bool(own) and set(own) <= {"weight", "bias"} and all(p.ndim == 1 for p in own.values())
 
 
-def _gradients(seen: _Seen, slope: Tensor, restarts: int) -> dict[str, Tensor | OuterSum]:
+def _gradients(seen: _Seen, slope: Tensor, restarts: int) -> dict[str, Part]:
     """Gradients of one module call by parameter name."""
     prefix = f"{seen.prefix}." if seen.prefix else ""
     if isinstance(seen.module, nn.Embedding):
@@ -213,7 +296,7 @@ def _gradients(seen: _Seen, slope: Tensor, restarts: int) -> dict[str, Tensor | 
     if isinstance(seen.module, nn.Conv2d):
         return _patch_gradients(seen, slope, restarts, prefix)
     delta = slope.reshape(restarts, -1, slope.shape[-1])
-    found: dict[str, Tensor | OuterSum] = {}
+    found: dict[str, Part] = {}
     if getattr(seen.module, "bias", None) is not None:
         found[f"{prefix}bias"] = delta.sum(1)
     if isinstance(seen.module, nn.Linear | Conv1D):
@@ -236,31 +319,47 @@ def _normalized(module: nn.Module, x: Tensor) -> Tensor:
     return functional_call(module, ones, (x,)) - functional_call(module, zeros, (x,))
 
 
-def _patch_gradients(seen: _Seen, slope: Tensor, restarts: int, prefix: str) -> dict[str, Tensor | OuterSum]:
+def _patch_gradients(seen: _Seen, slope: Tensor, restarts: int, prefix: str) -> dict[str, Part]:
     conv = seen.module
     assert isinstance(conv, nn.Conv2d)
     patches = nn.functional.unfold(seen.input, conv.kernel_size, stride=conv.stride).transpose(1, 2)
     delta = slope.flatten(2).transpose(1, 2).reshape(restarts, -1, slope.shape[1])
     x = patches.reshape(restarts, -1, patches.shape[-1])
-    found: dict[str, Tensor | OuterSum] = {f"{prefix}weight": OuterSum(left=delta, right=x)}
+    found: dict[str, Part] = {f"{prefix}weight": OuterSum(left=delta, right=x)}
     if conv.bias is not None:
         found[f"{prefix}bias"] = delta.sum(1)
     return found
 
 
-def _embedding_gradient(seen: _Seen, slope: Tensor, restarts: int) -> Tensor:
-    """Sums of the error signals by row of a lookup table."""
+def _embedding_gradient(seen: _Seen, slope: Tensor, restarts: int) -> RowSum:
+    """The error signals with the rows of the lookup table that they go to."""
     table = seen.module.get_parameter("weight").detach()
+    index, factor = _looked_up(seen, table)
+    rows = factor * slope.reshape(restarts, -1, table.shape[1])
+    return RowSum(index=index.reshape(restarts, -1), rows=rows, height=table.shape[0])
+
+
+def _looked_up(seen: _Seen, table: Tensor) -> tuple[Tensor, float]:
+    """Rows of the table that were read, and the factor that the module multiplies them by."""
     if type(seen.module) is nn.Embedding:
-        index = seen.input.expand(seen.output.shape[:-1]).reshape(restarts, -1)
-    else:
-        # A subclass may shift the indices that it is given, so the rows are found by comparison.
-        rows = seen.output.detach().reshape(-1, table.shape[1])
-        exact = "donot_use_mm_for_euclid_dist"
-        index = torch.cdist(rows, table, compute_mode=exact).argmin(1).reshape(restarts, -1)
-    delta = slope.reshape(restarts, -1, table.shape[1])
-    total = delta.new_zeros(restarts, *table.shape)
-    return total.scatter_add(1, index.unsqueeze(-1).expand_as(delta), delta)
+        return seen.input.expand(seen.output.shape[:-1]), 1.0
+    output = seen.output.detach()
+    if not seen.input.is_floating_point() and seen.input.shape == output.shape[:-1] and _in_range(seen.input, table):
+        read = table[seen.input]
+        factor = float((read * output).sum() / read.square().sum().clamp_min(torch.finfo(read.dtype).tiny))
+        if torch.allclose(factor * read, output, rtol=1e-5, atol=1e-6 * float(output.abs().max())):
+            return seen.input, factor
+    # A subclass may shift the indices that it is given, so the rows are found by comparison.
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(output.reshape(-1, table.shape[1]), table, compute_mode=exact).argmin(1), 1.0
+
+
+def _in_range(index: Tensor, table: Tensor) -> bool:
+    return bool((index >= 0).all()) and bool((index < table.shape[0]).all())
+
+
+def _without_rows(part: Part) -> Tensor | OuterSum:
+    return part.dense() if isinstance(part, RowSum) else part
 
 
 def _add(a: Tensor | OuterSum, b: Tensor | OuterSum) -> Tensor | OuterSum:
