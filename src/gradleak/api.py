@@ -28,7 +28,7 @@ from gradleak.audit.fingerprint import fingerprint
 from gradleak.audit.plan import Call, DataSource, Plan
 from gradleak.audit.prepare import LOSSES, Request, make_plan, read_chain, read_methods
 from gradleak.audit.runner import run
-from gradleak.audit.shares import parse_share
+from gradleak.audit.shares import adapted, parse_share
 from gradleak.audit.sources import FixedSource, Others, public_texts
 from gradleak.audit.store import RunFolder, read_plan
 from gradleak.core.batch import IGNORED, Batch
@@ -115,10 +115,11 @@ def audit(
     """Audits what one shared update about ``batch`` gives away.
 
     Args:
-        model: a Hugging Face module, which is left as it was but for its attention kernel, or what ``--model`` takes.
+        model: a Hugging Face module, which is left as it was but for its attention kernel, or the same inside a peft
+            wrapper; or what ``--model`` takes.
         batch: private texts; or what a tokenizer or image processor returns, with ``"labels"``; or a ``Batch``.
         loss: ``classification``, ``causal-lm`` or ``masked-lm``; the model's own if None.
-        share: such as ``"delta(steps=5, lr=0.001)"``; see ``LocalTraining``.
+        share: such as ``"delta(steps=5, lr=0.001)"`` or ``"lora(rank=16)"``; see ``LocalTraining``.
         threat: what the adversary knows.
         attacks, defenses: specs as on the command line; every defense is compared with none.
         tokenizer: of the module; needed to score texts in the model's own tokens.
@@ -147,7 +148,12 @@ def audit(
         first_blocks=first_blocks,
     )
     methods = read_methods(request)
+    if isinstance(model, nn.Module) and methods.training.lora is not None:
+        raise UsageError(
+            "A module that was handed over is left as it is. Wrap it with peft yourself (get_peft_model) and pass that."
+        )
     subject = load_subject(model, loss=loss, tokenizer=tokenizer, seed=seed, first_blocks=first_blocks)
+    subject = adapted(subject, methods.training, seed=seed)
     private = read_batch(batch, subject, max_length=max_length, seed=seed)
     data = DataSource(name="given in Python", fingerprint=fingerprint(_parts(private)), size=private.size)
     length = private.inputs.shape[1] if private.modality == "text" else max_length

@@ -30,6 +30,7 @@ from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject
 
 MANIFEST, TENSORS = "observation.json", "update.safetensors"
+_PEFT_PREFIX = "base_model.model."
 _PICKLED = frozenset({".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"})
 
 
@@ -133,6 +134,7 @@ def load_observation(path: str | Path, subject: Subject) -> Observation:
     place = Path(path)
     skipped = frozenset() if subject.extent is None else frozenset(subject.extent.skipped)
     tensors = _read_tensors(place if place.is_file() else place / TENSORS, skipped=skipped)
+    tensors = _own_names(tensors, subject)
     _check_fits(tensors, subject)
     if manifest.loss is not None and manifest.loss != subject.loss:
         raise DataError(
@@ -211,3 +213,18 @@ def _check_fits(tensors: Mapping[str, Tensor], subject: Subject) -> None:
                 f"The update of {name!r} has shape {tuple(tensor.shape)}, {subject.name} has {shapes[name]}. "
                 "Give the --model that it was trained with, of the same size."
             )
+
+
+def _own_names(tensors: Mapping[str, Tensor], subject: Subject) -> dict[str, Tensor]:
+    """The tensors under the subject's parameter names.
+
+    A peft wrapper puts two components before every name, and its state dict leaves the adapter's name out.
+    """
+    known = [name for name, _ in subject.module.named_parameters()]
+    adapters = {name for a in subject.anatomy.adapters for name in (a.down.weight, a.up.weight)}
+    own: dict[str, str] = {}
+    for name in known:
+        path, _, last = name.rpartition(".")
+        shorter = f"{path.rpartition('.')[0]}.{last}" if name in adapters else name
+        own |= {each: name for form in (name, shorter) for each in (form, f"{_PEFT_PREFIX}{form}")}
+    return {own.get(name, name): tensor for name, tensor in tensors.items()}

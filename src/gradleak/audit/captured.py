@@ -15,13 +15,15 @@ from safetensors.torch import save
 
 from gradleak.audit import catalogue, defaults
 from gradleak.audit.capture import load_observation, read_manifest
+from gradleak.audit.shares import adapted
 from gradleak.audit.store import write_atomically
 from gradleak.audit.trial import finite, propose
 from gradleak.core.attack import Attack, Clock, Reconstruction
 from gradleak.core.errors import UsageError
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.core.specs import spec_of
+from gradleak.core.specs import build, spec_of
+from gradleak.mechanics.training import LocalTraining
 from gradleak.models import Subject, Tokenizer, load_subject
 
 
@@ -111,6 +113,8 @@ def attack_capture(
         first_blocks=first_blocks,
         **classes,
     )
+    if manifest.training is not None:
+        subject = adapted(subject, build(LocalTraining, manifest.training), seed=seed)
     return attack_observation(
         load_observation(path, subject), subject, attacks=chosen, seed=seed, budget_seconds=budget_seconds
     )

@@ -17,7 +17,7 @@ from gradleak.audit import catalogue, defaults
 from gradleak.audit.data import Pool, load_pool
 from gradleak.audit.fingerprint import fingerprint
 from gradleak.audit.plan import Call, DataSource, Plan, chain_name, distinct
-from gradleak.audit.shares import parse_share
+from gradleak.audit.shares import adapted, parse_share
 from gradleak.audit.sources import PoolSource, Source
 from gradleak.core.batch import Modality
 from gradleak.core.channel import Channel
@@ -82,6 +82,7 @@ def prepare(request: Request) -> Prepared:
         raise UnknownNameError("loss", request.loss, LOSSES)
     methods = read_methods(request)
     pool, subject = _load(request)
+    subject = adapted(subject, methods.training, seed=request.seed)
     batch_size = request.batch_size or min(defaults.BATCH_SIZE, pool.size)
     if batch_size > pool.size:
         raise DataError(

@@ -60,7 +60,7 @@ def audit(
         typer.Option(
             "--share",
             metavar="SPEC",
-            help="gradient(dtype=bf16, dropout=true) or delta(steps=5, lr=0.001, optimizer=sgd).",
+            help="gradient(dtype=bf16, dropout=true), delta(steps=5, lr=0.001, optimizer=sgd) or lora(rank=16).",
         ),
     ] = None,
     attacks: Attacks = None,

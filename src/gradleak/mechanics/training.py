@@ -18,7 +18,7 @@ from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.errors import ModelError, NotApplicableError, SpecError
 from gradleak.core.update import Update
 from gradleak.mechanics.losses import group_losses
-from gradleak.models import Subject
+from gradleak.models import LoRA, Subject
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ADAM_BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
@@ -35,6 +35,8 @@ class LocalTraining:
         weight_decay: decoupled decay of ``adamw``.
         dropout: train with the model's own dropout.
         dtype: number format of the released tensors: ``float32``, ``bf16`` or ``fp16``.
+        lora_rank: rank of the adapters that are trained, and shared, in the place of the model's own weights; 0 for none.
+            ``lora_alpha``, ``lora_targets`` and ``lora_b_std`` are those of ``models.LoRA``.
 
     Raises:
         SpecError: for a value outside its range.
@@ -47,6 +49,17 @@ class LocalTraining:
     weight_decay: float = 0.01
     dropout: bool = False
     dtype: Literal["float32", "bf16", "fp16"] = "float32"
+    lora_rank: int = 0
+    lora_alpha: int | None = None
+    lora_targets: Literal["attention", "query_value", "all"] = "attention"
+    lora_b_std: float = 0.0
+
+    @property
+    def lora(self) -> LoRA | None:
+        """The adapters to train; None to train the model's own weights."""
+        if self.lora_rank == 0:
+            return None
+        return LoRA(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets, b_std=self.lora_b_std)
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -62,6 +75,8 @@ class LocalTraining:
             raise SpecError(
                 f"A gradient is one step, got steps={self.steps}. Write --share 'delta(steps={self.steps})'."
             )
+        # Its own checks speak.
+        _ = self.lora
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

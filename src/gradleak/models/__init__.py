@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from gradleak.models.anatomy import Anatomy, Block, LinearMap
+from gradleak.models.anatomy import Adapter, Anatomy, Block, LinearMap
 from gradleak.models.attention import ensure_differentiable, probe_double_backward
 from gradleak.models.loading import load_subject
+from gradleak.models.lora import LoRA, with_lora
 from gradleak.models.reading import read_anatomy
 from gradleak.models.subject import Subject
 from gradleak.models.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 
 __all__ = [
+    "Adapter",
     "Anatomy",
     "Block",
     "ByteTokenizer",
     "HuggingFaceTokenizer",
     "LinearMap",
+    "LoRA",
     "Subject",
     "Tokenizer",
     "ensure_differentiable",
     "load_subject",
     "probe_double_backward",
     "read_anatomy",
+    "with_lora",
 ]

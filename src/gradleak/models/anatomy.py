@@ -70,6 +70,25 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """A low-rank correction ``B A x`` (up to a factor) that is added to what a linear map makes of ``x``.
+
+    Attributes:
+        target: module path of the linear map that is corrected.
+        down: ``A``, ``[rank in_features]``.
+        up: ``B``, ``[out_features rank]``.
+    """
+
+    target: str
+    down: LinearMap
+    up: LinearMap
+
+    @property
+    def rank(self) -> int:
+        return self.down.out_features
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Anatomy:
     """What a transformer is made of.
 
@@ -85,6 +104,7 @@ class Anatomy:
         hidden_size: width of the residual stream.
         vocab_size: rows of the token embedding; 0 for vision.
         max_positions: longest input the positions allow, or None if unlimited.
+        adapters: low-rank corrections of linear maps, in the order in which they run.
     """
 
     kind: Kind
@@ -98,3 +118,9 @@ class Anatomy:
     hidden_size: int
     vocab_size: int
     max_positions: int | None
+    adapters: tuple[Adapter, ...] = ()
+
+    def adapters_of(self, maps: tuple[LinearMap, ...]) -> tuple[Adapter, ...]:
+        """The adapters that correct one of ``maps``."""
+        targets = {each.module for each in maps}
+        return tuple(adapter for adapter in self.adapters if adapter.target in targets)

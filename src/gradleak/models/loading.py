@@ -20,6 +20,7 @@ from gradleak.models.checkpoints import load_checkpoint
 from gradleak.models.configs import own_name, random_config
 from gradleak.models.extent import cut_config, depth_of, extent_of, shapes_without_weights
 from gradleak.models.families import family_for
+from gradleak.models.lora import without_wrapper
 from gradleak.models.quiet import one_line, quiet, seeded
 from gradleak.models.subject import LOSSES, Subject
 from gradleak.models.tokenizer import Tokenizer, as_tokenizer, demo_model_path, fallback_tokenizer
@@ -83,6 +84,7 @@ def load_subject(
 
 
 def _subject_of_module(module: nn.Module, loss: str | None, tokenizer: Any) -> Subject:
+    module = without_wrapper(module)
     ensure_differentiable(module)
     chosen = None if tokenizer is None else as_tokenizer(tokenizer)
     if chosen is None and not reads_pixels(module):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradleak.models.anatomy import Block, PositionKind
+from gradleak.models.anatomy import Adapter, Block, PositionKind
 from gradleak.models.attention import sample_inputs
 from gradleak.models.calling import reads_pixels, run_module
 from gradleak.models.tracing import Trace, evaluating
@@ -26,7 +26,9 @@ class Positions:
     longest: int | None
 
 
-def read_positions(module: nn.Module, run: Trace, first: Block, names: dict[int, str]) -> Positions:
+def read_positions(
+    module: nn.Module, run: Trace, first: Block, names: dict[int, str], adapters: tuple[Adapter, ...] = ()
+) -> Positions:
     """Reads how positions enter the model whose first block is ``first``."""
     length = run.calls[first.attention_output.module].read.numel() // first.attention_output.in_features
     if reads_pixels(module):
@@ -35,7 +37,7 @@ def read_positions(module: nn.Module, run: Trace, first: Block, names: dict[int,
     for weight, ids in run.tables:
         if id(weight) in names and _counts_up(ids, length):
             return Positions(kind="learned", table=names[id(weight)], longest=weight.shape[0] - int(ids.flatten()[0]))
-    kind = _kind_without_table(module, first)
+    kind = _kind_without_table(module, first, adapters)
     longest = getattr(module.config, "max_position_embeddings", None) if kind == "rotary" else None
     return Positions(kind=kind, table=None, longest=longest)
 
@@ -55,26 +57,26 @@ def _patch_table(module: nn.Module, run: Trace, length: int, names: dict[int, st
     return None
 
 
-def _kind_without_table(module: nn.Module, first: Block) -> PositionKind:
+def _kind_without_table(module: nn.Module, first: Block, adapters: tuple[Adapter, ...]) -> PositionKind:
     """Swaps two tokens before the last one; a model without positions attends to the same set as before.
 
     With queries and keys silenced, only a bias that is added to the scores can still tell the difference.
     """
-    if not _order_matters(module, first, scale=1.0):
+    if not _order_matters(module, first, adapters, scale=1.0):
         return "none"
-    return "alibi" if _order_matters(module, first, scale=0.0) else "rotary"
+    return "alibi" if _order_matters(module, first, adapters, scale=0.0) else "rotary"
 
 
-def _order_matters(module: nn.Module, first: Block, *, scale: float) -> bool:
+def _order_matters(module: nn.Module, first: Block, adapters: tuple[Adapter, ...], *, scale: float) -> bool:
     inputs = sample_inputs(module)
     swapped = inputs[:, [1, 0, *range(2, inputs.shape[1])]]
-    before, after = (_attended(module, first, each, scale) for each in (inputs, swapped))
+    before, after = (_attended(module, first, adapters, each, scale) for each in (inputs, swapped))
     # A bias of the smallest customary slope moves this by 1e-3 and more; rounding stays a hundred times below.
     tolerance = max(1e-4, 50 * torch.finfo(before.dtype).eps)
     return bool((before - after).norm() > tolerance * before.norm())
 
 
-def _attended(module: nn.Module, first: Block, inputs: Tensor, scale: float) -> Tensor:
+def _attended(module: nn.Module, first: Block, adapters: tuple[Adapter, ...], inputs: Tensor, scale: float) -> Tensor:
     """What the first attention hands to the last position, ``[width]``, with queries and keys scaled."""
     seen: list[Tensor] = []
     # A fused map makes the values too: shrink it instead of silencing it. Scores then shrink with the square.
@@ -83,12 +85,14 @@ def _attended(module: nn.Module, first: Block, inputs: Tensor, scale: float) -> 
         quiet = first.attention_inputs
     else:
         quiet = first.attention_inputs[:2]
+    targets = {each.module for each in quiet}
+    paths = [*targets, *(adapter.up.module for adapter in adapters if adapter.target in targets)]
     modules = dict(module.named_modules())
 
     def silence(_module: nn.Module, _args: Any, made: Any) -> Tensor:
         return made * scale
 
-    handles = [modules[each.module].register_forward_hook(silence) for each in quiet]
+    handles = [modules[path].register_forward_hook(silence) for path in paths]
     handles.append(
         modules[first.attention_output.module].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     )

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gradleak.core.errors import ModelError
-from gradleak.models.anatomy import Anatomy, Block, Kind, LinearMap
+from gradleak.models.adapters import adapter_calls
+from gradleak.models.anatomy import Adapter, Anatomy, Block, Kind, LinearMap
 from gradleak.models.attention import differentiable, sample_inputs
 from gradleak.models.calling import reads_pixels, token_embedding, weight_of
 from gradleak.models.positions import read_positions
@@ -43,6 +44,10 @@ def read_anatomy(module: nn.Module) -> Anatomy:
     with differentiable(module):
         try:
             run = trace(module, sample_inputs(module))
+            pairs = adapter_calls(run)
+            if pairs:
+                thin = {call.path for _, down, up in pairs for call in (down, up)}
+                run = trace(module, sample_inputs(module), severed=thin)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
                 f"{type(module).__name__} could not be run on a sample input: {one_line(error)} "
@@ -51,7 +56,10 @@ def read_anatomy(module: nn.Module) -> Anatomy:
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         blocks = _read_blocks(module, run, names)
         vision = reads_pixels(module)
-        positions = read_positions(module, run, blocks[0], names)
+        adapters = tuple(
+            Adapter(target=target.path, down=_map_of(down, names), up=_map_of(up, names)) for target, down, up in pairs
+        )
+        positions = read_positions(module, run, blocks[0], names, adapters)
         head = _read_head(run, names)
         table = None if vision else weight_of(token_embedding(module))
         return Anatomy(
@@ -66,6 +74,7 @@ def read_anatomy(module: nn.Module) -> Anatomy:
             hidden_size=blocks[0].attention_output.out_features,
             vocab_size=0 if table is None else table.shape[0],
             max_positions=positions.longest,
+            adapters=adapters,
         )
 
 
@@ -96,6 +105,10 @@ def linear_map(path: str, module: nn.Module, names: dict[int, str]) -> LinearMap
         out_features=columns if input_first else rows,
         input_first=input_first,
     )
+
+
+def _map_of(call: Call, names: dict[int, str]) -> LinearMap:
+    return linear_map(call.path, call.module, names)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

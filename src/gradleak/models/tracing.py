@@ -5,7 +5,7 @@ Must not know roles (``reading`` does) or any architecture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +69,12 @@ class _Lookups(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def trace(module: nn.Module, inputs: Tensor) -> Trace:
-    """Runs ``module`` once in eval mode on ``inputs`` (embeddings ``[1 seq model]`` or pixels) and records the run."""
+def trace(module: nn.Module, inputs: Tensor, *, severed: Collection[str] = ()) -> Trace:
+    """Runs ``module`` once in eval mode on ``inputs`` (embeddings ``[1 seq model]`` or pixels) and records the run.
+
+    Args:
+        severed: paths of linear maps that are no part of the run's story: they feed nothing and are not listed.
+    """
     calls: dict[str, Call] = {}
     leaves: dict[int, tuple[str, Tensor]] = {}
     hidden: list[Any] = []
@@ -85,7 +89,11 @@ def trace(module: nn.Module, inputs: Tensor) -> Trace:
     handles = [
         child.register_forward_hook(lambda child, args, output, path=path: cut(path, child, args, output))
         for path, child in module.named_modules()
-        if isinstance(child, LINEAR)
+        if isinstance(child, LINEAR) and path not in severed
+    ]
+    handles += [
+        module.get_submodule(path).register_forward_hook(lambda child, args, output: output.detach())
+        for path in severed
     ]
     below = backbone(module)
     if below is not module:
