@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,13 +19,14 @@ from gradleak.core.stage import Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.certificate import Certificate, certify
 from gradleak.mechanics.span_assembly import Assembled, Assembly
+from gradleak.mechanics.span_candidates import find_candidates
+from gradleak.mechanics.span_context import Attended, Grid, Replayed
 from gradleak.mechanics.span_growth import Grown, grow
 from gradleak.mechanics.span_readers import (
     Candidates,
     Model,
     Reader,
     context_readers,
-    find_candidates,
     first_reader,
     input_drift,
 )
@@ -105,7 +106,12 @@ class Span(Attack):
         self, case: _Case, candidates: Candidates, readers: tuple[Reader, ...], rng: torch.Generator, clock: Clock
     ) -> _Outcome:
         beam = self.beam * (case.batch_size or 16)
-        grown = grow(candidates, readers, case.model, beam=beam, at_most=case.batch_size, rng=rng, clock=clock)
+        if not candidates.tokens[0].numel():
+            candidates = _open_first(candidates, readers, case.model, rng)
+        grid = Grid.of(candidates, case.model.vocab_size, rng)
+        attended = Attended.of(grid, readers, case.model, rng)
+        continuations = attended or Replayed(grid=grid, readers=readers, model=case.model)
+        grown = grow(grid, continuations, readers[-1], case.model, beam=beam, at_most=case.batch_size, clock=clock)
         return _outcome_of_growth(grown, case.batch_size)
 
     def _assemble(
@@ -213,6 +219,20 @@ def _candidates(first: Reader, case: _Case, rng: torch.Generator) -> Candidates:
         if not found.positional or found.length() < window or window == longest:
             return found
         window = min(2 * window, longest)
+
+
+def _open_first(candidates: Candidates, readers: tuple[Reader, ...], model: Model, rng: torch.Generator) -> Candidates:
+    """Candidates with a first position, where queries alone, which never show it, were shared: the next layer knows it."""
+    every = replace(candidates, tokens=(torch.arange(model.vocab_size),), residuals=(torch.zeros(model.vocab_size),))
+    grid = Grid.of(every, model.vocab_size, rng)
+    start = torch.empty(1, 0, dtype=torch.int64)
+    verdicts = Replayed(grid=grid, readers=readers, model=model).test(start, tests_left=candidates.length())
+    first = verdicts.passed[0].nonzero().flatten()
+    return replace(
+        candidates,
+        tokens=(first, *candidates.tokens[1:]),
+        residuals=(verdicts.excess[0, first], *candidates.residuals[1:]),
+    )
 
 
 def _closing_token(subject: Subject) -> int | None:

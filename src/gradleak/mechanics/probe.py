@@ -18,8 +18,8 @@ _FLOATS_PER_CHUNK = 1_000_000
 """Bounds the captured activations of one chunk to 4 MB in float32: they stay in the cache, and the heap is reused."""
 
 
-class _StopForward(Exception):
-    """Ends a forward pass once everything asked for was seen; never leaves this module."""
+class StopForward(Exception):
+    """Raised by a hook to end a forward pass once everything asked for was seen; ``run_quietly`` catches it."""
 
 
 def linear_inputs(
@@ -52,22 +52,34 @@ def linear_inputs(
             value = args[0] if args else next(iter(kwargs.values()))
             seen[path] = value.detach().reshape(batch, seq, -1)
             if len(seen) == len(paths):
-                raise _StopForward
+                raise StopForward
 
         return hook
 
     module = subject.module
     handles = [module.get_submodule(path).register_forward_pre_hook(hook_for(path), with_kwargs=True) for path in paths]
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     try:
-        with torch.no_grad():
-            subject.logits(parameters, inputs=ids, mask=real)
-    except _StopForward:
-        pass
+        run_quietly(subject, ids, mask=mask, parameters=parameters)
     finally:
         for handle in handles:
             handle.remove()
     return {path: seen[path] for path in paths}
+
+
+def run_quietly(
+    subject: Subject,
+    ids: Int64[Tensor, "batch seq"],
+    *,
+    mask: Bool[Tensor, "batch seq"] | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Runs the subject without gradients until it ends or a hook raises ``StopForward``."""
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    try:
+        with torch.no_grad():
+            subject.logits(parameters, inputs=ids, mask=real)
+    except StopForward:
+        pass
 
 
 def chunks(count: int, floats_each: int) -> Iterator[slice]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from scipy.stats import beta
+from scipy.stats import beta, norm
 from torch import Tensor
 
 _TINY = 1e-300
@@ -24,27 +25,30 @@ _INPUT_ROUNDING = 2.0**-22
 """The model runs in float32 here and at the client; a different batch shape moves an activation by a few units."""
 _ROUNDING_STD = 0.408
 """Rounding to p significant bits adds 0.408 · 2⁻ᵖ of a tensor's rms per entry (uniform error over the binades)."""
+_OVERSAMPLING = 16
+"""Random columns beyond the rank: the range finder misses a direction with probability below 1e-12 (Halko et al.)."""
+_WORTH_SKETCHING = 0.55
+"""Above this share of the features a full eigendecomposition is the cheaper way to the same space."""
+_PROBES = 8
+"""Fresh random columns that measure what the range finder left behind."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Subspace:
     """The column space of a stack of gradients that share their input.
 
     Attributes:
-        basis: orthonormal columns ``[features rank]`` in float64; ``complement`` the rest, ``[features features-rank]``.
+        basis: orthonormal columns ``[features rank]`` in float64.
         singular: singular values of the kept directions, in units of the noise per entry.
-        spectrum: all singular values, in the same units.
+        spectrum: the leading singular values, in the same units; all of them where the space was decomposed in full.
         noise: standard deviation per entry of what was cut away, in the same units (near 1 if the noise is as known).
-        edge: largest singular value that the known noise alone can show.
         precision: relative rounding error of the layer's input itself.
     """
 
     basis: Float[Tensor, "features rank"]
-    complement: Float[Tensor, "features rest"]
     singular: Float[Tensor, " rank"]
-    spectrum: Float[Tensor, " features"]
+    spectrum: Float[Tensor, " leading"]
     noise: float
-    edge: float
     precision: float
 
     @property
@@ -55,6 +59,33 @@ class Subspace:
     def features(self) -> int:
         return self.basis.shape[0]
 
+    @property
+    def rest(self) -> int:
+        """Dimensions outside the space."""
+        return self.features - self.rank
+
+    @property
+    def typical(self) -> float:
+        """The residual of a member that is spread evenly over the space."""
+        return math.hypot(
+            self.noise * math.sqrt(self.rest * float(self.singular.square().reciprocal().mean())), self.precision
+        )
+
+    @property
+    def worst(self) -> float:
+        """The residual of a member along the direction that noise tilts most."""
+        return math.hypot(self.noise * math.sqrt(self.rest) / float(self.singular.min()), self.precision)
+
+    @cached_property
+    def complement(self) -> Float[Tensor, "features rest"]:
+        """Orthonormal columns of everything outside; computed when first asked for."""
+        return torch.linalg.qr(self.basis, mode="complete").Q[:, self.rank :]
+
+    def outside(self, vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        """The part of each vector that the space does not hold, in float64."""
+        z = vectors.double()
+        return z - (z @ self.basis) @ self.basis.T
+
     def residual(self, vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
         """‖(I − P) z‖ / ‖z‖: zero for a member, near sqrt(1 − rank/features) for a random direction.
 
@@ -62,7 +93,7 @@ class Subspace:
         """
         z = vectors.double()
         length = z.norm(dim=-1)
-        return torch.where(length > 0, (z @ self.complement).norm(dim=-1) / length.clamp(min=_TINY), 1.0)
+        return torch.where(length > 0, self.outside(z).norm(dim=-1) / length.clamp(min=_TINY), 1.0)
 
     def expected(self, vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
         """The residual that a member shows because noise tilts the basis.
@@ -72,24 +103,38 @@ class Subspace:
         """
         z = vectors.double()
         tilt = ((z @ self.basis) / self.singular).norm(dim=-1) / z.norm(dim=-1).clamp(min=_TINY)
-        rest = self.features - self.rank
-        return (self.noise * math.sqrt(rest) * tilt).hypot(torch.tensor(self.precision, dtype=torch.float64))
+        return (self.noise * math.sqrt(self.rest) * tilt).hypot(tilt.new_tensor(self.precision))
 
-    def sketch(self, columns: int, rng: torch.Generator) -> Float[Tensor, "features columns"]:
-        """``columns`` random orthonormal directions outside the space, scaled so that lengths are kept on average."""
-        rest = self.complement.shape[1]
+    def sketch(
+        self, columns: int, rng: torch.Generator, *, without: Float[Tensor, " features"] | None = None
+    ) -> Float[Tensor, "features columns"]:
+        """``columns`` random orthonormal directions outside the space, scaled so that lengths are kept on average.
+
+        Args:
+            without: a vector that every direction is made orthogonal to as well, at the price of one dimension.
+        """
+        fixed = self.basis
+        if without is not None:
+            beyond = self.outside(without)
+            if float(beyond.norm()) > _INPUT_ROUNDING * float(without.double().norm()):
+                fixed = torch.cat((fixed, (beyond / beyond.norm()).unsqueeze(1)), dim=1)
+        rest = self.features - fixed.shape[1]
         if columns >= rest:
-            return self.complement
-        mixer = torch.randn(rest, columns, generator=rng, dtype=torch.float64)
-        return self.complement @ torch.linalg.qr(mixer).Q * math.sqrt(rest / columns)
+            return torch.linalg.qr(fixed, mode="complete").Q[:, fixed.shape[1] :]
+        mixer = torch.randn(self.features, columns, generator=rng, dtype=torch.float64).to(fixed.device)
+        # Twice: one projection leaves rounding along directions that nearly cancel.
+        for _ in range(2):
+            mixer = mixer - fixed @ (fixed.T @ mixer)
+        return torch.linalg.qr(mixer).Q * math.sqrt(rest / columns)
 
 
 def significant_bits(tensor: Tensor) -> int:
     """Bits of the narrowest usual number format that holds every entry exactly: 8 (bf16), 11 (fp16), 24 or 53."""
     if tensor.dtype == torch.float64:
         return 53
+    few = tensor.flatten()[:4096]
     for dtype, bits in ((torch.bfloat16, 8), (torch.float16, 11)):
-        if bool((tensor.to(dtype).to(tensor.dtype) == tensor).all()):
+        if all(bool((part.to(dtype).to(part.dtype) == part).all()) for part in (few, tensor)):
             return bits
     return 24
 
@@ -108,8 +153,10 @@ def column_space(
     that number (the worst case of a sum with cancellation); in this window the rank is set at the largest ratio of
     neighboring singular values.
 
-    If no direction at all is at that floor the update carries noise that nobody announced (or more tokens than the layer
-    is wide): the cut then is the optimal hard threshold for unknown noise, a multiple of the median singular value.
+    A randomized range finder of ``summands`` + 16 columns finds the space where it is small; where it is not, or where
+    the tail is not at the floor, the Gram matrix is decomposed in full. If then no direction at all is at the floor, the
+    update carries noise that nobody announced (or more tokens than the layer is wide): the cut is the optimal hard
+    threshold for unknown noise, a multiple of the median singular value.
 
     Args:
         gradients: weight gradients oriented input-first, at least one.
@@ -117,31 +164,73 @@ def column_space(
         summands: number of rows that each entry sums over (tokens in the batch).
         extra_precision: further relative error of the inputs (drift over local steps).
 
-    Source: Gavish and Donoho, arXiv 1305.5870, for the threshold in unknown noise.
+    Source: Gavish and Donoho, arXiv 1305.5870, for the threshold in unknown noise; Halko, Martinsson and Tropp, arXiv
+        0909.4061, for the range finder.
     """
     whitened, stage_share = _whiten(gradients, noise_std)
     features, outputs = whitened.shape
-    gram_values, gram_vectors = torch.linalg.eigh(whitened @ whitened.T)
-    spectrum = gram_values.flip(0).clamp(min=0).sqrt()
-    vectors = gram_vectors.flip(1)
     edge = math.sqrt(features) + math.sqrt(outputs)
     # Only the rounding part of the noise grows with the number of summands.
     highest = edge * (1.0 + summands * (1.0 - stage_share))
-    if int((spectrum <= highest).sum()) <= _STRUCTURAL_ZEROS:
+    precision = math.hypot(_INPUT_ROUNDING, extra_precision)
+    columns = summands + _OVERSAMPLING
+    if columns <= _WORTH_SKETCHING * min(features, outputs):
+        found = _sketched(whitened, columns, low=edge, high=highest, precision=precision)
+        if found is not None:
+            return found
+    return _decomposed(whitened, low=edge, high=highest, precision=precision)
+
+
+def _sketched(whitened: Tensor, columns: int, *, low: float, high: float, precision: float) -> Subspace | None:
+    """The space by a randomized range finder; None unless its tail shows the floor.
+
+    The random columns come from a fixed seed: they are part of the method, and the same update gives the same space.
+    """
+    features, outputs = whitened.shape
+    rng = torch.Generator().manual_seed(features * outputs + columns)
+    mixer = torch.randn(outputs, columns + _PROBES, generator=rng, dtype=torch.float64).to(whitened.device)
+    mixed = whitened @ mixer
+    frame = torch.linalg.qr(mixed[:, :columns]).Q
+    # One subspace iteration: without it the frame leans by the noise of all columns, ten times more than it must.
+    frame = torch.linalg.qr(whitened @ (frame.T @ whitened).T).Q
+    small = frame.T @ whitened
+    values, vectors = torch.linalg.eigh(small @ small.T)
+    spectrum = values.flip(0).clamp(min=0).sqrt()
+    if int((spectrum <= high).sum()) <= _STRUCTURAL_ZEROS:
+        return None
+    rank = _choose_rank(spectrum, low=low, high=high)
+    if rank > columns - _OVERSAMPLING // 2:
+        return None
+    basis = frame @ vectors.flip(1)[:, :rank]
+    probes = mixed[:, columns:]
+    left = probes - basis @ (basis.T @ probes)
+    tail = float(left.square().sum()) / _PROBES
+    return Subspace(
+        basis=basis,
+        singular=spectrum[:rank].clamp(min=_TINY),
+        spectrum=spectrum,
+        noise=math.sqrt(tail / ((features - rank) * max(1, outputs - rank))),
+        precision=precision,
+    )
+
+
+def _decomposed(whitened: Tensor, *, low: float, high: float, precision: float) -> Subspace:
+    features, outputs = whitened.shape
+    values, vectors = torch.linalg.eigh(whitened @ whitened.T)
+    spectrum = values.flip(0).clamp(min=0).sqrt()
+    if int((spectrum <= high).sum()) <= _STRUCTURAL_ZEROS:
         rank = _rank_in_unknown_noise(spectrum, features, outputs)
     else:
-        rank = _choose_rank(spectrum, low=edge, high=highest)
+        rank = _choose_rank(spectrum, low=low, high=high)
     rest = features - rank
     tail = float(spectrum[rank:].square().sum())
     noise = math.sqrt(tail / (rest * max(1, outputs - rank))) if rest and outputs > rank else 1.0
     return Subspace(
-        basis=vectors[:, :rank],
-        complement=vectors[:, rank:],
+        basis=vectors.flip(1)[:, :rank],
         singular=spectrum[:rank].clamp(min=_TINY),
         spectrum=spectrum,
         noise=noise,
-        edge=edge,
-        precision=math.hypot(_INPUT_ROUNDING, extra_precision),
+        precision=precision,
     )
 
 
@@ -228,6 +317,29 @@ def _beta_of(squares: Tensor) -> Null:
     variance = max(float(squares.var()), 1e-12)
     size = max(mean * (1 - mean) / variance - 1, 1e-3)
     return Null(a=mean * size, b=(1 - mean) * size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogNull:
+    """The law of the residual of wrong continuations: normal in its logarithm.
+
+    Attention dilutes a wrong token by the weight that it gives itself, a factor that varies by orders of magnitude; a
+    Beta law fitted to such a mixture puts its lower tail where members are.
+    """
+
+    center: float
+    width: float
+
+    @staticmethod
+    def of(residuals: Float[Tensor, " samples"]) -> LogNull:
+        """Fitted to median and central 68 %, so that a few members among the samples do no harm."""
+        logs = residuals.double().clamp(min=_TINY).log()
+        low, middle, high = torch.quantile(logs, logs.new_tensor([0.16, 0.5, 0.84])).tolist()
+        return LogNull(center=middle, width=max((high - low) / 2, 0.05))
+
+    def cut(self, false_alarms: float) -> float:
+        """The residual below which one wrong continuation falls with probability ``false_alarms``."""
+        return math.exp(self.center + self.width * float(norm.ppf(false_alarms)))
 
 
 def accept(residual: Float[Tensor, "*batch"], expected: Float[Tensor, "*batch"], *, null_cut: float) -> torch.Tensor:

@@ -1,5 +1,5 @@
 """Why: a linear layer "reads" its input; its gradient in the update tells which inputs it read. A reader pairs the
-place in the model with the column space of what was shared. Also the first test of every token at every position.
+place in the model with the column space of what was shared.
 Must not know how sequences are put together.
 """
 
@@ -14,14 +14,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
-from gradleak.mechanics.probe import chunks, linear_inputs, reads_context, reads_position
+from gradleak.mechanics.probe import linear_inputs, reads_context
 from gradleak.mechanics.span import Null, Subspace, accept, column_space, fit_null
 from gradleak.models import Anatomy, LinearMap, Subject
 
-_SKETCH_COLUMNS = 48
-_SKETCH_MARGIN = 1.5
-"""A sketch of 48 columns keeps a norm within 10 % (one standard deviation): half as much again is five of them."""
-_NULL_TOKENS = 512
 FALSE_ALARM_RATE = 1e-3
 """Probability that one whole family of tests accepts any non-member (Bonferroni within the family)."""
 
@@ -87,14 +83,19 @@ class Candidates:
 
 
 def input_drift(model: Model, maps: Sequence[LinearMap], rng: torch.Generator) -> float:
-    """Relative change of a layer's input between the model's own parameters and those it is probed with (rms)."""
+    """How far a layer's input leaves the straight line that local training draws it along, relative to its length.
+
+    An update of several steps sums x_s δ_sᵀ over inputs x_s that move. With the parameters half way, x_mid and the
+    direction of the movement span all of them up to the curvature of the path: the square of the relative movement, here
+    between the model's own parameters and those half way, times four for the whole way.
+    """
     if not model.parameters:
         return 0.0
     ids = torch.randint(model.vocab_size, (16, 4), generator=rng)
     path = maps[0].module
     moved = linear_inputs(model.subject, (path,), ids, parameters=model.parameters)[path]
     still = linear_inputs(model.subject, (path,), ids)[path]
-    return float((moved - still).norm() / still.norm())
+    return 4.0 * float((moved - still).norm() / still.norm()) ** 2
 
 
 def make_reader(
@@ -157,78 +158,6 @@ def context_readers(
         if len(found) == at_most:
             break
     return tuple(found)
-
-
-def find_candidates(
-    reader: Reader, model: Model, *, positions: int, rng: torch.Generator, keep_at_most: int = 4096
-) -> Candidates:
-    """Every token at every position, tested for membership in the reader's space.
-
-    A row of one token repeated gives its input at all positions in one pass, since before the first attention a
-    position knows only its own token. A sketch of the complement screens the vocabulary, the exact residual decides.
-
-    Raises:
-        NotApplicableError: if the space is so full, or so noisy, that members cannot be told from the rest.
-    """
-    sample = torch.randperm(model.vocab_size, generator=rng)[:_NULL_TOKENS]
-    positional = reads_position(model.subject, reader.path, sample[:4], positions=positions)
-    width = positions if positional else 1
-    null, typical = _null_of(reader, model, sample, width)
-    cut = null.cut(FALSE_ALARM_RATE / (model.vocab_size * width))
-    if not cut > typical:
-        raise NotApplicableError(
-            f"The gradients of the first attention span {reader.space.rank} of {reader.space.features} dimensions with "
-            f"relative noise {typical:.1e}: a token of the batch cannot be told from any other. The batch holds more "
-            "distinct inputs than the model is wide, or the update was altered (noise, pruning, signs, an adaptive optimizer)."
-        )
-    tokens, places, residuals, nearest = _screen(reader, model, width, cut, rng)
-    per_position: list[tuple[Tensor, Tensor]] = []
-    for p in range(width):
-        here = (places == p).nonzero().flatten()
-        here = here[residuals[here].argsort()][:keep_at_most]
-        per_position.append((tokens[here], residuals[here]))
-    if not positional:
-        per_position = per_position * positions
-    return Candidates(
-        tokens=tuple(ids for ids, _ in per_position),
-        residuals=tuple(values for _, values in per_position),
-        nearest=nearest.expand(positions) if width == 1 else nearest,
-        null_cut=cut,
-        positional=positional,
-    )
-
-
-def _null_of(reader: Reader, model: Model, sample: Tensor, width: int) -> tuple[Null, float]:
-    """The null fitted on a sample of tokens at all positions, and the residual a typical member would show."""
-    residuals, expected = [], []
-    for part in chunks(len(sample), width * reader.space.features):
-        (z,) = model.inputs((reader,), sample[part].unsqueeze(1).expand(-1, width))
-        residuals.append(reader.space.residual(z).flatten())
-        expected.append(reader.space.expected(z).flatten())
-    return fit_null(torch.cat(residuals)), float(torch.cat(expected).median())
-
-
-def _screen(
-    reader: Reader, model: Model, width: int, cut: float, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Accepted pairs (token ids, positions, residuals), and the token nearest to the space at every position."""
-    sketch = reader.space.sketch(_SKETCH_COLUMNS, rng)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    nearest, least = torch.zeros(width, dtype=torch.int64), torch.full((width,), math.inf)
-    for part in chunks(model.vocab_size, width * reader.space.features):
-        ids = torch.arange(part.start, part.stop)
-        (z,) = model.inputs((reader,), ids.unsqueeze(1).expand(-1, width))
-        length = z.norm(dim=-1)
-        rough = torch.where(length > 0, (z @ sketch.to(z.dtype)).norm(dim=-1) / length, math.inf)
-        values, best = rough.min(dim=0)
-        nearest, least = torch.where(values < least, ids[best], nearest), torch.minimum(values, least)
-        rows, places = (rough < _SKETCH_MARGIN * cut).nonzero(as_tuple=True)
-        vectors = z[rows, places]
-        residual = reader.space.residual(vectors)
-        good = accept(residual, reader.space.expected(vectors), null_cut=cut)
-        kept.append((ids[rows[good]], places[good], residual[good]))
-    tokens, places, residuals = (torch.cat(column) for column in zip(*kept, strict=True))
-    return tokens, places, residuals, nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

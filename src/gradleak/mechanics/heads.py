@@ -1,0 +1,126 @@
+"""Why: attention over a sequence needs only the queries, keys and values of its tokens at their positions. They are made
+once for every candidate (position, token); attention of any sequence of candidates is then a few inner products, and no
+prefix is run through the model twice. Must not know gradients, spaces or how sequences are searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.mechanics.probe import StopForward, chunks, linear_inputs, run_quietly
+from gradleak.models import Subject
+from gradleak.models.interception import AttentionCall, intercepted
+
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heads:
+    """Queries, keys and values of the first attention, one row of candidates after the other.
+
+    Row r holds one candidate per position; ``query[r, p]`` belongs to candidate r of position p.
+
+    Attributes:
+        bias: what is added to the score of a query position (first axis) at a key position, per head or for all.
+    """
+
+    query: Float[Tensor, "rows seq heads head_dim"]
+    key: Float[Tensor, "rows seq kv_heads head_dim"]
+    value: Float[Tensor, "rows seq kv_heads head_dim"]
+    bias: Float[Tensor, "any seq seq"]
+    scale: float
+    soft_cap: float | None
+
+    @property
+    def width(self) -> int:
+        """Length of the concatenated heads, the input of the attention's output map."""
+        return self.query.shape[2] * self.query.shape[3]
+
+    def extend(
+        self, prefixes: Int64[Tensor, "prefixes before"], rows: Int64[Tensor, " extensions"]
+    ) -> Float[Tensor, "prefixes extensions width"]:
+        """What attention hands on at the position behind each prefix, for each candidate row there (causal models).
+
+        Args:
+            prefixes: candidate rows of the earlier positions, one sequence per line.
+            rows: candidate rows at the next position.
+        """
+        before = prefixes.shape[1]
+        groups = self.query.shape[2] // self.key.shape[2]
+        places = torch.arange(before, device=prefixes.device)
+        kv_heads, head_dim = self.key.shape[2:]
+        query = self.query[rows, before].unflatten(1, (kv_heads, groups))  # [extensions kv groups dim]
+        old_keys = self.key[prefixes, places]  # [prefixes before kv dim]
+        old_values = self.value[prefixes, places]
+        # Per kv head: all queries of all extensions against the keys of every prefix, one matrix product each.
+        flat = query.permute(1, 0, 2, 3).reshape(1, kv_heads, -1, head_dim)
+        old = flat @ old_keys.permute(0, 2, 3, 1)  # [prefixes kv extensions·groups before]
+        own = (query * self.key[rows, before].unsqueeze(2)).sum(-1).permute(1, 0, 2).reshape(1, kv_heads, -1, 1)
+        scores = torch.cat((old, own.expand(len(prefixes), -1, -1, -1)), dim=-1) * self.scale
+        if self.soft_cap is not None:
+            scores = torch.tanh(scores / self.soft_cap) * self.soft_cap
+        scores = scores + self._bias_at(before, kv_heads, groups, len(rows))
+        weights = scores.softmax(dim=-1)
+        attended = weights[..., :-1] @ old_values.permute(0, 2, 1, 3)  # [prefixes kv extensions·groups dim]
+        new_values = self.value[rows, before].permute(1, 0, 2).repeat_interleave(groups, dim=1)
+        attended = attended + weights[..., -1:] * new_values
+        return attended.unflatten(2, (len(rows), groups)).permute(0, 2, 1, 3, 4).flatten(2)
+
+    def _bias_at(self, position: int, kv_heads: int, groups: int, extensions: int) -> Tensor:
+        row = self.bias[:, position, : position + 1]
+        if row.shape[0] == 1:
+            return row.view(1, 1, 1, -1)
+        return row.view(1, kv_heads, 1, groups, -1).expand(1, kv_heads, extensions, groups, -1).flatten(2, 3)
+
+
+def read_heads(
+    subject: Subject, rows: Int64[Tensor, "rows seq"], *, parameters: Mapping[str, Tensor] | None = None
+) -> Heads | None:
+    """The first attention's queries, keys and values for rows of candidates, one pass over the first projections.
+
+    Returns:
+        None if the subject's attention cannot be intercepted, or does more than softmax attention with what is handed
+        to it (checked on the first rows against the module itself).
+    """
+    calls: list[AttentionCall] = []
+
+    def keep(call: AttentionCall) -> None:
+        calls.append(call)
+        raise StopForward
+
+    features = subject.anatomy.hidden_size
+    with intercepted(subject.module, keep):
+        for part in chunks(len(rows), 4 * features * rows.shape[1]):
+            before = len(calls)
+            run_quietly(subject, rows[part], parameters=parameters)
+            if len(calls) == before:
+                return None
+    heads = Heads(
+        query=torch.cat([call.query.transpose(1, 2) for call in calls]),
+        key=torch.cat([call.key.transpose(1, 2) for call in calls]),
+        value=torch.cat([call.value.transpose(1, 2) for call in calls]),
+        bias=_bias_of(calls[0], rows.shape[1]),
+        scale=calls[0].scale,
+        soft_cap=calls[0].soft_cap,
+    )
+    return heads if _is_faithful(heads, subject, rows, parameters) else None
+
+
+def _bias_of(call: AttentionCall, seq: int) -> Tensor:
+    return call.query.new_zeros(1, seq, seq) if call.bias is None else call.bias[0, :, :seq, :seq].to(call.query.dtype)
+
+
+def _is_faithful(heads: Heads, subject: Subject, rows: Tensor, parameters: Mapping[str, Tensor] | None) -> bool:
+    """Whether the last position of the first row gets from ``extend`` what the module's own attention hands on."""
+    output = subject.anatomy.blocks[0].attention_output
+    if output.in_features != heads.width:
+        return False
+    seen = linear_inputs(subject, (output.module,), rows[:1], parameters=parameters)[output.module][0, -1]
+    first = torch.zeros(1, rows.shape[1] - 1, dtype=torch.int64, device=rows.device)
+    made = heads.extend(first, first.new_zeros(1))[0, 0]
+    return bool((made - seen).norm() <= _TOLERANCE * seen.norm())

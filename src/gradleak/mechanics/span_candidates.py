@@ -1,0 +1,249 @@
+"""Why: before the first attention a position knows only its own token, so every token can be tested at every position
+at once: is its input to the first attention in the column space of that attention's gradients? Where the input follows
+the law of ``first_input`` the test factors; otherwise the model runs on the whole vocabulary.
+Must not know how sequences are put together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.core.errors import NotApplicableError
+from gradleak.mechanics.first_input import FirstInput, read_first_input
+from gradleak.mechanics.probe import chunks, reads_position
+from gradleak.mechanics.span import Null, Subspace, accept, fit_null
+from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, Reader
+
+_NULL_PAIRS = 4096
+_SKETCH_COLUMNS = 32
+_TILT_COLUMNS = 16
+_LENGTH_COLUMNS = 8
+_SKETCH_MARGIN = 4.0
+"""A length known from 8 columns and a residual from 32 are off by a factor below 4 but for one pair in 10¹²."""
+_CLEAR = 30.0
+"""Ratio of the null's cut to a member's residual above which a sketch of the complement is as good as all of it."""
+
+
+class _FirstTest(Protocol):
+    """Tests tokens at all positions of a window."""
+
+    @property
+    def floats_each(self) -> int:
+        """Rough number of intermediate values that ``judge`` holds per token."""
+        ...
+
+    def judge(self, ids: Int64[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
+        """Residuals and a member's expected residuals, ``[tokens positions]`` each, in float64."""
+        ...
+
+    def screen(self, below: float) -> tuple[Tensor, Tensor]:
+        """Tokens that may have a residual ``below`` somewhere (none is missed), and per position the nearest token."""
+        ...
+
+
+def find_candidates(
+    reader: Reader, model: Model, *, positions: int, rng: torch.Generator, keep_at_most: int = 4096
+) -> Candidates:
+    """Every token at every position, tested for membership in the reader's space.
+
+    Raises:
+        NotApplicableError: if the space is so full, or so noisy, that members cannot be told from the rest.
+    """
+    space = reader.space
+    test, width = _make_test(reader, model, positions, rng)
+    sample = torch.randperm(model.vocab_size, generator=rng)[: max(64, _NULL_PAIRS // width)]
+    null, typical = _null_of(test, sample)
+    cut = null.cut(FALSE_ALARM_RATE / (model.vocab_size * width)) if space.rest else 0.0
+    if not cut > typical:
+        raise NotApplicableError(
+            f"The gradients of the first attention span {space.rank} of {space.features} dimensions with "
+            f"relative noise {typical:.1e}: a token of the batch cannot be told from any other. The batch holds more "
+            "distinct inputs than the model is wide, or the update was altered (noise, pruning, signs, an adaptive optimizer)."
+        )
+    if isinstance(test, _Factored) and cut < _CLEAR * typical:
+        test = test.sharpened()
+    ids, nearest = test.screen(math.sqrt(min(space.worst, cut) * cut))
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    for part in chunks(len(ids), test.floats_each):
+        residual, expected = test.judge(ids[part])
+        rows, places = accept(residual, expected, null_cut=cut).nonzero(as_tuple=True)
+        kept.append((ids[part][rows], places, residual[rows, places]))
+    return _by_position(kept, nearest, width=width, positions=positions, cut=cut, keep_at_most=keep_at_most)
+
+
+def _by_position(
+    kept: list[tuple[Tensor, Tensor, Tensor]],
+    nearest: Tensor,
+    *,
+    width: int,
+    positions: int,
+    cut: float,
+    keep_at_most: int,
+) -> Candidates:
+    tokens, places, residuals = (torch.cat(column) for column in zip(*kept, strict=True)) if kept else _NOTHING
+    # By position, then by residual: one stable sort after the other.
+    order = residuals.argsort()
+    order = order[places[order].argsort(stable=True)]
+    counts = torch.bincount(places, minlength=width).tolist()
+    per_position = [
+        (ids[:keep_at_most], values[:keep_at_most])
+        for ids, values in zip(tokens[order].split(counts), residuals[order].split(counts), strict=True)
+    ]
+    positional = width == positions
+    if not positional:
+        per_position = per_position * positions
+    return Candidates(
+        tokens=tuple(ids for ids, _ in per_position),
+        residuals=tuple(values for _, values in per_position),
+        nearest=nearest if positional else nearest.expand(positions),
+        null_cut=cut,
+        positional=positional,
+    )
+
+
+_NOTHING = (
+    torch.empty(0, dtype=torch.int64),
+    torch.empty(0, dtype=torch.int64),
+    torch.empty(0, dtype=torch.float64),
+)
+
+
+def _make_test(reader: Reader, model: Model, positions: int, rng: torch.Generator) -> tuple[_FirstTest, int]:
+    """The test, and the number of positions at which inputs differ: all, or one where positions enter by rotation."""
+    law = read_first_input(model.subject, reader.path, positions=positions, parameters=model.parameters)
+    if law is not None:
+        places = law.positions
+        alike = bool((places - places[:1]).norm() <= 1e-4 * law.table[0].norm() * law.scale)
+        if alike:
+            law = replace(law, positions=places[:1])
+        return _Factored.of(law, reader.space, rng), len(law.positions)
+    some = torch.randperm(model.vocab_size, generator=rng)[:4]
+    width = positions if reads_position(model.subject, reader.path, some, positions=positions) else 1
+    return _Replayed(reader=reader, model=model, width=width, rng=rng), width
+
+
+def _null_of(test: _FirstTest, sample: Tensor) -> tuple[Null, float]:
+    """The null fitted on a sample of tokens at all positions, and the residual a typical member would show."""
+    residual, expected = test.judge(sample)
+    return fit_null(residual.flatten()), float(expected.median())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Factored:
+    """The test through the law of the first input: linear in token and position up to one scale per pair.
+
+    Attributes:
+        outside: directions outside the space, orthogonal to the law's offset.
+        tilt: random mixture of basis directions over their singular values; its length is a member's tilt.
+    """
+
+    law: FirstInput
+    space: Subspace
+    outside: Float[Tensor, "features columns"]
+    tilt: Float[Tensor, "features columns"]
+    length: Float[Tensor, "features columns"]
+
+    @staticmethod
+    def of(law: FirstInput, space: Subspace, rng: torch.Generator) -> _Factored:
+        weighted = space.basis / space.singular
+        mixer = torch.randn(space.rank, _TILT_COLUMNS, generator=rng, dtype=torch.float64) / math.sqrt(_TILT_COLUMNS)
+        length = torch.randn(space.features, _LENGTH_COLUMNS, generator=rng, dtype=torch.float64)
+        return _Factored(
+            law=law,
+            space=space,
+            outside=space.sketch(_SKETCH_COLUMNS, rng, without=law.norm.offset),
+            tilt=weighted @ mixer.to(weighted.device),
+            length=length.to(weighted.device) / math.sqrt(_LENGTH_COLUMNS),
+        )
+
+    @property
+    def floats_each(self) -> int:
+        return 8 * len(self.law.positions) + self.space.features
+
+    def sharpened(self) -> _Factored:
+        """The same test with every direction outside the space."""
+        rng = torch.Generator().manual_seed(0)
+        return replace(self, outside=self.space.sketch(self.space.features, rng, without=self.law.norm.offset))
+
+    def judge(self, ids: Int64[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
+        law, norm = self.law, self.law.norm
+        token = norm.center(law.scale * law.table[ids].double())
+        place = norm.center(law.positions.double())
+        gain, offset = norm.gain.double(), norm.offset.double()
+        square = _pair_squares(token, place)
+        sigma = (square / token.shape[1]).sqrt() if norm.normalized else torch.ones_like(square)
+        token, place = gain * token, gain * place
+        along = (token @ offset).unsqueeze(1) + place @ offset
+        length = (_pair_squares(token, place) + 2 * sigma * along + (sigma * offset.norm()) ** 2).clamp(min=0).sqrt()
+        beyond = _pair_squares(token @ self.outside, place @ self.outside).sqrt()
+        tilted = torch.zeros_like(square)
+        for column in self.tilt.T:
+            tilted += ((token @ column).unsqueeze(1) + place @ column + sigma * (offset @ column)).square()
+        known = length > 0
+        length = length.clamp(min=1e-300)
+        expected = self.space.noise * math.sqrt(self.space.rest) * tilted.sqrt() / length
+        return torch.where(known, beyond / length, 1.0), expected.hypot(expected.new_tensor(self.space.precision))
+
+    def screen(self, below: float) -> tuple[Tensor, Tensor]:
+        law = self.law
+        columns = self.outside.shape[1]
+        fold = law.norm.fold(torch.cat((self.outside, self.length), dim=1)).to(law.table.dtype)
+        place = law.positions.to(fold.dtype) @ fold
+        margin = _SKETCH_MARGIN * below
+        found: list[Tensor] = []
+        nearest = torch.zeros(len(place), dtype=torch.int64, device=place.device)
+        least = torch.full((len(place),), math.inf, dtype=fold.dtype, device=place.device)
+        for part in chunks(len(law.table), fold.shape[1] + 4 * len(place)):
+            token = law.scale * (law.table[part] @ fold)
+            beyond = _pair_squares(token[:, :columns], place[:, :columns])
+            length = _pair_squares(token[:, columns:], place[:, columns:])
+            rough = torch.where(length > 0, beyond / length, math.inf)
+            values, best = rough.min(dim=0)
+            nearest = torch.where(values < least, best + part.start, nearest)
+            least = torch.minimum(values, least)
+            found.append((rough.amin(dim=1) < margin**2).nonzero().flatten() + part.start)
+        return torch.cat(found), nearest
+
+
+def _pair_squares(one: Float[Tensor, "tokens columns"], other: Float[Tensor, "positions columns"]) -> Tensor:
+    """‖one_i + other_j‖² for all pairs; differences that cancel to rounding count as zero."""
+    sums = one.square().sum(1, keepdim=True) + other.square().sum(1)
+    return torch.addmm(sums, one, other.T, beta=1.0, alpha=2.0).clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Replayed:
+    """The test by running the model: a row of one token repeated gives its input at all positions in one pass."""
+
+    reader: Reader
+    model: Model
+    width: int
+    rng: torch.Generator
+
+    @property
+    def floats_each(self) -> int:
+        return self.width * self.reader.space.features
+
+    def judge(self, ids: Int64[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
+        (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
+        return self.reader.space.residual(z), self.reader.space.expected(z)
+
+    def screen(self, below: float) -> tuple[Tensor, Tensor]:
+        sketch = self.reader.space.sketch(_SKETCH_COLUMNS, self.rng)
+        found: list[Tensor] = []
+        nearest, least = torch.zeros(self.width, dtype=torch.int64), torch.full((self.width,), math.inf)
+        for part in chunks(self.model.vocab_size, self.width * self.reader.space.features):
+            ids = torch.arange(part.start, part.stop)
+            (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
+            length = z.norm(dim=-1)
+            rough = torch.where(length > 0, (z @ sketch.to(z.dtype)).norm(dim=-1) / length, math.inf)
+            values, best = rough.min(dim=0)
+            nearest, least = torch.where(values < least, ids[best], nearest), torch.minimum(values, least)
+            found.append(ids[rough.amin(dim=1) < _SKETCH_MARGIN * below])
+        return torch.cat(found), nearest

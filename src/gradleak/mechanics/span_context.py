@@ -1,0 +1,185 @@
+"""Why: behind the first attention a layer's input depends on the tokens so far, and the gradient there tells which
+sequences the batch holds. Two ways to that input for many sequences at once: attention over the candidates' own queries,
+keys and values, kept from one pass (``Attended``); or the model itself on every sequence (``Replayed``), where its
+attention cannot be intercepted or its output map was not shared. Must not know how sequences are searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.mechanics.heads import Heads, read_heads
+from gradleak.mechanics.probe import chunks
+from gradleak.mechanics.span import LogNull, accept
+from gradleak.mechanics.span_readers import (
+    FALSE_ALARM_RATE,
+    Calibration,
+    Candidates,
+    Model,
+    Reader,
+    calibrate,
+    judge_rows,
+)
+from gradleak.mechanics.span_reading import Reading, output_reading, stream_reading
+
+_DECOYS = 24
+"""Random tokens tested beside the candidates of each position: they show what a wrong continuation looks like."""
+_NULL_ROWS = 192
+_ACTIVATIONS = 12
+"""Rough number of width-sized activations that a block holds per token; sizes the chunks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdicts:
+    """Which continuations pass, and how far each is from the floor (log ratio, ``[prefixes extensions]``)."""
+
+    passed: Tensor
+    excess: Float[Tensor, "prefixes extensions"]
+
+
+class Continuations(Protocol):
+    """Tests every candidate behind every prefix. Sequences are rows of candidate numbers, one per position."""
+
+    def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
+        """Tests all candidates of the next position; ``tests_left`` positions share the rate of false alarms."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """Candidates as a rectangle: row r of position p, filled up with decoys where a position has fewer.
+
+    Attributes:
+        tokens: token ids; the last rows are decoys at every position.
+        counts: number of real candidates at each position.
+    """
+
+    tokens: Int64[Tensor, "rows seq"]
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(candidates: Candidates, vocab_size: int, rng: torch.Generator) -> Grid:
+        length = candidates.length()
+        counts = tuple(candidates.tokens[p].numel() for p in range(length))
+        tokens = torch.randint(vocab_size, (max(counts) + _DECOYS, length), generator=rng)
+        for p, count in enumerate(counts):
+            tokens[:count, p] = candidates.tokens[p]
+        return Grid(tokens=tokens, counts=counts)
+
+    @property
+    def length(self) -> int:
+        return len(self.counts)
+
+    def ids(self, sequences: Int64[Tensor, "sequences length"]) -> Int64[Tensor, "sequences length"]:
+        """Token ids of sequences of candidate numbers."""
+        return self.tokens[sequences, torch.arange(sequences.shape[1])]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attended:
+    """Continuations through kept queries, keys and values."""
+
+    grid: Grid
+    heads: Heads
+    readings: tuple[Reading, ...]
+
+    @staticmethod
+    def of(grid: Grid, readers: Sequence[Reader], model: Model, rng: torch.Generator) -> Attended | None:
+        """None if no reader's input follows from the first attention's queries, keys and values alone."""
+        block = model.subject.anatomy.blocks[0]
+        near = [r for r in readers if r.path in {block.attention_output.module, block.mlp_inputs[0].module}]
+        heads = read_heads(model.subject, grid.tokens, parameters=model.parameters) if near else None
+        if heads is None:
+            return None
+        readings = [
+            output_reading(reader, heads.value.dtype, rng)
+            if reader.path == block.attention_output.module
+            else stream_reading(reader, block.attention_output, model, grid.tokens, rng)
+            for reader in near
+        ]
+        usable = tuple(reading for reading in readings if reading is not None)
+        return Attended(grid=grid, heads=heads, readings=usable) if usable else None
+
+    def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
+        before = prefixes.shape[1]
+        count, rows = self.grid.counts[before], len(self.grid.tokens)
+        extensions = torch.cat((torch.arange(count), torch.arange(rows - _DECOYS, rows)))
+        width = self.heads.width + sum(reading.columns.shape[1] for reading in self.readings)
+        found: list[list[tuple[Tensor, Tensor]]] = []
+        for part in chunks(len(prefixes), len(extensions) * (2 * width + self.heads.query.shape[2] * before)):
+            made = self.heads.extend(prefixes[part], extensions)
+            found.append([reading.judge(made, extensions, before) for reading in self.readings])
+        tests = len(prefixes) * count * tests_left
+        judged = []
+        for reading, parts in zip(self.readings, zip(*found, strict=True), strict=True):
+            residual, expected = (torch.cat(column) for column in zip(*parts, strict=True))
+            null = LogNull.of(_thinned(residual[:, count:]))
+            judged.append((reading.margin(null), _verdicts(residual[:, :count], expected[:, :count], null, tests)))
+        return _combine(judged)
+
+
+def _verdicts(residual: Tensor, expected: Tensor, null: LogNull, tests: int) -> Verdicts:
+    cut = null.cut(FALSE_ALARM_RATE / max(1, tests))
+    return Verdicts(
+        passed=accept(residual, expected, null_cut=cut),
+        excess=(residual.clamp(min=1e-12) / expected).log().clamp(min=0.0),
+    )
+
+
+def _combine(judged: Sequence[tuple[float, Verdicts]]) -> Verdicts:
+    """The reading with the widest margin decides; another one may object if its own margin is at least a decade."""
+    best = max(margin for margin, _ in judged)
+    usable = [verdicts for margin, verdicts in judged if margin == best or margin >= 1.0]
+    return Verdicts(
+        passed=torch.stack([each.passed for each in usable]).all(0),
+        excess=torch.stack([each.excess for each in usable]).mean(0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replayed:
+    """Continuations through the model itself, tested wherever ``readers`` stand."""
+
+    grid: Grid
+    readers: Sequence[Reader]
+    model: Model
+
+    def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
+        before = prefixes.shape[1]
+        count, decoys = self.grid.counts[before], self.grid.tokens[-_DECOYS:, before]
+        starts = self.grid.ids(prefixes)
+        rows = _pairs(starts, self.grid.tokens[:count, before])
+        null = _pairs(starts[: max(1, _NULL_ROWS // _DECOYS)], decoys)
+        verdict = judge_rows(
+            self.readers, self._last_inputs(rows), self._calibration(null), tests=len(rows) * tests_left
+        )
+        shape = (len(prefixes), count)
+        return Verdicts(passed=verdict.passed.view(shape), excess=verdict.excess.view(shape))
+
+    def _calibration(self, null: Tensor) -> Calibration:
+        return calibrate(self.readers, self._last_inputs(null))
+
+    def _last_inputs(self, rows: Tensor) -> list[Float[Tensor, "rows features"]]:
+        width = max(reader.space.features for reader in self.readers)
+        parts: list[list[Tensor]] = [[] for _ in self.readers]
+        for part in chunks(len(rows), rows.shape[1] * width * _ACTIVATIONS):
+            for store, value in zip(parts, self.model.inputs(self.readers, rows[part]), strict=True):
+                store.append(value[:, -1])
+        return [torch.cat(store) for store in parts]
+
+
+def _thinned(residuals: Tensor) -> Tensor:
+    flat = residuals.flatten()
+    return flat[:: max(1, len(flat) // (8 * _NULL_ROWS))]
+
+
+def _pairs(starts: Tensor, ends: Tensor) -> Tensor:
+    """Every start continued by every end, starts in the outer loop."""
+    left = starts.repeat_interleave(len(ends), dim=0)
+    return torch.cat((left, ends.repeat(len(starts)).unsqueeze(1)), dim=1)

@@ -1,0 +1,141 @@
+"""Why: what the first attention hands on decides the inputs of the maps behind it: that of its own output map, and,
+where the residual stream adds up plainly, that of the feed-forward part. Both are affine in the attended vector up to
+one normalization, so their membership tests fold into one matrix product for all continuations.
+Must not know how sequences are searched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.mechanics.first_input import Norm, before_norm, read_first_input, read_norm
+from gradleak.mechanics.span import LogNull, Subspace
+from gradleak.mechanics.span_readers import Model, Reader
+from gradleak.models import LinearMap
+
+_OUTSIDE_COLUMNS, _TILT_COLUMNS, _LENGTH_COLUMNS = 32, 16, 32
+_CLEAR = 100.0
+"""Ratio of a non-member's residual to a member's above which a sketch of the complement is as good as all of it."""
+_SHARP_COLUMNS = 128
+"""Random columns for lengths where the complement is not sketched: they keep a length within 6 %."""
+_SAMPLE = 4
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A reader's test as columns that are applied to attended vectors.
+
+    The input tested is z = gain ∘ C h / σ(h) + offset with h = ``stream`` + W o; o is attended. Columns come in groups:
+    outside the space, tilt, length of gain ∘ C h, length of C h, and along the offset.
+
+    Attributes:
+        base: what the columns make of the stream (and bias) of each candidate.
+        widths: number of columns of each group.
+        constant: what the tilt columns make of the offset.
+    """
+
+    space: Subspace
+    columns: Float[Tensor, "width columns"]
+    base: Float[Tensor, "rows seq columns"] | None
+    widths: tuple[int, int, int, int, int]
+    offset_norm: float
+    constant: Float[Tensor, " tilt"]
+
+    def judge(
+        self, attended: Float[Tensor, "prefixes extensions width"], rows: Int64[Tensor, " extensions"], position: int
+    ) -> tuple[Float[Tensor, "prefixes extensions"], Float[Tensor, "prefixes extensions"]]:
+        """Residual and a member's expected residual of each continuation."""
+        made = attended @ self.columns
+        if self.base is not None:
+            made = made + self.base[rows, position]
+        outside, tilt, length, spread, along = made.double().split(self.widths, dim=-1)
+        square = length.square().sum(-1)
+        if self.offset_norm:
+            sigma = spread.square().sum(-1).sqrt()
+            square = square + 2 * sigma * along[..., 0] + (sigma * self.offset_norm) ** 2
+            tilt = tilt + sigma.unsqueeze(-1) * self.constant
+        size = square.clamp(min=1e-60).sqrt()
+        expected = self.space.noise * math.sqrt(self.space.rest) * tilt.norm(dim=-1) / size
+        return outside.norm(dim=-1) / size, expected.hypot(expected.new_tensor(self.space.precision))
+
+    def margin(self, null: LogNull) -> float:
+        """Decades between a member's residual and that of a typical wrong continuation."""
+        return (null.center - math.log(self.space.typical)) / math.log(10.0)
+
+
+def output_reading(reader: Reader, dtype: torch.dtype, rng: torch.Generator) -> Reading:
+    """The test at the input of the attention's output map: the attended vector itself."""
+    return _reading(reader.space, Norm.none(reader.space.basis.T), None, None, dtype, rng)
+
+
+def stream_reading(
+    reader: Reader, output: LinearMap, model: Model, tokens: Int64[Tensor, "rows seq"], rng: torch.Generator
+) -> Reading | None:
+    """The test at a map that reads norm(x + W o + b), x the residual stream before the first attention.
+
+    Returns:
+        None if the model does something else between (checked on sample rows), as parallel or post-normalized blocks do.
+    """
+    subject, parameters = model.subject, model.parameters
+    first = subject.anatomy.blocks[0].attention_inputs[0].module
+    law = read_first_input(subject, first, positions=tokens.shape[1], parameters=parameters)
+    if law is None:
+        return None
+    sample = tokens[:_SAMPLE]
+    module, h, z = before_norm(subject, reader.path, sample, parameters=parameters)
+    norm = read_norm(module, h, z)
+    weight = output.as_matrix(_value(model, output.weight))
+    bias = 0.0 if output.bias is None else _value(model, output.bias)
+    (attended,) = model.inputs((_at(output, reader),), sample)
+    made = law.before_norm(sample) + attended @ weight.T + bias
+    if norm is None or h.shape != made.shape or not bool((made - h).norm() <= _TOLERANCE * h.norm()):
+        return None
+    return _reading(reader.space, norm, weight, law.before_norm(tokens) + bias, weight.dtype, rng)
+
+
+def _reading(
+    space: Subspace, norm: Norm, weight: Tensor | None, stream: Tensor | None, dtype: torch.dtype, rng: torch.Generator
+) -> Reading:
+    clear = _CLEAR * space.typical < math.sqrt(space.rest / space.features)
+    count = _OUTSIDE_COLUMNS if clear else space.features
+    lengths = _LENGTH_COLUMNS if clear else _SHARP_COLUMNS
+    offset = norm.offset.double()
+    tilt = (space.basis / space.singular) @ _mixer(space.rank, _TILT_COLUMNS, rng)
+    frame = _mixer(space.features, lengths, rng)
+    plain = Norm(gain=torch.ones_like(offset), offset=offset, centered=norm.centered, normalized=norm.normalized)
+    groups = [
+        norm.fold(space.sketch(count, rng, without=offset)),
+        norm.fold(tilt),
+        norm.fold(frame),
+        plain.fold(frame) / math.sqrt(space.features),
+        norm.fold(offset.unsqueeze(1)),
+    ]
+    columns = torch.cat(groups, dim=1)
+    folded = columns if weight is None else weight.double().T @ columns
+    return Reading(
+        space=space,
+        columns=folded.to(dtype),
+        base=None if stream is None else (stream.double() @ columns).to(dtype),
+        widths=(groups[0].shape[1], _TILT_COLUMNS, lengths, lengths, 1),
+        offset_norm=float(offset.norm()) if norm.normalized else 0.0,
+        constant=offset @ tilt,
+    )
+
+
+def _mixer(rows: int, columns: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(rows, columns, generator=rng, dtype=torch.float64) / math.sqrt(columns)
+
+
+def _value(model: Model, name: str) -> Tensor:
+    own = model.subject.module.get_parameter(name).detach()
+    return own if model.parameters is None else model.parameters.get(name, own)
+
+
+def _at(output: LinearMap, reader: Reader) -> Reader:
+    return Reader(path=output.module, space=reader.space, weights=())
