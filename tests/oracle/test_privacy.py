@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradleak.audit.catalogue import make_stages
-from gradleak.core.stage import Stage
+from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
 from gradleak.privacy import gaussian
 from gradleak.privacy.claim import claim
@@ -121,7 +121,7 @@ def test_a_bound_that_was_lost_gives_no_guarantee() -> None:
     """The accountant checks for itself; it does not rely on ``bind`` having refused the chain."""
     clip, noise = make_stages("clip(max_norm=1.0)+gaussian(noise_multiplier=0.5)")
 
-    class Longer(Stage):
+    class Longer(UpdateStage):
         def apply(self, update: Update, rng: torch.Generator) -> Update:
             return update.map(lambda _, tensor: 10.0 * tensor)
 

@@ -134,33 +134,40 @@ def load_observation(path: str | Path, subject: Subject) -> Observation:
     place = Path(path)
     skipped = frozenset() if subject.extent is None else frozenset(subject.extent.skipped)
     tensors = _read_tensors(place if place.is_file() else place / TENSORS, skipped=skipped)
-    tensors = _own_names(tensors, subject)
-    _check_fits(tensors, subject)
+    trainer = _deployed(manifest, subject)
+    tensors = _own_names(tensors, trainer.subject)
+    _check_fits(tensors, trainer.subject)
     if manifest.loss is not None and manifest.loss != subject.loss:
         raise DataError(
             f"The update was made with the loss {manifest.loss!r}, the model was loaded with {subject.loss!r}. Give --loss {manifest.loss}."
         )
-    return Observation(update=Update(tensors), knowledge=Knowledge(facts=_facts(manifest, subject)))
+    return Observation(update=Update(tensors), knowledge=Knowledge(facts=_facts(manifest, trainer)))
 
 
-def _facts(manifest: Manifest, subject: Subject) -> dict[str, Any]:
-    facts: dict[str, Any] = {"subject": subject, "batch_size": manifest.batch_size, "seq_len": manifest.seq_len}
+def _deployed(manifest: Manifest, subject: Subject) -> ClientTrainer:
+    """The client's training as far as its holder knows it, of the model as the stages change it."""
+    training = build(LocalTraining, manifest.training or {})
+    stages = tuple(make("defenses", call.spec()) for call in manifest.stages or ())
+    return Channel(trainer=ClientTrainer(subject=subject, training=training), stages=stages).deployed()
+
+
+def _facts(manifest: Manifest, trainer: ClientTrainer) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "subject": trainer.subject,
+        "batch_size": manifest.batch_size,
+        "seq_len": manifest.seq_len,
+    }
     if manifest.training is not None:
-        facts["trainer"] = ClientTrainer(subject=subject, training=build(LocalTraining, manifest.training))
+        facts["trainer"] = trainer
     if manifest.stages is not None:
         stages = tuple(make("defenses", call.spec()) for call in manifest.stages)
         # A channel binds the stages to each other; nothing is trained here.
-        facts["stages"] = Channel(trainer=_NoTrainer(), stages=stages).stages
+        facts["stages"] = Channel(trainer=trainer, stages=stages).stages
     if manifest.mask is not None:
         facts["mask"] = torch.tensor(manifest.mask, dtype=torch.bool)
     if manifest.labels is not None:
         facts["labels"] = torch.tensor(manifest.labels, dtype=torch.int64)
     return {name: value for name, value in facts.items() if value is not None}
-
-
-class _NoTrainer:
-    def update(self, batch: Any, rng: torch.Generator) -> Update:
-        raise NotImplementedError("A captured update is not trained again.")
 
 
 def _listed(tensor: Tensor | None) -> list[Any] | None:

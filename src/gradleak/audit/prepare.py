@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gradleak.audit import catalogue, defaults
@@ -20,7 +19,7 @@ from gradleak.audit.plan import Call, DataSource, Plan, chain_name, distinct
 from gradleak.audit.shares import adapted, parse_share
 from gradleak.audit.sources import PoolSource, Source
 from gradleak.core.batch import Modality
-from gradleak.core.channel import Channel
+from gradleak.core.channel import Channel, check_order
 from gradleak.core.errors import DataError, UnknownNameError
 from gradleak.core.knowledge import find_threat
 from gradleak.core.rng import derive
@@ -133,18 +132,27 @@ def attack_calls(text: str) -> tuple[Call, ...]:
 
 
 def read_chain(text: str) -> tuple[Call, ...]:
-    """A defense with all its settings, bound once to see that its stages fit each other."""
+    """A defense with all its settings; binding and order are checked, to see that its stages fit each other."""
     parse_chain(text)
     stages = catalogue.make_stages(text)
-    Channel(trainer=_Untrained(), stages=stages)
+    check_order(stages)
     return tuple(Call.of(spec_of(stage)) for stage in stages)
 
 
 def make_plan(
     request: Request, methods: Methods, subject: Subject, data: DataSource, *, batch_size: int, max_length: int
 ) -> Plan:
-    """The plan of a checked request. Raises ``ModelError`` if nothing of the model is trained."""
-    ClientTrainer(subject=subject, training=methods.training).names()
+    """The plan of a checked request. Raises ``UsageError`` if nothing of the model is trained or a stage does not fit."""
+    trainer = ClientTrainer(subject=subject, training=methods.training)
+    for chain in methods.defenses:
+        # A stage that this model or this batch cannot take is refused now, not after an hour of other cells.
+        channel = Channel(trainer=trainer, stages=tuple(catalogue.make("defenses", call.spec()) for call in chain))
+        channel.deployed().names()
+        if channel.clients() > batch_size:
+            raise DataError(
+                f"{chain_name(chain)} deals a batch of {batch_size} records out to {channel.clients()} clients. "
+                f"Give --batch-size {channel.clients()} or more."
+            )
     plan = Plan(
         model=request.model or defaults.MODEL,
         model_fingerprint=fingerprint(_weights(subject.module)),
@@ -206,10 +214,3 @@ def _expect(subject: Subject, modality: Modality, request: Request) -> None:
     wanted = "a folder of images" if subject.modality == "image" else "a .txt, .csv or .jsonl file"
     given = "the shipped messages" if request.data is None else str(request.data)
     raise DataError(f"{subject.name} takes {subject.modality}s, and {given} hold {modality}s. Give --data {wanted}.")
-
-
-class _Untrained:
-    """Stands in for local training where only the stages matter."""
-
-    def update(self, batch: Any, rng: torch.Generator) -> Any:
-        raise NotImplementedError("Nothing is trained while a request is read.")

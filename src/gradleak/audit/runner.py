@@ -143,8 +143,13 @@ def _run_defense(
     stages = tuple(catalogue.make("defenses", call.spec()) for call in defense)
     channel = Channel(trainer=setting.trainer, stages=stages)
     start = time.perf_counter()
-    update = channel.defend(setting.update, setting.rng("defense", chain_name(defense)))
-    seconds = setting.update_seconds + time.perf_counter() - start
+    rng = setting.rng("defense", chain_name(defense))
+    if channel.acts_on_updates_only():
+        # One training serves all such columns, so that they differ by nothing but the defense.
+        update, before = channel.defend(setting.update, rng), setting.update_seconds
+    else:
+        update, before = channel.observe(setting.batch, rng), 0.0
+    seconds = before + time.perf_counter() - start
     observation = Observation(
         update=update, knowledge=knowledge_of(find_threat(setting.plan.threat), _facts(setting, channel))
     )
@@ -169,9 +174,10 @@ def _facts(setting: _Setting, channel: Channel) -> dict[str, Any]:
     batch = setting.batch
     # The labels of a language-modeling loss are the text itself: no adversary is told them.
     labels = batch.labels if setting.subject.loss == "classification" else None
+    trainer = channel.deployed()
     return {
-        "subject": setting.subject,
-        "trainer": setting.trainer,
+        "subject": trainer.subject,
+        "trainer": trainer,
         "stages": channel.stages,
         "batch_size": batch.size,
         "seq_len": batch.inputs.shape[1] if batch.modality == "text" else None,

@@ -71,6 +71,25 @@ class Batch:
         return tuple(ids[keep] for ids, keep in zip(original, self.mask, strict=True))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """What local training reads: the private batch, after the stages that act on data.
+
+    Attributes:
+        inputs: token ids ``[batch seq]`` (int64), embeddings ``[batch seq model]`` or pixels ``[batch channels height width]``.
+        targets: label probabilities ``[batch classes]`` or ``[batch seq vocab]``; an all-zero row carries no loss.
+        mask: as in ``Batch``.
+    """
+
+    inputs: Num[Tensor, "batch ..."]
+    targets: Float[Tensor, "batch ..."]
+    mask: Bool[Tensor, "batch ..."]
+
+    @property
+    def size(self) -> int:
+        return self.inputs.shape[0]
+
+
 def soft_labels(labels: Int64[Tensor, "*places"], classes: int) -> Float[Tensor, "*places classes"]:
     """One-hot rows; an all-zero row where the label is ``IGNORED`` (no loss)."""
     ignored = labels == IGNORED

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.core.stage import Stage
+from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require, working_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Clip(Stage):
+class Clip(UpdateStage):
     """Scales the whole update down to a norm, and leaves a shorter one alone.
 
         released = u · min(1, C / ‖u‖),   ‖u‖ the Euclidean norm over all entries of all shared tensors

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradleak.core.errors import SpecError
-from gradleak.core.stage import Stage
+from gradleak.core.stage import Stage, UpdateStage
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import add_noise, finite_and_not_negative, require, rms
 
@@ -22,7 +22,7 @@ _FORMS = ("std", "relative_std", "noise_multiplier")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gaussian(Stage):
+class Gaussian(UpdateStage):
     """Adds independent Gaussian noise to every entry of every shared tensor.
 
         released = u + s·N(0, I)

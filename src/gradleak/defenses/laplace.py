@@ -12,13 +12,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradleak.core.stage import Stage
+from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import add_noise, finite_and_not_negative, require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Laplace(Stage):
+class Laplace(UpdateStage):
     """Adds independent Laplace noise to every entry of every shared tensor, zero rows included.
 
         released = u + L,   density of an entry of L: exp(-|x|/b) / 2b,   b = scale,   standard deviation √2·b

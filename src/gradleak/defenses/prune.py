@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gradleak.core.stage import Stage
+from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require, working_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prune(Stage):
+class Prune(UpdateStage):
     """Sets the smallest entries to zero and shares the rest unchanged.
 
         released_i = u_i if |u_i| is among the ⌈(1 - p)·n⌉ largest magnitudes, else 0

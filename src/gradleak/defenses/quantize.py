@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gradleak.core.stage import Stage
+from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require, rms, working_dtype
 
@@ -25,7 +25,7 @@ _LEVELS = 127
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Quantize(Stage):
+class Quantize(UpdateStage):
     """Rounds every entry to a short number format and back to the format it came in.
 
         bf16, fp16: released = nearest representable number; what lies beyond the largest one

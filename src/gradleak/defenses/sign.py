@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradleak.core.stage import Stage
+from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
 
 SHARPNESS = 0.1
@@ -20,7 +20,7 @@ SHARPNESS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sign(Stage):
+class Sign(UpdateStage):
     """Shares only the sign of every entry; zero stays zero.
 
         released_i = sign(u_i) ∈ {-1, 0, 1}

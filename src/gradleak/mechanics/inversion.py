@@ -22,10 +22,11 @@ from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
-from gradleak.mechanics.factored import OuterSum, Simulated, scale, simulate_gradients, squared_norm
+from gradleak.mechanics.factored import OuterSum, Simulated
 from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.objectives import Objective, Target
 from gradleak.mechanics.readout import nearest_tokens, token_table
+from gradleak.mechanics.replay import Replay
 from gradleak.mechanics.search import Optimizer, Stopping, Variables
 from gradleak.mechanics.training import ClientTrainer
 
@@ -69,17 +70,13 @@ class Problem:
     """One observation, made ready to be matched. Inputs are searched in units of ``center + scale · u``.
 
     Attributes:
+        replay: the channel as the adversary simulates it.
         observed: those released tensors that a replay can simulate, times their weights; weights: by name.
-        released: all tensors as they were released, which stages may look at.
-        share: norm of the observed tensors in units of that of all released ones.
     """
 
-    trainer: ClientTrainer
-    stages: tuple[Stage, ...]
+    replay: Replay
     observed: Mapping[str, Tensor]
     weights: Mapping[str, float]
-    share: float
-    released: Mapping[str, Tensor]
     batch_size: int
     mask: Bool[Tensor, "batch ..."]
     targets: Float[Tensor, "batch classes"] | None
@@ -88,54 +85,21 @@ class Problem:
     shape: tuple[int, ...]
 
     @property
-    def stages_to_model(self) -> tuple[Stage, ...]:
-        return tuple(stage for stage in self.stages if not stage.surrogate_is_identity())
+    def trainer(self) -> ClientTrainer:
+        return self.replay.trainer
 
     def inputs(self, u: Tensor) -> Tensor:
         return self.center + self.scale * u
 
     def simulate(self, inputs: Tensor, targets: Tensor) -> Simulated:
         """Updates of candidate batches ``[restarts batch ...]``, as the adversary expects to see them released."""
-        restarts = inputs.shape[0]
-        found = self._gradients(inputs, targets, restarts)
-        stages = self.stages_to_model
-        if not stages:
-            return self._weighted(found)
-        tiny = torch.finfo(torch.float32).tiny
-        while stages:
-            # Stages that only rescale act on the factors; the first one that does more needs dense tensors.
-            norm = squared_norm(found).clamp_min(tiny).sqrt()
-            factor = stages[0].rescale(norm, self.share)
-            if factor is None:
-                break
-            found, stages = {name: scale(part, factor) for name, part in found.items()}, stages[1:]
-        if not stages:
-            return self._weighted(found)
-        dense: Mapping[str, Tensor] = {
-            name: part.dense().reshape(restarts, *self.observed[name].shape) if isinstance(part, OuterSum) else part
-            for name, part in found.items()
-        }
-        for stage in stages:
-            dense = stage.surrogate(dense, self.released)
-        return self._weighted(dense)
+        return self._weighted(self.replay.simulate(inputs, targets, self.mask))
 
     def _weighted(self, found: Simulated) -> Simulated:
         return {
             name: part.scaled(self.weights[name]) if isinstance(part, OuterSum) else part * self.weights[name]
             for name, part in found.items()
         }
-
-    def _gradients(self, inputs: Tensor, targets: Tensor, restarts: int) -> Simulated:
-        names = tuple(self.observed)
-        if self.trainer.training.share == "gradient":
-            stacked = self.mask.repeat(restarts, *[1] * (self.mask.ndim - 1))
-            found = simulate_gradients(
-                self.trainer.subject, names, inputs.flatten(0, 1), targets.flatten(0, 1), stacked, restarts=restarts
-            )
-            if found is not None:
-                return found
-        single = [self.trainer.replay(x, y, self.mask) for x, y in zip(inputs, targets, strict=True)]
-        return {name: torch.stack([one[name] for one in single]) for name in names}
 
 
 def pose(update: Update, view: View, parts: Matching) -> Problem:
@@ -161,10 +125,8 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
                 "Matching needs the padded length of the batch, which this adversary does not know."
             )
         mask = torch.ones((batch_size, int(view["seq_len"])) if text else (batch_size,), dtype=torch.bool)
-    skipped = subject.anatomy.token_embedding if text else None
-    observed = {name: update[name].float() for name in trainer.names() if name in update and name != skipped}
-    if not observed:
-        raise NotApplicableError("The update holds no parameter that a replay of the training can simulate.")
+    stages = tuple(view.get("stages") or ())
+    observed = _simulable(update, trainer, stages)
     weights = _weights(observed, balance=parts.balance)
     if text:
         table = token_table(subject)
@@ -173,12 +135,15 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
         center, scale = torch.tensor(0.5), torch.tensor(0.25)
         shape = (batch_size, *subject.pixel_shape)
     return Problem(
-        trainer=trainer,
-        stages=tuple(view.get("stages") or ()),
+        replay=Replay(
+            trainer=trainer,
+            stages=stages,
+            names=tuple(observed),
+            released=update.map(lambda _, tensor: tensor.float()),
+            share=Update(observed).norm() / max(update.norm(), torch.finfo(torch.float32).tiny) or 1.0,
+        ),
         observed=Target({name: tensor * weights[name] for name, tensor in observed.items()}),
         weights=weights,
-        share=Update(observed).norm() / max(update.norm(), torch.finfo(torch.float32).tiny) or 1.0,
-        released=update.map(lambda _, tensor: tensor.float()),
         batch_size=batch_size,
         mask=mask,
         targets=_known_targets(update, view, trainer, search_labels=parts.labels == "search"),
@@ -213,7 +178,7 @@ def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, cl
         message=f"Matched {len(problem.observed)} tensors in {found.iterations} iterations of {restarts} restarts.",
         objective=found.value,
         trace=found.trace,
-        adapted=tuple(name_of(stage) for stage in problem.stages),
+        adapted=tuple(name_of(stage) for stage in problem.replay.stages),
         statistics={"iterations": float(found.iterations), "tensors": float(len(problem.observed))},
     )
 
@@ -228,6 +193,18 @@ def objective(update: Update, view: View, parts: Matching) -> core.Objective:
             return float(_value(problem, parts, inputs, targets))
 
     return evaluate
+
+
+def _simulable(update: Update, trainer: ClientTrainer, stages: tuple[Stage, ...]) -> dict[str, Tensor]:
+    """The released tensors to match: not the token table, which embeddings bypass, nor what the stages made misleading."""
+    subject = trainer.subject
+    skipped = frozenset().union(*(stage.ignored(trainer) for stage in stages))
+    if subject.modality == "text":
+        skipped |= {subject.anatomy.token_embedding}
+    observed = {name: update[name].float() for name in trainer.names() if name in update and name not in skipped}
+    if not observed:
+        raise NotApplicableError("The update holds no parameter that a replay of the training can simulate.")
+    return observed
 
 
 def _weights(observed: Mapping[str, Tensor], *, balance: float) -> dict[str, float]:

@@ -6,16 +6,17 @@ Must not know any attack or defense.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gradleak.core.batch import Batch, soft_labels
+from gradleak.core.batch import Batch, TrainingData, soft_labels
 from gradleak.core.errors import ModelError, NotApplicableError, SpecError
+from gradleak.core.stage import ModelStage, TrainingStage
 from gradleak.core.update import Update
 from gradleak.mechanics.losses import group_losses
 from gradleak.models import LoRA, Subject
@@ -88,7 +89,7 @@ class ClientTrainer:
 
     def names(self) -> tuple[str, ...]:
         """Parameters that are trained, hence shared. Raises ``ModelError`` if there are none."""
-        names = tuple(name for name, p in self.subject.module.named_parameters() if p.requires_grad)
+        names = tuple(self.subject.trainable())
         if not names:
             raise ModelError("No parameter of the model is trainable, so nothing would be shared. Set requires_grad.")
         return names
@@ -102,25 +103,59 @@ class ClientTrainer:
                 "of the model were loaded. Load the whole model (leave --first-blocks out)."
             )
 
+    def deploy(self, stages: tuple[ModelStage, ...]) -> ClientTrainer:
+        """The same training of the model as these stages change it, one after the other."""
+        subject = self.subject
+        for stage in stages:
+            subject = stage.change(subject)
+        return replace(self, subject=subject)
+
+    def prepare(self, batch: Batch) -> TrainingData:
+        """The batch as it is trained on, with one-hot targets."""
+        targets = soft_labels(batch.labels, self.subject.classes)
+        return TrainingData(inputs=batch.inputs, targets=targets, mask=batch.mask)
+
     def update(self, batch: Batch, rng: torch.Generator) -> Update:
         """Trains on ``batch`` and returns what is shared, in the release's number format.
 
         Raises:
             DataError: if the result holds NaN or infinite entries.
         """
-        targets = soft_labels(batch.labels, self.subject.classes)
-        inputs = {"pixels": batch.inputs} if batch.modality == "image" else {"inputs": batch.inputs}
+        return self.train(self.prepare(batch), rng)
+
+    def train(
+        self, data: TrainingData, rng: torch.Generator, *, stage: TrainingStage | None = None, round: int = 0
+    ) -> Update:
+        """As ``update``, on data that earlier stages may have changed.
+
+        Args:
+            stage: what makes a step's gradient out of the examples' own; the plain gradient if None.
+            round: earlier rounds of this client, which schedules of ``stage`` count from.
+
+        Raises:
+            DataError: if the result holds NaN or infinite entries.
+        """
+
+        def gradient(weights: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+            if stage is None:
+                return self._gradient(weights, data, differentiable=False)
+            iteration = round * self.training.steps + step
+            return stage.aggregate(self.example_gradients(weights, data), iteration, rng)
+
         with _dropout(self, rng):
-            tensors = self._train(inputs, targets, batch.mask, differentiable=False)
+            tensors = self._steps(gradient)
         return Update({name: tensor.to(DTYPES[self.training.dtype]) for name, tensor in tensors.items()})
 
-    def replay(self, inputs: Tensor, targets: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def replay(
+        self, inputs: Tensor, targets: Tensor, mask: Tensor, *, stage: TrainingStage | None = None
+    ) -> dict[str, Tensor]:
         """The update of a candidate batch as a differentiable function of it.
 
         Args:
             inputs: embeddings ``[batch seq model]`` or pixels ``[batch channels height width]``.
             targets: label probabilities ``[batch classes]`` or ``[batch seq vocab]``.
             mask: ``[batch seq]``, or ``[batch]`` for images.
+            stage: simulated through its surrogate, in the client's first round.
 
         Returns:
             name → tensor; the token embedding, which embeddings bypass, holds only its output-side part, if any.
@@ -129,8 +164,40 @@ class ClientTrainer:
             NotApplicableError: if only the first blocks of the model were loaded.
         """
         self.require_whole()
-        key = "pixels" if self.subject.modality == "image" else "embeddings"
-        return self._train({key: inputs}, targets, mask, differentiable=True)
+        data = TrainingData(inputs=inputs, targets=targets, mask=mask)
+
+        def gradient(weights: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+            if stage is None:
+                return self._gradient(weights, data, differentiable=True)
+            return dict(stage.surrogate(self.example_gradients(weights, data, differentiable=True), step))
+
+        return self._steps(gradient)
+
+    def example_gradients(
+        self, weights: Mapping[str, Tensor], data: TrainingData, *, differentiable: bool = False
+    ) -> dict[str, Tensor]:
+        """The gradient of every example's own mean loss: name → ``[batch ...]``.
+
+        Examples of one length are cut to it and go through one vectorized pass, so that the model never sees a mask.
+
+        Args:
+            differentiable: let the result be differentiated in the data; one example after the other, because under
+                ``torch.func.vmap`` the gradients of lookup tables lose their derivative (torch 2.13).
+        """
+        lengths = data.mask.sum(1).tolist() if data.mask.ndim == 2 else [None] * data.size
+        groups = [[place] for place in range(data.size)]
+        if not differentiable:
+            groups = [[p for p, own in enumerate(lengths) if own == length] for length in dict.fromkeys(lengths)]
+        parts: list[Mapping[str, Tensor]] = []
+        for places in groups:
+            group = _cut(data, places, lengths[places[0]], targets_too=self.subject.loss != "classification")
+            if differentiable:
+                one = self._gradient(weights, group, differentiable=True)
+                parts.append({name: tensor.unsqueeze(0) for name, tensor in one.items()})
+            else:
+                parts.append(self._vectorized(weights, group))
+        back = torch.tensor([place for places in groups for place in places]).argsort()
+        return {name: torch.cat([part[name] for part in parts])[back] for name in weights}
 
     def idle(self, name: str) -> Tensor | float:
         """What would be shared of a parameter if its gradient were zero throughout (weight decay moves it still)."""
@@ -140,27 +207,48 @@ class ClientTrainer:
         weight = self.subject.module.get_parameter(name).detach()
         return weight * ((1.0 - t.lr * t.weight_decay) ** t.steps - 1.0)
 
-    def _train(
-        self, inputs: Mapping[str, Tensor], targets: Tensor, mask: Tensor, *, differentiable: bool
+    def loss(self, data: TrainingData, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The mean loss, differentiable in weights and data."""
+        logits = self.subject.logits(weights, mask=data.mask, **{self._key(data.inputs): data.inputs})
+        return group_losses(logits, data.targets, self.subject.loss).sum()
+
+    def _key(self, inputs: Tensor) -> str:
+        if self.subject.modality == "image":
+            return "pixels"
+        return "embeddings" if inputs.is_floating_point() else "inputs"
+
+    def _gradient(
+        self, weights: Mapping[str, Tensor], data: TrainingData, *, differentiable: bool
     ) -> dict[str, Tensor]:
+        leaves = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
+        found = torch.autograd.grad(
+            self.loss(data, leaves),
+            list(leaves.values()),
+            create_graph=differentiable,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return dict(zip(leaves, found, strict=True))
+
+    def _vectorized(self, weights: Mapping[str, Tensor], data: TrainingData) -> dict[str, Tensor]:
+        key = self._key(data.inputs)
+
+        def loss(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            logits = self.subject.logits(parameters, **{key: x.unsqueeze(0)})
+            return group_losses(logits, y.unsqueeze(0), self.subject.loss).sum()
+
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different")
+        return each(dict(weights), data.inputs, data.targets)
+
+    def _steps(self, gradient: Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]) -> dict[str, Tensor]:
         start = {name: self.subject.module.get_parameter(name).detach() for name in self.names()}
-
-        def gradient(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            leaves = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
-            logits = self.subject.logits(leaves, mask=mask, **inputs)
-            loss = group_losses(logits, targets, self.subject.loss).sum()
-            found = torch.autograd.grad(
-                loss, list(leaves.values()), create_graph=differentiable, allow_unused=True, materialize_grads=True
-            )
-            return dict(zip(leaves, found, strict=True))
-
         with torch.enable_grad():
             if self.training.share == "gradient":
-                return gradient(start)
+                return gradient(start, 0)
             weights: dict[str, Tensor] = start
             moments: dict[str, tuple[Tensor, Tensor]] = {}
-            for step in range(1, self.training.steps + 1):
-                weights = self._step(weights, gradient(weights), moments, step)
+            for step in range(self.training.steps):
+                weights = self._step(weights, gradient(weights, step), moments, step + 1)
             return {name: weights[name] - start[name] for name in start}
 
     def _step(
@@ -184,6 +272,15 @@ class ClientTrainer:
             scale = (v / (1 - second**step) + torch.finfo(g.dtype).tiny).sqrt() + _ADAM_EPS
             new[name] = weight * (1 - t.lr * t.weight_decay) - t.lr * (m / (1 - first**step)) / scale
         return new
+
+
+def _cut(data: TrainingData, places: list[int], length: int | None, *, targets_too: bool) -> TrainingData:
+    """Some records, without the padding behind their common length."""
+    inputs, targets, mask = data.inputs[places], data.targets[places], data.mask[places]
+    if length is not None:
+        inputs, mask = inputs[:, :length], mask[:, :length]
+        targets = targets[:, :length] if targets_too else targets
+    return TrainingData(inputs=inputs, targets=targets, mask=mask)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Subject:
         classes: number of logits per record or, for language models, per token.
         extent: how much of the model was loaded; None if all of it.
         pixel_mean, pixel_std: per channel; pixels in [0, 1] are normalized with them before the model reads them.
+        frozen: parameters that are not trained, beside those that do not require a gradient.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Subject:
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()
     extent: Extent | None = None
+    frozen: frozenset[str] = frozenset()
 
     @property
     def loaded(self) -> str:
@@ -71,7 +73,8 @@ class Subject:
 
     def trainable(self) -> dict[str, Tensor]:
         """The parameters that local training changes, by name."""
-        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        parameters = self.module.named_parameters()
+        return {name: value for name, value in parameters if value.requires_grad and name not in self.frozen}
 
     def embed(
         self, ids: Int64[Tensor, "batch seq"], params: Mapping[str, Tensor] | None = None

@@ -1,0 +1,159 @@
+"""Defenses that see more than the update keep the contract of their kind, each run in a channel on a tiny transformer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradleak.attacks.dlg import DLG
+from gradleak.audit import catalogue
+from gradleak.audit.capture import load_observation, save_observation
+from gradleak.core.attack import Candidate, Reconstruction
+from gradleak.core.batch import Batch, soft_labels
+from gradleak.core.channel import Channel, Memory, deal
+from gradleak.core.errors import ModelError
+from gradleak.core.knowledge import Knowledge
+from gradleak.core.observation import Observation
+from gradleak.core.rng import derive
+from gradleak.core.specs import Spec
+from gradleak.core.stage import ProtocolStage
+from gradleak.core.update import Update
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import Subject, load_subject
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+TEXT = {**TINY, "vocab_size": 300, "max_position_embeddings": 16}
+IMAGE = {**TINY, "image_size": 8, "patch_size": 4}
+RECORDS = 4
+
+
+@cache
+def subject_of(modality: str) -> Subject:
+    return load_subject(
+        "random:bert" if modality == "text" else "random:vit", settings=TEXT if modality == "text" else IMAGE
+    )
+
+
+def batch_of(modality: str, seed: int = 0) -> Batch:
+    rng = derive(seed, "private")
+    labels = torch.tensor([0, 1, 1, 0])
+    if modality == "image":
+        pixels = torch.rand(RECORDS, *subject_of(modality).pixel_shape, generator=rng)
+        return Batch(inputs=pixels, mask=torch.ones(RECORDS, dtype=torch.bool), labels=labels)
+    ids = torch.randint(10, 200, (RECORDS, 6), generator=rng)
+    return Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
+
+
+def channel_of(spec: Spec, modality: str, **training: Any) -> Channel:
+    trainer = ClientTrainer(subject=subject_of(modality), training=LocalTraining(**training))
+    return Channel(trainer=trainer, stages=(catalogue.make("defenses", spec),))
+
+
+@pytest.fixture
+def modality(client_spec: Spec) -> str:
+    """The modality of the defense; both have at least one that takes it."""
+    for each in ("text", "image"):
+        with contextlib.suppress(ModelError):
+            channel_of(client_spec, each).observe(batch_of(each), derive(0, "probe"))
+            return each
+    raise AssertionError(f"{client_spec} runs neither on the tiny encoder nor on the tiny vision transformer")
+
+
+def same(left: Update, right: Update) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def observation_of(
+    channel: Channel, batch: Batch, modality: str, *, informed: bool = True, seed: int = 0
+) -> Observation:
+    trainer = channel.deployed()
+    facts: dict[str, Any] = {"subject": trainer.subject, "trainer": trainer, "batch_size": batch.size}
+    facts |= {"seq_len": batch.inputs.shape[1]} if modality == "text" else {}
+    facts |= {"stages": channel.stages} if informed else {}
+    return Observation(update=channel.observe(batch, derive(seed, "channel")), knowledge=Knowledge(facts=facts))
+
+
+@pytest.mark.parametrize("name", catalogue.names("defenses"))
+def test_every_defense_has_an_example(name: str, examples_of: Callable[[str], list[Spec]]) -> None:
+    assert examples_of(name)
+
+
+def test_changes_the_release(client_spec: Spec, modality: str) -> None:
+    channel, batch = channel_of(client_spec, modality), batch_of(modality)
+    if isinstance(channel.stages[0], ProtocolStage):
+        channel = channel_of(client_spec, modality, share="delta", steps=2, lr=0.5)
+    plain = channel.trainer.train(channel.trainer.prepare(batch), derive(0, "channel"))
+    assert not same(channel.observe(batch, derive(0, "channel")), plain)
+
+
+def test_leaves_batch_and_model_alone_and_draws_from_the_generator_only(client_spec: Spec, modality: str) -> None:
+    batch, untouched = batch_of(modality), batch_of(modality)
+    module = subject_of(modality).module
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    channel = channel_of(client_spec, modality)
+    torch.manual_seed(1)
+    first = channel.observe(batch, derive(3, "channel"))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert same(channel.observe(batch, derive(3, "channel")), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(batch.inputs, untouched.inputs)
+    assert module.state_dict().keys() == before.keys() and not module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(not each._forward_hooks and not each._forward_pre_hooks for each in module.modules())
+
+
+def test_keeps_the_number_format(client_spec: Spec, modality: str) -> None:
+    released = channel_of(client_spec, modality, dtype="bf16").observe(batch_of(modality), derive(0, "channel"))
+    assert all(tensor.dtype == torch.bfloat16 for tensor in released.values())
+
+
+def test_states_of_clients_do_not_mix(client_spec: Spec, modality: str) -> None:
+    """Two clients that take turns release what each releases alone."""
+    channel = channel_of(client_spec, modality)
+    parts = {name: deal(batch_of(modality, seed), channel.clients())[0] for seed, name in enumerate("ab")}
+
+    def rounds(turns: str) -> dict[str, list[Update]]:
+        memories, found = {name: Memory() for name in parts}, {name: [] for name in parts}
+        for name in turns:
+            rng = derive(0, name, memories[name].rounds)
+            update, memories[name] = channel.client(parts[name], memories[name], rng)
+            found[name].append(update)
+        return found
+
+    mixed, alone = rounds("abab"), {"a": rounds("aa")["a"], "b": rounds("bb")["b"]}
+    for name in parts:
+        assert all(same(x, y) for x, y in zip(mixed[name], alone[name], strict=True))
+
+
+def test_a_capture_can_be_read_by_who_knows_the_stages(client_spec: Spec, modality: str, tmp_path: Path) -> None:
+    observation = observation_of(channel_of(client_spec, modality), batch_of(modality), modality)
+    save_observation(observation, tmp_path / "seen")
+    again = load_observation(tmp_path / "seen", subject_of(modality))
+    assert same(again.update, observation.update)
+    assert again.knowledge.facts["stages"] == observation.knowledge.facts["stages"]
+
+
+def test_an_attack_on_it_is_well_formed(client_spec: Spec, modality: str) -> None:
+    observation = observation_of(channel_of(client_spec, modality), batch_of(modality), modality)
+    found = DLG(iterations=2, restarts=1, screened=1)(observation, rng=derive(0, "attack"))
+    assert isinstance(found, Reconstruction) and client_spec.type in found.adapted
+
+
+def test_knowing_the_stage_is_no_disadvantage(client_spec: Spec, modality: str) -> None:
+    """At the truth the informed simulation is at least as close to the release as the uninformed one."""
+    channel, batch = channel_of(client_spec, modality), batch_of(modality)
+    subject = subject_of(modality)
+    inputs = batch.inputs if modality == "image" else subject.embed(batch.inputs).detach()
+    truth = Candidate(inputs=inputs, labels=soft_labels(batch.labels, subject.classes))
+    informed, naive = (
+        DLG().objective_on(observation_of(channel, batch, modality, informed=told)) for told in (True, False)
+    )
+    assert informed is not None and naive is not None
+    assert informed(truth) <= naive(truth) * (1 + 1e-5) + 1e-9
