@@ -50,7 +50,8 @@ def gram_matrix(
         progress: told the fraction done.
 
     Returns:
-        ``[K K]`` in float64. The products are taken in the model's own format, the sum over parameters in float64.
+        ``[K K]`` in float64. The factors have the model's own format; products and sums are taken in float64, because the
+        distance of two nearly equal gradients is a small difference of large inner products.
 
     Raises:
         ModelError: if a parameter sits in a kind of module whose gradient has no factors here.
@@ -191,7 +192,7 @@ def _self_products(parts: tuple[Part, ...], count: int) -> Float[Tensor, "candid
 def _products(one: Part, other: Part) -> Float[Tensor, "candidates candidates"]:
     """Entry (j, k) is the inner product of candidate j of ``one`` with candidate k of ``other``, in float64."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return (one.flatten(1) @ other.flatten(1).T).double()
+        return one.flatten(1).double() @ other.flatten(1).double().T
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return _products(_dense(one), _dense(other))
     if one is other and isinstance(one, OuterSum) and _slices_are_cheaper(one):
@@ -214,30 +215,34 @@ def _sliced(part: OuterSum) -> Float[Tensor, "candidates candidates"]:
     step = max(1, _CELLS // (count * part.right.shape[2]))
     total = torch.zeros(count, count, dtype=torch.float64)
     for start in range(0, height, step):
-        piece = (part.left[:, :, start : start + step].transpose(1, 2) @ part.right).flatten(1)
-        total += (piece @ piece.T).double()
+        rows = part.left[:, :, start : start + step].transpose(1, 2)
+        piece = (rows.double() @ part.right.double()).flatten(1)
+        total += piece @ piece.T
     return total
 
 
 def _by_tokens(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Float[Tensor, "candidates candidates"]:
-    """Σ_{t,u} (l_t · l'_u)(r_t · r'_u), a block of candidates against all others at a time."""
-    tokens, others, others_tokens = _tokens(one), _count(other), _tokens(other)
-    count = _count(one)
-    step = max(1, _CELLS // (tokens * others * others_tokens))
-    total = torch.empty(count, others, dtype=torch.float64)
-    for start in range(0, count, step):
-        block = _slice(one, slice(start, start + step))
-        # The matrix is symmetric when a part meets itself: what lies left of the block is known.
-        first = start if one is other else 0
-        products = _left(block, _slice(other, slice(first, others))) * _right(
-            block, _slice(other, slice(first, others))
-        )
-        size = _count(block)
-        sums = products.view(size, tokens, others - first, others_tokens).sum((1, 3)).double()
-        total[start : start + size, first:] = sums
-        if one is other:
-            total[first:, start : start + size] = sums.T
+    """Σ_{t,u} (l_t · l'_u)(r_t · r'_u), a block of candidates against a block of candidates at a time."""
+    tokens, width = max(_tokens(one), _tokens(other)), max(_width(one), _width(other))
+    step = max(1, min(int(_CELLS**0.5), _CELLS // width) // tokens)
+    total = torch.empty(_count(one), _count(other), dtype=torch.float64)
+    for i in range(0, _count(one), step):
+        # The matrix is symmetric when a part meets itself: what lies left of the diagonal is known.
+        for j in range(i if one is other else 0, _count(other), step):
+            sums = _block(_slice(one, slice(i, i + step)), _slice(other, slice(j, j + step)))
+            total[i : i + step, j : j + step] = sums
+            if one is other:
+                total[j : j + step, i : i + step] = sums.T
     return total
+
+
+def _block(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Float[Tensor, "candidates candidates"]:
+    products = _left(one, other) * _right(one, other)
+    return products.view(_count(one), _tokens(one), _count(other), _tokens(other)).sum((1, 3))
+
+
+def _width(part: OuterSum | RowSum) -> int:
+    return part.left.shape[2] + part.right.shape[2] if isinstance(part, OuterSum) else part.rows.shape[2]
 
 
 def _count(part: OuterSum | RowSum) -> int:
@@ -257,14 +262,14 @@ def _slice(part: OuterSum | RowSum, rows: slice) -> OuterSum | RowSum:
 def _left(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Tensor:
     """Products of the left factors of every pair of tokens; a table's left factors are unit vectors."""
     if isinstance(one, RowSum) and isinstance(other, RowSum):
-        return (one.index.reshape(-1, 1) == other.index.reshape(1, -1)).to(one.rows.dtype)
+        return (one.index.reshape(-1, 1) == other.index.reshape(1, -1)).double()
     if isinstance(one, OuterSum) and isinstance(other, OuterSum):
-        return one.left.flatten(0, 1) @ other.left.flatten(0, 1).T
+        return one.left.flatten(0, 1).double() @ other.left.flatten(0, 1).double().T
     if isinstance(one, OuterSum) and isinstance(other, RowSum):
-        return one.left.flatten(0, 1)[:, other.index.flatten()]
+        return one.left.flatten(0, 1)[:, other.index.flatten()].double()
     return _left(other, one).T
 
 
 def _right(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Tensor:
     right = [part.right if isinstance(part, OuterSum) else part.rows for part in (one, other)]
-    return right[0].flatten(0, 1) @ right[1].flatten(0, 1).T
+    return right[0].flatten(0, 1).double() @ right[1].flatten(0, 1).double().T
