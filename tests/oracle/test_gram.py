@@ -54,12 +54,10 @@ def whole_gradients(subject: Subject, candidates: Batch) -> torch.Tensor:
     for k in range(candidates.size):
         one = slice(k, k + 1)
         batch = Batch(inputs=candidates.inputs[one], mask=candidates.mask[one], labels=candidates.labels[one])
-        targets = torch.nn.functional.one_hot(batch.labels.clamp_min(0), subject.classes).double()
-        targets = targets * (batch.labels != IGNORED).unsqueeze(-1)
-        inputs = batch.inputs if subject.modality == "image" else None
-        key = {"pixels": inputs} if inputs is not None else {"inputs": batch.inputs}
-        update = trainer._train(key, targets, batch.mask, differentiable=False)
-        rows.append(torch.cat([update[name].flatten() for name in trainer.names()]))
+        weights = {name: subject.parameters()[name].detach().requires_grad_() for name in trainer.names()}
+        loss = trainer.loss(trainer.prepare(batch), weights)
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in found]))
     return torch.stack(rows)
 
 
