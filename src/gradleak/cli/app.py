@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gradleak import __version__
+from gradleak.cli.account import account
 from gradleak.cli.attack import attack
 from gradleak.cli.audit import audit
 from gradleak.cli.catalogue import explain, list_
@@ -17,7 +18,7 @@ from gradleak.cli.spread import SpreadCommand
 app = typer.Typer(
     name="gradleak",
     help="Audits what one shared update of a transformer gives away: attacks, defenses, a verdict with evidence.",
-    epilog="Audit your own models and protocols only. Exit codes: 0 done, 2 usage error, 3 nothing conclusive.",
+    epilog="Audit your own models and protocols only. Exit codes: 0 done, 1 a lint found an error, 2 usage error, 3 nothing conclusive.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +42,7 @@ def root(
 
 app.command("audit", cls=SpreadCommand)(audit)
 app.command("attack", cls=SpreadCommand)(attack)
+app.command("account")(account)
 app.command("report")(report)
 app.command("list")(list_)
 app.command("explain")(explain)

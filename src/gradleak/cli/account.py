@@ -1,0 +1,176 @@
+"""Why: ε of a training plan with everything it rests on, what it buys, what is wrong with it, and the noise that a goal asks for.
+Must not import torch: this verb is arithmetic and answers in seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gradleak.cli.options import Json
+from gradleak.cli.output import errors_shown, print_json
+
+if TYPE_CHECKING:
+    from gradleak.privacy.goals import Goal
+    from gradleak.privacy.plan import Plan
+
+LINT_FAILED = 1
+
+
+def account(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PLAN]", help="A TOML file; options override its keys.", show_default=False),
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option("--noise-multiplier", help="Noise on the sum, in units of the clip norm.")
+    ] = None,
+    sampling_rate: Annotated[
+        float | None, typer.Option("--sampling-rate", help="Share of the records (or clients) in a step, such as 0.01.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Number of noisy steps. Default 1.")] = None,
+    delta: Annotated[float | None, typer.Option("--delta", help="δ, in (0, 1). Default 1e-5.")] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option("--sampling", metavar="HOW", help="none, poisson (default with a rate), fixed or shuffle."),
+    ] = None,
+    relation: Annotated[
+        str | None, typer.Option("--relation", metavar="NAME", help="add_or_remove, zero_out or replace_one.")
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option("--view", metavar="NAME", help="final_model, server_sees_each_update or secure_aggregation."),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="WHAT", help="example, update, tensor, data or none.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other key of a plan, such as clients=50, unit=user or claimed.epsilon=1.8. Repeatable.",
+        ),
+    ] = None,
+    target_epsilon: Annotated[float | None, typer.Option("--target-epsilon", help="Find the noise for this ε.")] = None,
+    target_success: Annotated[
+        float | None,
+        typer.Option("--target-success", help="Find the noise for at most this chance to name the record in a list."),
+    ] = None,
+    candidates: Annotated[int, typer.Option("--candidates", help="Length of that list.")] = 512,
+    target_bits: Annotated[
+        float | None, typer.Option("--target-bits", help="Find the noise for at most so many leaked bits.")
+    ] = None,
+    goals: Annotated[
+        bool, typer.Option("--goals", help="Compare what different goals cost in noise; takes longer.")
+    ] = False,
+    norms: Annotated[
+        Path | None,
+        typer.Option("--norms", metavar="FILE", help="Gradient norms, one a line: suggest a clip norm for the noise."),
+    ] = None,
+    parameters: Annotated[int, typer.Option("--parameters", help="Shared parameters, for --norms.")] = 1_000_000,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Expected batch size, for --norms.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Account for a training plan: ε, bounds, lint, and the noise for a goal. Exits with 1 if a lint finds an error."""
+    with errors_shown():
+        from gradleak.privacy.plan_file import make_plan, read_plan
+
+        given = {
+            "noise_multiplier": noise_multiplier,
+            "sampling_rate": sampling_rate,
+            "steps": steps,
+            "delta": delta,
+            "sampling": sampling,
+            "relation": relation,
+            "view": view,
+            "clip": clip,
+        }
+        table = {} if file is None else read_plan(file)
+        plan = make_plan(_merged(table, {k: v for k, v in given.items() if v is not None}, settings))
+        targets = _targets(target_epsilon, target_success, candidates, target_bits)
+        found = _evaluate(plan, targets, goals=goals)
+        found |= _clip_norm(plan, found, norms, parameters, batch_size)
+        if as_json:
+            print_json(_finite(found))
+        else:
+            from gradleak.cli.account_tables import show
+
+            show(found)
+        if any(finding["severity"] == "error" for finding in found["lint"]):
+            raise typer.Exit(LINT_FAILED)
+
+
+def _merged(table: dict[str, Any], given: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    from gradleak.cli.options import parse_settings
+
+    merged = {**table, **given}
+    if "noise_multiplier" in given:
+        merged.pop("noise_multipliers", None)
+    for key, value in parse_settings(settings).items():
+        if key.startswith("claimed."):
+            merged["claimed"] = {**merged.get("claimed", {}), key.removeprefix("claimed."): value}
+        elif key == "unnoised":
+            merged[key] = [value]
+        else:
+            merged[key] = "none" if value is None else value
+    return merged
+
+
+def _targets(epsilon: float | None, success: float | None, candidates: int, bits: float | None) -> tuple[Goal, ...]:
+    from gradleak.privacy.goals import BitsAtMost, EpsilonAtMost, SuccessAtMost
+
+    found: list[Goal] = []
+    if epsilon is not None:
+        found.append(EpsilonAtMost(epsilon=epsilon))
+    if success is not None:
+        found.append(SuccessAtMost(probability=success, candidates=candidates))
+    if bits is not None:
+        found.append(BitsAtMost(bits=bits))
+    return tuple(found)
+
+
+def _evaluate(plan: Plan, targets: tuple[Goal, ...], *, goals: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from gradleak.privacy.accountant import account, success
+    from gradleak.privacy.budget import readings
+    from gradleak.privacy.lint import lint
+    from gradleak.privacy.suggest import compare, noise_for
+
+    guarantee = account(plan)
+    return {
+        "plan": asdict(plan) | {"steps": plan.steps},
+        "guarantee": asdict(guarantee),
+        "readings": [asdict(reading) for reading in readings(plan)],
+        "success": {str(k): success(plan, 1 / k) for k in (2, 512, 50257)},
+        "lint": [asdict(finding) for finding in lint(plan, guarantee)],
+        "goals": [asdict(noise_for(plan, goal)) for goal in targets]
+        + ([asdict(s) for s in compare(plan)] if goals else []),
+    }
+
+
+def _clip_norm(
+    plan: Plan, found: dict[str, Any], norms: Path | None, parameters: int, batch_size: int
+) -> dict[str, Any]:
+    if norms is None:
+        return {}
+    from dataclasses import asdict
+
+    from gradleak.privacy.convergence import Training, read_norms, suggest
+
+    multiplier = found["goals"][0]["noise_multiplier"] if found["goals"] else plan.least_noise
+    training = Training(parameters=parameters, batch_size=batch_size, steps=plan.steps)
+    suggestion = suggest(read_norms(norms), multiplier, training)
+    return {"clip": asdict(suggestion) | {"noise_multiplier": multiplier, "total": suggestion.bound.total}}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: no guarantee is null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
