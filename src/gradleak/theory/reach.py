@@ -1,0 +1,85 @@
+"""Why: a projection's gradient holds only the tokens that the loss can send an error signal to. Which those are follows
+from the mask, the direction of attention and where the loss reads, before any number is computed.
+
+Positions with a signal at the output of block l are R_l. Within a block
+
+    queries   i in R_l whose softmax row has at least two entries (a row of one entry is constant)
+    keys      j attended to by such a query
+    values    j attended to by any i in R_l
+    R_{l-1}   R_l and everything attended to from it.
+
+Must not know weights, tokens or attacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from gradleak.core.errors import SpecError
+
+Places = Bool[Tensor, "batch seq"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """Positions of one block that receive an error signal, one boolean ``[batch seq]`` each.
+
+    Attributes:
+        output: at the block's output; also what the attention output and the feed-forward maps read.
+        queries, keys, values: at the three projections.
+        attended: per position, how many positions its softmax row runs over, ``[batch seq]``.
+    """
+
+    output: Places
+    queries: Places
+    keys: Places
+    values: Places
+    attended: Tensor
+
+
+def propagate(read: Places, mask: Places, *, causal: bool, blocks: int) -> tuple[Reach, ...]:
+    """From where the loss reads to every block, the first block first.
+
+    Args:
+        read: positions of the last block's output that the loss depends on.
+        mask: true where a token is real; padding is not attended to and carries no loss.
+        causal: whether a position sees only itself and earlier ones.
+        blocks: number of blocks, at least 1.
+
+    Raises:
+        SpecError: if shapes do not fit or there is no block.
+    """
+    if read.shape != mask.shape or blocks < 1:
+        raise SpecError(
+            f"Reach needs two masks of one shape and at least one block, got {tuple(read.shape)}, {tuple(mask.shape)}, "
+            f"{blocks} blocks."
+        )
+    seq = mask.shape[1]
+    sees = torch.ones(seq, seq, dtype=torch.bool, device=mask.device)
+    if causal:
+        sees = sees.tril()
+    visible = sees.unsqueeze(0) & mask.unsqueeze(1)  # [batch query key]
+    attended = visible.sum(-1) * mask
+    found: list[Reach] = []
+    output = read & mask
+    for _ in range(blocks):
+        queries = output & (attended >= 2)
+        found.append(
+            Reach(
+                output=output,
+                queries=queries,
+                keys=_attended_from(queries, visible),
+                values=_attended_from(output, visible),
+                attended=attended,
+            )
+        )
+        output = output | found[-1].values
+    return tuple(reversed(found))
+
+
+def _attended_from(rows: Places, visible: Bool[Tensor, "batch query key"]) -> Places:
+    return (rows.unsqueeze(-1) & visible).any(dim=1)

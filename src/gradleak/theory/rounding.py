@@ -1,0 +1,43 @@
+"""Why: an update in bf16, fp16 or fp8 is the true one plus rounding, and rounding is noise. It sets a floor below which no
+direction of a gradient can be seen, whatever the attack, and it replaces tolerances that are set by hand.
+
+Rounding x to p significant bits makes a uniform error within half a unit u(x) = 2^(⌊log₂|x|⌋ + 1 − p) in the last place, so
+its mean square is E u²/12. With log₂|x| spread evenly over a binade E (u/x)² = 4·2⁻²ᵖ · ¾ / ln 4, hence
+
+    σ = 2⁻ᵖ · rms(G) / (2·sqrt(ln 4))          (the factor is 0.4247)
+
+Entries of a normal or Laplace law are within half a percent of it at every scale; a uniform law has 0.378.
+
+Must not know a model. Subnormal and saturated entries are outside the law.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from gradleak.core.errors import UnknownNameError
+
+SIGNIFICANT_BITS: Mapping[str, int] = {"float32": 24, "bf16": 8, "fp16": 11, "fp8": 4}
+"""Bits of the significand, the leading one included; fp8 is the e4m3 format."""
+
+_SHARE = 0.5 / math.sqrt(math.log(4.0))
+
+
+def rounding_std(dtype: str, rms: float) -> float:
+    """Standard deviation per entry of the rounding of a tensor whose root mean square is ``rms``.
+
+    Raises:
+        UnknownNameError: for a format that is not listed.
+    """
+    if dtype not in SIGNIFICANT_BITS:
+        raise UnknownNameError("number format", dtype, SIGNIFICANT_BITS)
+    return _SHARE * 2.0 ** -SIGNIFICANT_BITS[dtype] * rms
+
+
+def hidden_below(dtype: str, frobenius: float, rows: int, columns: int) -> float:
+    """The singular value below which rounding hides a direction of a ``rows × columns`` gradient.
+
+    The detection threshold σ·(rows·columns)^¼ at the σ of rounding, in the units of ``frobenius``.
+    """
+    return rounding_std(dtype, frobenius / math.sqrt(rows * columns)) * (rows * columns) ** 0.25
