@@ -12,6 +12,7 @@ from gradleak.cli.attack import attack
 from gradleak.cli.audit import audit
 from gradleak.cli.catalogue import explain, list_
 from gradleak.cli.doctor import doctor
+from gradleak.cli.predict import predict
 from gradleak.cli.report import report
 from gradleak.cli.spread import SpreadCommand
 
@@ -42,6 +43,7 @@ def root(
 
 app.command("audit", cls=SpreadCommand)(audit)
 app.command("attack", cls=SpreadCommand)(attack)
+app.command("predict", cls=SpreadCommand)(predict)
 app.command("account")(account)
 app.command("report")(report)
 app.command("list")(list_)

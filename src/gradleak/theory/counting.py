@@ -23,7 +23,7 @@ from gradleak.core.errors import SpecError
 class Uniqueness(Enum):
     """What can be said about the data behind a gradient; the value is the sentence a reader sees."""
 
-    UNIQUE = "locally unique"
+    UNIQUE = "unique"
     UP_TO_SYMMETRY = "unique up to a symmetry"
     CONTINUUM = "a continuum of data has this very gradient"
     UNDERDETERMINED = "under-determined: more unknowns than equations"

@@ -53,7 +53,8 @@ def flow_through(
 
     module = subject.module
     handles = [
-        module.get_submodule(path).register_forward_hook(hook_for(path), with_kwargs=True) for path in dict.fromkeys(paths)
+        module.get_submodule(path).register_forward_hook(hook_for(path), with_kwargs=True)
+        for path in dict.fromkeys(paths)
     ]
     constants = {name: p.detach().to(dtype) for name, p in subject.parameters().items()}
     try:
@@ -66,8 +67,6 @@ def flow_through(
             handle.remove()
     errors = torch.autograd.grad(loss, [made for _, made in seen.values()], allow_unused=True, materialize_grads=True)
     return {
-        path: Flow(
-            inputs=read.reshape(batch_size, seq, -1), errors=error.reshape(batch_size, seq, -1)
-        )
+        path: Flow(inputs=read.reshape(batch_size, seq, -1), errors=error.reshape(batch_size, seq, -1))
         for (path, (read, _)), error in zip(seen.items(), errors, strict=True)
     }

@@ -146,9 +146,7 @@ def _components(token_of: Tensor, position_of: Tensor, tokens: int, *, positiona
     return tuple(sorted(found, key=lambda each: each.pairs, reverse=True))
 
 
-def coordinates(
-    graph: TokenPositionGraph, *, bias: bool, normalized: bool = True
-) -> Float[Tensor, "pairs dimensions"]:
+def coordinates(graph: TokenPositionGraph, *, bias: bool, normalized: bool = True) -> Float[Tensor, "pairs dimensions"]:
     """Every distinct input in the basis of token vectors, position vectors and the bias.
 
     Args:

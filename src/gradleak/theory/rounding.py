@@ -8,7 +8,9 @@ its mean square is E u²/12. With log₂|x| spread evenly over a binade E (u/x)�
 
 Entries of a normal or Laplace law are within half a percent of it at every scale; a uniform law has 0.378.
 
-Must not know a model. Subnormal and saturated entries are outside the law.
+As noise it is white where a gradient has some sixteen directions or more. A gradient of one direction is a product, its
+errors follow it, and the floor below is up to five times too low. Subnormal and saturated entries are outside the law.
+Must not know a model.
 """
 
 from __future__ import annotations

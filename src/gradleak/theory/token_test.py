@@ -5,7 +5,7 @@ vector of its part outside the tokens already accepted, and a noisy gradient Y =
                         ~  χ'²_m(λ)        if it is, λ = ‖x_perp‖² ‖δ‖² / σ²
 
 For an error signal δ of no known direction T is the most powerful statistic (it is the only invariant one), so its power
-caps every test that does not re-simulate δ. There is no rank and no tolerance to set: the threshold is the χ² quantile
+caps every test at this rate of false alarms that does not re-simulate δ. There is no rank and no tolerance to set: the threshold is the χ² quantile
 for α false alarms among M candidates.
 
 Must not know models.
@@ -14,11 +14,13 @@ Must not know models.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import brentq
+from scipy import optimize
 from scipy.special import chdtri, chndtr
 from torch import Tensor
 
@@ -27,10 +29,15 @@ from gradleak.core.errors import SpecError
 CONDITIONS = (
     "noise independent and Gaussian with one known standard deviation on every entry of this gradient",
     "the attacker takes the error signals for isotropic and independent from token to token (it does not re-simulate them)",
-    "at most the stated number of false alarms among all candidates",
+    "false alarms among all candidates kept at the stated rate (a search that has not yet found the other tokens finds more, "
+    "and more that are false)",
 )
 """What the power of the test certifies, and only under these: with all three a token is found with at most this
 probability, whatever the span-type attack."""
+
+
+_CERTAIN = 12.0
+"""Standard deviations above the threshold beyond which a token is found for certain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +65,10 @@ class TokenTest:
 
     def power(self, strength: float) -> float:
         """Probability that a token of non-centrality λ = ``strength`` is accepted."""
+        mean, spread = self.columns + strength, math.sqrt(2.0 * (self.columns + 2.0 * strength))
+        if mean - self.threshold > _CERTAIN * spread:
+            # Also where the series for the distribution no longer converges.
+            return 1.0
         return 1.0 - float(chndtr(self.threshold, self.columns, strength))
 
     def strength_for(self, power: float) -> float:
@@ -70,7 +81,7 @@ class TokenTest:
         high = 1.0
         while self.power(high) < power:
             high *= 2.0
-        return float(brentq(lambda strength: self.power(strength) - power, 0.0, high, xtol=1e-6 * high))
+        return _root(lambda strength: self.power(strength) - power, 0.0, high)
 
 
 def strengths(
@@ -113,5 +124,10 @@ def dies_at(test: TokenTest, strength: Float[Tensor, " tokens"], *, recall: floa
     scale = math.sqrt(float(strength.max()))
     low, high = 1e-12 * scale, scale
     return math.exp(
-        brentq(lambda log: mean_power(test, strength, math.exp(log)) - recall, math.log(low), math.log(high), xtol=1e-4)
+        _root(lambda log: mean_power(test, strength, math.exp(log)) - recall, math.log(low), math.log(high))
     )
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    found: Any = optimize.root_scalar(function, bracket=(low, high), rtol=1e-6)
+    return float(found.root)
