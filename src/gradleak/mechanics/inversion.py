@@ -238,14 +238,43 @@ def _targets(problem: Problem, variables: Mapping[str, Tensor], inputs: Tensor) 
     return torch.softmax(_TARGET_SHARPNESS * cosine, dim=-1) * problem.mask.unsqueeze(-1)
 
 
-def objective_function(problem: Problem, parts: Matching) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """What the optimizer minimizes: ``{"inputs": u, "labels": logits}`` → one value per restart."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatchingFunction:
+    """What the optimizer minimizes: ``{"inputs": u, "labels": logits}`` → one value per restart.
 
-    def function(variables: Mapping[str, Tensor]) -> Tensor:
-        inputs = problem.inputs(variables["inputs"])
-        return _value(problem, parts, inputs, _targets(problem, variables, inputs))
+    An optimizer that wants more than values and slopes can look at the simulated update itself.
+    """
 
-    return function
+    problem: Problem
+    parts: Matching
+
+    def __call__(self, variables: Mapping[str, Tensor]) -> Tensor:
+        inputs, targets = self._candidates(variables)
+        return _value(self.problem, self.parts, inputs, targets)
+
+    def simulated(self, variables: Mapping[str, Tensor]) -> Simulated:
+        """The updates of the candidates as they would be released, attached to the variables."""
+        inputs, targets = self._candidates(variables)
+        with torch.enable_grad():
+            return self.problem.simulate(inputs, targets)
+
+    def compare(self, simulated: Simulated) -> Tensor:
+        """The value of candidates whose updates are ``simulated``, priors left out."""
+        return self.parts.objective(simulated, self.problem.observed)
+
+    def weight(self, simulated: Simulated) -> float:
+        """The factor of the squared distance in ``Distance()``: 1 / ‖g‖² over the tensors that are simulated."""
+        squares = Target.of(self.problem.observed).squares
+        return 1.0 / max(sum(squares[name] for name in simulated), torch.finfo(torch.float32).tiny)
+
+    def _candidates(self, variables: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs = self.problem.inputs(variables["inputs"])
+        return inputs, _targets(self.problem, variables, inputs)
+
+
+def objective_function(problem: Problem, parts: Matching) -> MatchingFunction:
+    """The function that ``invert`` minimizes, on variables."""
+    return MatchingFunction(problem=problem, parts=parts)
 
 
 def _value(problem: Problem, parts: Matching, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Optimizer(Protocol):
 
 
 @dataclass(slots=True)
-class _Best:
+class Best:
     """Best value and point of every restart so far, and the trace of the overall best."""
 
     start: Variables
@@ -63,10 +63,10 @@ class _Best:
     level: float = math.inf
 
     @staticmethod
-    def at(start: Variables) -> _Best:
+    def at(start: Variables) -> Best:
         restarts = next(iter(start.values())).shape[0]
         values = torch.full((restarts,), math.inf, device=next(iter(start.values())).device)
-        return _Best(start, values, {name: v.detach().clone() for name, v in start.items()})
+        return Best(start, values, {name: v.detach().clone() for name, v in start.items()})
 
     def note(self, iteration: int, values: Tensor, point: Mapping[str, Tensor]) -> None:
         values = values.detach()
@@ -101,7 +101,8 @@ def _thin(trace: tuple[tuple[int, float], ...], most: int = 200) -> tuple[tuple[
     return trace[::step] if not trace or trace[::step][-1] == trace[-1] else (*trace[::step], trace[-1])
 
 
-def _stop(best: _Best, iteration: int, stopping: Stopping, clock: Clock) -> Status | None:
+def stop_now(best: Best, iteration: int, stopping: Stopping, clock: Clock) -> Status | None:
+    """Why the search ends here, or None if it goes on."""
     if float(best.values.min()) <= stopping.target or iteration - best.improved_at >= stopping.patience:
         return Status.CONVERGED
     return Status.BUDGET_SPENT if clock.spent() else None
@@ -127,14 +128,14 @@ class Adam:
     def minimize(self, function: Function, start: Variables, *, stopping: Stopping, clock: Clock) -> Found:
         point = {name: v.detach().clone().requires_grad_() for name, v in start.items()}
         optimizer = torch.optim.Adam(list(point.values()), lr=self.lr)
-        best = _Best.at(start)
+        best = Best.at(start)
         status: Status | None = None
         done = 0
         for iteration in range(self.iterations):
             values = function(point)
             best.note(iteration, values, point)
             done = iteration + 1
-            status = _stop(best, iteration, stopping, clock)
+            status = stop_now(best, iteration, stopping, clock)
             if status is not None:
                 break
             slopes = torch.autograd.grad(values.sum(), list(point.values()))
@@ -165,19 +166,19 @@ class LBFGS:
 
     def minimize(self, function: Function, start: Variables, *, stopping: Stopping, clock: Clock) -> Found:
         shapes = {name: v.shape for name, v in start.items()}
-        x = _flatten(start)
+        x = flatten(start)
 
         def evaluate(flat: Tensor) -> tuple[Tensor, Tensor]:
-            point = _unflatten(flat.detach().requires_grad_(), shapes)
+            point = unflatten(flat.detach().requires_grad_(), shapes)
             leaves = {name: v.detach().requires_grad_() for name, v in point.items()}
             values = function(leaves)
             slopes = torch.autograd.grad(values.sum(), list(leaves.values()))
             slope = torch.cat([torch.nan_to_num(s).flatten(1) for s in slopes], 1)
             return values.detach().nan_to_num(nan=math.inf), slope
 
-        best = _Best.at(start)
+        best = Best.at(start)
         value, slope = evaluate(x)
-        best.note(0, value, _unflatten(x, shapes))
+        best.note(0, value, unflatten(x, shapes))
         history: list[tuple[Tensor, Tensor]] = []
         status: Status | None = None
         done = 0
@@ -198,8 +199,8 @@ class LBFGS:
             history = history[-self.memory :]
             stuck = bool((step == 0).all())
             x, value, slope = new_x, new_value, new_slope
-            best.note(iteration, value, _unflatten(x, shapes))
-            status = Status.CONVERGED if stuck else _stop(best, iteration, stopping, clock)
+            best.note(iteration, value, unflatten(x, shapes))
+            status = Status.CONVERGED if stuck else stop_now(best, iteration, stopping, clock)
             clock.progress(iteration / self.iterations, f"objective {float(best.values.min()):.3g}")
             if status is not None:
                 break
@@ -246,10 +247,12 @@ def _two_loop(slope: Tensor, history: list[tuple[Tensor, Tensor]]) -> Tensor:
     return q
 
 
-def _flatten(variables: Mapping[str, Tensor]) -> Tensor:
+def flatten(variables: Mapping[str, Tensor]) -> Float[Tensor, "restarts unknowns"]:
+    """All variables of every restart as one vector."""
     return torch.cat([v.detach().flatten(1) for v in variables.values()], 1)
 
 
-def _unflatten(flat: Tensor, shapes: Mapping[str, torch.Size]) -> Variables:
+def unflatten(flat: Float[Tensor, "restarts unknowns"], shapes: Mapping[str, torch.Size]) -> Variables:
+    """The inverse of ``flatten``."""
     pieces = flat.split([math.prod(shape[1:]) for shape in shapes.values()], dim=1)
     return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}

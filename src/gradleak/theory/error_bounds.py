@@ -7,7 +7,7 @@ be computed from the Jacobian before an attack is run. Must not know attacks or 
 |---|---|
 | tr(I⁻¹) / d  (Cramér–Rao; to first order also what the matching attacker reaches) | unbiased attackers |
 | d / tr I  (weaker, one forward product per probe) | unbiased attackers |
-| tr((E[I] + 1/τ²)⁻¹) / d  (van Trees) | **every** attacker, averaged over data with prior variance τ² |
+| tr((E[I] + 1/τ²)⁻¹) / d  (van Trees; ``privacy.cramer_rao``) | **every** attacker, averaged over the prior |
 | tr((I + 1/τ²)⁻¹) / d  at one x | what a first-order attacker with a Gaussian prior around x reaches; no bound on others |
 
 Directions in which the update does not move (JᵀJ v = 0) make the Cramér–Rao bound infinite: no unbiased attacker
@@ -17,7 +17,6 @@ exists. They are counted, and the bound on their complement is given beside.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,20 +99,6 @@ def exact_bounds(
         fisher_trace=len(values) / float(information.sum()),
         with_prior=None if prior_std is None else float((1 / (information + prior_std**-2)).mean()),
     )
-
-
-def van_trees(jacobians: Sequence[Float[Tensor, "entries unknowns"]], *, sigma: float, prior_std: float) -> float:
-    """The van Trees bound from Jacobians at draws of the prior: no attacker's error, averaged over the prior, is lower.
-
-    Raises:
-        UsageError: without draws, or for σ or τ outside its range.
-    """
-    _check(sigma, prior_std)
-    if not jacobians:
-        raise UsageError("The van Trees bound averages over draws of the data; give at least one Jacobian.")
-    mean = torch.stack([j.double().T @ j.double() for j in jacobians]).mean(0) / sigma**2
-    total = torch.linalg.eigvalsh(mean).clamp_min(0.0) + prior_std**-2
-    return float((1 / total).mean())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,70 @@
+"""Gauss–Newton: match the gradient in the Euclidean distance with its own curvature, by Levenberg–Marquardt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from gradleak.core.attack import Attack, Clock, Objective, Reconstruction
+from gradleak.core.errors import SpecError
+from gradleak.core.knowledge import View
+from gradleak.core.update import Update
+from gradleak.mechanics import inversion
+from gradleak.mechanics.gauss_newton import GaussNewton as Solver
+from gradleak.mechanics.objectives import Distance
+from gradleak.mechanics.search import Stopping
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GaussNewton(Attack):
+    """Gradient matching as the least-squares problem that it is.
+
+    min over (x', y')  ‖∇L(x', y') − g‖² / ‖g‖²,  by (JᵀJ + μ) δ = −Jᵀ(∇L − g),  J the derivative of the simulated update.
+
+    J is used in products only, solved by conjugate gradients, for all restarts together. JᵀJ is positive semidefinite
+    everywhere; the full Hessian is indefinite already close to the truth, and Newton's method with it is worse
+    (``docs/theory/recovery.md``). Near the truth convergence is quadratic where J has full rank.
+
+    Args:
+        iterations: linearizations; inner: most products with JᵀJ for one step.
+        restarts: starts that are optimized together; screened: random starts looked at first.
+        balance: tensors are divided by their norm to this power; 0 is plain, 1 lets small tensors count.
+        patience: iterations without 1 % progress before the search stops.
+
+    Source: Levenberg–Marquardt with Nielsen's damping, on the objective of Zhu, Liu, Han 2019, arXiv 1906.08935.
+    """
+
+    summary: ClassVar[str] = (
+        "Gradient matching in the Euclidean distance by Levenberg–Marquardt, soft labels searched too."
+    )
+    needs: ClassVar[frozenset[str]] = inversion.NEEDS
+    uses: ClassVar[frozenset[str]] = inversion.USES
+
+    iterations: int = 40
+    inner: int = 40
+    restarts: int = 2
+    screened: int = 16
+    balance: float = 1.0
+    patience: int = 15
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.inner, self.restarts, self.screened) < 1:
+            raise SpecError("gauss_newton: iterations, inner, restarts and screened must be at least 1.")
+
+    def parts(self) -> inversion.Matching:
+        return inversion.Matching(
+            objective=Distance(),
+            optimizer=Solver(iterations=self.iterations, inner=self.inner),
+            stopping=Stopping(target=1e-10, patience=self.patience),
+            restarts=self.restarts,
+            screened=self.screened,
+            balance=self.balance,
+        )
+
+    def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
+        return inversion.invert(update, view, self.parts(), rng, clock)
+
+    def objective(self, update: Update, view: View) -> Objective:
+        return inversion.objective(update, view, self.parts())
