@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
+from gradleak.defenses._tensors import smooth_sign
 
 SHARPNESS = 0.1
 """τ: the smooth sign bends at τ·rms. For Gaussian entries it agrees with the true sign to a cosine of 0.984 (0.956 at
@@ -40,19 +41,4 @@ class Sign(UpdateStage):
         return update.map(lambda _, tensor: tensor.sign())
 
     def surrogate(self, simulated: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {name: _smooth_sign(tensor) for name, tensor in simulated.items()}
-
-
-def _smooth_sign(tensor: Tensor) -> Tensor:
-    """``tensor`` has a leading restarts axis; each restart has its own rms."""
-    flat = tensor.flatten(1)
-    # The map does not change with scale, so dividing by a constant is exact; it keeps the squares of tiny gradients
-    # from underflowing.
-    peak = flat.detach().abs().amax(1, keepdim=True)
-    present = (flat.detach() != 0).sum(1, keepdim=True)
-    flat = flat / torch.where(peak > 0, peak, 1.0)
-    mean_square = flat.square().sum(1, keepdim=True) / present.clamp(min=1)
-    # Any width will do where the whole tensor is zero; a width of zero would have no finite slope.
-    mean_square = torch.where(peak > 0, mean_square, 1.0)
-    smooth = flat * (flat.square() + SHARPNESS**2 * mean_square).rsqrt()
-    return smooth.view(tensor.shape)
+        return {name: smooth_sign(tensor, SHARPNESS) for name, tensor in simulated.items()}
