@@ -154,6 +154,18 @@ class Point:
         through = self.layer.scale * (p @ x @ self.layer.scores.mT + p.mT @ x @ self.layer.scores)
         return (through + self.weights.mT @ self.error.unsqueeze(-3) @ self.layer.values.mT).sum(-3)
 
+    def weights_jvp(self, inputs: Float[Tensor, "*batch seq model"]) -> Float[Tensor, "*batch heads seq seq"]:
+        """The derivative of the attention weights S_h along dX."""
+        x, dx = self.inputs.unsqueeze(-3), inputs.unsqueeze(-3)
+        logits = self.layer.scale * (dx @ self.layer.scores @ x.mT + x @ self.layer.scores @ dx.mT)
+        return self.weights * (logits - (self.weights * logits).sum(-1, keepdim=True))
+
+    def output_jvp(self, inputs: Float[Tensor, "*batch seq model"]) -> Float[Tensor, "*batch seq out"]:
+        """The derivative of Y along dX."""
+        return (self.weights_jvp(inputs) @ self.mixed + self.weights @ (inputs.unsqueeze(-3) @ self.layer.values)).sum(
+            -3
+        )
+
     def jvp(
         self,
         inputs: Float[Tensor, "*batch seq model"],
@@ -162,8 +174,7 @@ class Point:
         """The derivative of the gradient along (dX, dB); ``targets=None`` is dB = 0. Extra leading axes broadcast."""
         s, c = self.layer.scale, self.error.unsqueeze(-3)
         x, dx = self.inputs.unsqueeze(-3), inputs.unsqueeze(-3)
-        logits = s * (dx @ self.layer.scores @ x.mT + x @ self.layer.scores @ dx.mT)
-        dweights = self.weights * (logits - (self.weights * logits).sum(-1, keepdim=True))
+        dweights = self.weights_jvp(inputs)
         dmixed = dx @ self.layer.values
         derror = (dweights @ self.mixed + self.weights @ dmixed).sum(-3)
         if targets is not None:
