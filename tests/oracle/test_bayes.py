@@ -171,3 +171,17 @@ def test_counts_against_the_binomial_tail() -> None:
         low, high = counts.lower(hits, trials, 0.05), counts.upper(hits, trials, 0.05)
         assert low == 0.0 if hits == 0 else binom.sf(hits - 1, trials, low) == pytest.approx(0.05, rel=1e-6)
         assert high == 1.0 if hits == trials else binom.cdf(hits, trials, high) == pytest.approx(0.05, rel=1e-6)
+
+
+@pytest.mark.parametrize("z", [0.1, 0.3])
+def test_clusters_tighten_the_instance_bound(z: float) -> None:
+    """Two opposite groups of 40 nearly equal candidates: the release tells the group, and guessing within it remains."""
+    rng = np.random.default_rng(6)
+    sign = np.repeat([1.0, -1.0], 40)
+    gradients = 0.9 * sign[:, None] * np.eye(30)[0] + 1e-4 * rng.standard_normal((80, 30))
+    candidates = Candidates.uniform(gradients @ gradients.T)
+    best = bayes.optimal(candidates, z, rng, confidence=0.999).success
+    bound = instance.bound(candidates, z)
+    assert best.low <= bound <= 1.15 / 40
+    alone = instance._dual(candidates.prior, np.ones(80), candidates.radii(candidates.prior) / z)
+    assert bound < 0.1 * alone

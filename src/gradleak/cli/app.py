@@ -10,6 +10,7 @@ from gradleak import __version__
 from gradleak.cli.account import account
 from gradleak.cli.attack import attack
 from gradleak.cli.audit import audit
+from gradleak.cli.bound import bound
 from gradleak.cli.catalogue import explain, list_
 from gradleak.cli.doctor import doctor
 from gradleak.cli.predict import predict
@@ -19,7 +20,8 @@ from gradleak.cli.spread import SpreadCommand
 app = typer.Typer(
     name="gradleak",
     help="Audits what one shared update of a transformer gives away: attacks, defenses, a verdict with evidence.",
-    epilog="Audit your own models and protocols only. Exit codes: 0 done, 1 a lint found an error, 2 usage error, 3 nothing conclusive.",
+    epilog="Audit your own models and protocols only. Exit codes: 0 done, 1 a lint or a claim failed, 2 usage error, 3 nothing "
+    "conclusive.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,6 +47,7 @@ app.command("audit", cls=SpreadCommand)(audit)
 app.command("attack", cls=SpreadCommand)(attack)
 app.command("predict", cls=SpreadCommand)(predict)
 app.command("account")(account)
+app.command("bound", cls=SpreadCommand)(bound)
 app.command("report")(report)
 app.command("list")(list_)
 app.command("explain")(explain)

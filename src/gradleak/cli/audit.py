@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +20,7 @@ from gradleak.cli.options import (
     parse_budget,
     parse_settings,
 )
-from gradleak.cli.output import INCONCLUSIVE, INTERRUPTED, err, errors_shown, out, print_json
+from gradleak.cli.output import INCONCLUSIVE, INTERRUPTED, err, errors_shown, new_folder, out, print_json
 
 if TYPE_CHECKING:
     from gradleak.audit.prepare import Prepared
@@ -110,7 +108,7 @@ def audit(
                 first_blocks=first_blocks,
             )
         )
-        folder = out_dir or _new_folder(prepared.plan.model)
+        folder = out_dir or new_folder(prepared.plan.model)
         if prepared.subject.extent is not None and not as_json:
             err().print(prepared.subject.loaded, soft_wrap=True, highlight=False)
         _run(prepared, folder, quiet=as_json)
@@ -164,10 +162,3 @@ def _show(folder: Path, *, as_json: bool, reveal: bool) -> None:
         console.print(f"\nReport: {page}", markup=False, soft_wrap=True)
     if not reading.conclusive:
         raise typer.Exit(INCONCLUSIVE)
-
-
-def _new_folder(model: str) -> Path:
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(model).name).strip("-.") or "model"
-    stem = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}"
-    candidates = (Path("runs") / (stem if n == 0 else f"{stem}-{n}") for n in range(1000))
-    return next(path for path in candidates if not path.exists())

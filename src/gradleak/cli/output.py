@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,7 +16,7 @@ from rich.text import Text
 
 from gradleak.core.errors import GradleakError
 
-USAGE_ERROR, INCONCLUSIVE, INTERRUPTED = 2, 3, 130
+FAILED, USAGE_ERROR, INCONCLUSIVE, INTERRUPTED = 1, 2, 3, 130
 _PIPE_WIDTH = 140
 
 
@@ -34,6 +37,14 @@ def _wide(console: Console) -> Console:
 
 def print_json(plain: Any) -> None:
     typer.echo(json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def new_folder(model: str, suffix: str = "") -> Path:
+    """A run folder that does not exist yet, named by the time and the model."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(model).name).strip("-.") or "model"
+    stem = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}{suffix}"
+    candidates = (Path("runs") / (stem if n == 0 else f"{stem}-{n}") for n in range(1000))
+    return next(path for path in candidates if not path.exists())
 
 
 @contextmanager

@@ -88,21 +88,29 @@ class Candidates:
         return np.sqrt(np.maximum(norms - 2 * toward + weights @ toward, 0.0))
 
     def merged(self, resolution: float = 1e-6) -> Candidates:
+        """As the first of ``grouped``."""
+        return self.grouped(resolution)[0]
+
+    def grouped(self, resolution: float = 1e-6) -> tuple[Candidates, NDArray[np.int64]]:
         """Candidates whose gradients cannot be told apart are one candidate with the sum of their weights.
 
         Args:
             resolution: distance in units of the clip norm up to which two gradients are the same, at least 0. What is
                 within it of a candidate that is kept joins it; the first of a group is kept.
+
+        Returns:
+            The groups as candidates, and the group of each old one, ``[K]``.
         """
         norms = self.gram.diagonal()
         same = norms[:, None] + norms[None, :] - 2 * self.gram <= resolution**2
+        np.fill_diagonal(same, True)
         owner = np.full(self.count, -1)
         for k in range(self.count):
             if owner[k] < 0:
                 owner[same[k] & (owner < 0)] = k
-        kept = np.unique(owner)
-        weights = np.array([self.prior[owner == k].sum() for k in kept])
-        return Candidates(gram=self.gram[np.ix_(kept, kept)], prior=weights / weights.sum())
+        kept, group = np.unique(owner, return_inverse=True)
+        weights = np.bincount(group, weights=self.prior)
+        return Candidates(gram=self.gram[np.ix_(kept, kept)], prior=weights / weights.sum()), group
 
     @staticmethod
     def uniform(gram: Matrix) -> Candidates:

@@ -65,8 +65,8 @@ class Rung:
         found = []
         if self.mechanism > PESSIMISTIC * self.instance:
             found.append(
-                f"worst case is pessimistic for this data: {self.mechanism:.3g} for any data, {self.instance:.3g} for this; "
-                "the second is no differential-privacy statement"
+                f"worst case is pessimistic for this data: the cap for any data is {self.mechanism / self.instance:.2g} times "
+                "the cap for this data, which is no differential-privacy statement"
             )
         return tuple(found)
 

@@ -14,10 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from gradleak.audit.bound import read_bounds
 from gradleak.audit.plan import Plan
 from gradleak.audit.store import read_plan, read_records, write_atomically
 from gradleak.core.record import Record
-from gradleak.report import charts, chips, sections, words
+from gradleak.report import bounds, charts, chips, sections, words
 from gradleak.report.evidence import RECORDS_PER_CELL, Budget, Exhibit, exhibit
 from gradleak.report.summary import Cell, cells, groups, headline_metric, leaking_metric, strength
 from gradleak.report.verdict import verdict
@@ -70,6 +71,22 @@ def write(run: Path, *, reveal: bool = False) -> Path:
     return target
 
 
+def write_bounds(run: Path) -> Path:
+    """Shows the bounds of a folder: in the report of its audit, if it holds one, else on a page of their own.
+
+    Raises:
+        DataError: if a file of the folder cannot be read.
+    """
+    path = Path(run)
+    if (path / "plan.json").is_file() and (path / "records.jsonl").is_file():
+        return write(path)
+    target = path / "bounds.html"
+    found = bounds.sections(read_bounds(path))
+    page = _environment().get_template("bounds.html.j2").render(style=Markup(_style()), bounds=found)
+    write_atomically(target, page.encode())
+    return target
+
+
 def _context(run: Path, plan: Plan, records: Sequence[Record], *, reveal: bool) -> dict[str, Any]:
     found = cells(records)
     plain = plan.model_dump(mode="json")
@@ -86,6 +103,7 @@ def _context(run: Path, plan: Plan, records: Sequence[Record], *, reveal: bool) 
         "plots": charts.comparison(found),
         "walls": _walls(run, found, reveal=reveal),
         "records_per_cell": RECORDS_PER_CELL,
+        "bounds": bounds.sections(read_bounds(run)),
         "panels": charts.convergence(found),
         "panels_shown": PANELS_SHOWN,
         "command": plan.command or plan.command_line(),

@@ -60,6 +60,36 @@ def curves(*, lines: Iterable[Sequence[Point]], levels: Iterable[float], grid: I
     return Markup("").join([*parts, Markup("</svg>")])
 
 
+def chain(
+    *,
+    lines: Iterable[tuple[str, Sequence[Point]]],
+    band: Sequence[tuple[float, float, float]],
+    dots: Iterable[tuple[float, float, float, float]],
+    grid: Iterable[float],
+    label: str,
+) -> Markup:
+    """Bounds over a horizontal axis in the unit square, y upward.
+
+    Args:
+        lines: kind and points of each curve; the kind is its class in the style sheet.
+        band: x, low and high of an interval that is drawn as an area.
+        dots: x, value, low and high of what was measured.
+    """
+    head = '<svg class="curves chain" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{}">'
+    parts = [Markup(head).format(label)]
+    parts += [_level("grid", y) for y in grid]
+    outline = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+    parts.append(Markup('<polygon class="band" points="{}"/>').format(_points(outline)))
+    parts += [Markup('<polyline class="{}" points="{}"/>').format(kind, _points(points)) for kind, points in lines]
+    for x, value, low, high in dots:
+        bar, dot = _points([(x, low), (x, high)]), _points([(x, value), (x, value)])
+        # A line of no length with round ends is a dot that the stretched drawing does not distort.
+        parts.append(
+            Markup('<polyline class="range" points="{}"/><polyline class="dot" points="{}"/>').format(bar, dot)
+        )
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
 def at(fraction: float) -> str:
     """A position of the scale in percent; what lies outside the scale is drawn at its end."""
     return f"{INSET + (100 - 2 * INSET) * min(max(fraction, 0.0), 1.0):.2f}%"

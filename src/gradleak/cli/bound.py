@@ -1,0 +1,160 @@
+"""Why: the verb for the three numbers side by side: what an attack recovers, what anyone could, what the mechanism allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gradleak.cli.options import Json, Loss, Out, Seed, Settings, parse_settings
+from gradleak.cli.output import FAILED, err, errors_shown, new_folder, out, print_json
+from gradleak.core.errors import SpecError
+
+if TYPE_CHECKING:
+    from gradleak.audit.bound import Bounds
+
+
+def bound(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="As for `audit`; minilm if left out.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="Texts as for `audit`; the shipped messages if left out."),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help="Column of the text in .csv and .jsonl.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", help="Column of the label in .csv and .jsonl.")
+    ] = None,
+    prior: Annotated[
+        str,
+        typer.Option(
+            "--prior",
+            help="What the adversary knows beforehand: sentences (a list that holds the record), token (all but one token), "
+            "attribute (all but one word of --values, or the label).",
+        ),
+    ] = "sentences",
+    candidates: Annotated[
+        int | None,
+        typer.Option("--candidates", metavar="K", help="Length of the list. Default: up to 512.", show_default=False),
+    ] = None,
+    values: Annotated[
+        str | None, typer.Option("--values", metavar="A,B,C", help="Words that the attribute is one of.")
+    ] = None,
+    max_norm: Annotated[float, typer.Option("--max-norm", help="Norm C to which the update is clipped.")] = 1.0,
+    noise_multipliers: Annotated[
+        str, typer.Option("--noise-multipliers", metavar="Z,Z,..", help="Noise levels, in units of C.")
+    ] = "0.05,0.1,0.2,0.3,0.5,1,2",
+    releases: Annotated[
+        int, typer.Option("--releases", metavar="T", help="Releases of the same record at the same weights.")
+    ] = 1,
+    delta: Annotated[float, typer.Option("--delta", help="At which epsilon is stated.")] = 1e-5,
+    measured: Annotated[
+        int,
+        typer.Option("--measured", metavar="N", help="Real releases attacked at each noise level; 0 for bounds only."),
+    ] = 30,
+    max_length: Annotated[
+        int, typer.Option("--max-length", min=1, help="Tokens per record; longer ones are cut.")
+    ] = 32,
+    loss: Loss = None,
+    seed: Seed = 0,
+    out_dir: Out = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Compare an attack with what anyone could recover and with what the noise guarantees."""
+    with errors_shown():
+        overrides, levels = parse_settings(settings), parse_levels(noise_multipliers)
+        from gradleak.audit import bound as audit_bound
+        from gradleak.audit.candidate_priors import Wanted, make_prior
+        from gradleak.audit.data import load_pool
+        from gradleak.audit.defaults import MODEL
+        from gradleak.models import load_subject
+        from gradleak.report import write_bounds
+
+        chosen = audit_bound.Settings(
+            max_norm=max_norm,
+            noise_multipliers=levels,
+            releases=releases,
+            delta=delta,
+            measured=measured,
+            seed=seed,
+        )
+        pool = load_pool(data, text_column=text_column, label_column=label_column)
+        classes = max(2, len(pool.label_names or ()))
+        subject = load_subject(model or MODEL, loss=loss, classes=classes, settings=overrides, seed=seed)
+        words = tuple(values.split(",")) if values else ()
+        wanted = Wanted(count=candidates, values=words, max_length=max_length, seed=seed)
+        listed = make_prior(prior, pool, subject, wanted)
+        with _progress(quiet=as_json) as progress:
+            found = audit_bound.bound(subject, listed, chosen, progress)
+        folder = out_dir or new_folder(model or MODEL, "-bounds")
+        stored = audit_bound.save(found, folder)
+        page = write_bounds(folder)
+        if as_json:
+            print_json({"run": str(folder), "report": str(page), **found.to_plain()})
+        else:
+            _print(found, stored, page)
+        if found.violated():
+            raise typer.Exit(FAILED)
+
+
+def parse_levels(text: str) -> tuple[float, ...]:
+    """Reads ``0.1,0.5,1``. Raises ``SpecError`` for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(
+            f"Cannot read --noise-multipliers {text!r}. Write numbers separated by commas, such as 0.1,0.5,1."
+        ) from None
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[float, str], None]]:
+    """A live bar on a terminal; a line for each new stage elsewhere; nothing if ``quiet``."""
+    console = err()
+    if quiet:
+        yield lambda fraction, message: None
+        return
+    if not console.is_terminal:
+        said: set[str] = set()
+
+        def say(fraction: float, message: str) -> None:
+            if message not in said:
+                said.add(message)
+                console.print(f"{100 * fraction:3.0f}% {message}", markup=False, highlight=False)
+
+        yield say
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=1.0)
+        yield lambda fraction, message: bars.update(task, completed=fraction, description=message)
+
+
+def _print(found: Bounds, stored: Path, page: Path) -> None:
+    from gradleak.report.bounds import terminal_table
+
+    plain: dict[str, Any] = found.to_plain()
+    console = out()
+    console.print(
+        f"Secret: {plain['prior']['description']} ({plain['prior']['distinct']} differ, guessing succeeds with "
+        f"{plain['prior']['kappa']:.3g}). View: {plain['view']}.",
+        markup=False,
+        highlight=False,
+    )
+    console.print(terminal_table(plain))
+    for step in plain["steps"]:
+        for text in step["findings"]:
+            style = "bold red" if text.startswith("VIOLATION") else "dim"
+            z = step["rung"]["noise_multiplier"]
+            console.print(f"noise multiplier {z:g}: {text}", style=style, markup=False, highlight=False)
+    console.print(f"\nNumbers: {stored}\nReport: {page}", markup=False, soft_wrap=True)
