@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock
 from gradleak.core.batch import IGNORED, Batch
+from gradleak.mechanics.labels import labels_of_records
 from gradleak.mechanics.span import significant_bits
 from gradleak.mechanics.training import ClientTrainer
 
@@ -74,7 +75,7 @@ def certify(
         return None
     inputs, mask = _pad(records, seq_len, _pad_id(trainer))
     best: Certificate | None = None
-    for assignment in _assignments(update, trainer, inputs, mask, labels, rng):
+    for assignment in _assignments(update, trainer, inputs, mask, labels):
         targets = inputs.masked_fill(~mask, IGNORED) if assignment is None else torch.tensor(assignment)
         made = trainer.update(Batch(inputs=inputs, mask=mask, labels=targets), rng)
         found = _compare(update, made, assignment)
@@ -104,61 +105,27 @@ def _assignments(
     inputs: Tensor,
     mask: Tensor,
     labels: Sequence[int] | None,
-    rng: torch.Generator,
 ) -> Iterator[tuple[int, ...] | None]:
     """Label assignments to try, most promising first."""
     if trainer.subject.loss == "causal-lm":
         yield None
         return
     classes, batch = trainer.subject.classes, len(inputs)
+    descent = trainer.training.share == "delta"
+    told = labels_of_records(update, trainer.subject, inputs, mask, descent=descent)
+    if told is not None and (labels is None or sorted(told) == sorted(labels)):
+        yield told
     if labels is not None:
         # Known labels come in the order of the private batch, the records in any order.
         yield from dict.fromkeys(itertools.islice(itertools.permutations(labels), _MOST_ASSIGNMENTS))
-        return
-    if trainer.training.share == "gradient":
-        yield _labels_by_head(update, trainer, inputs, mask, rng)
-    if classes**batch <= _MOST_ASSIGNMENTS:
+    elif classes**batch <= _MOST_ASSIGNMENTS:
         yield from itertools.product(range(classes), repeat=batch)
-
-
-def _labels_by_head(
-    update: Mapping[str, Tensor], trainer: ClientTrainer, inputs: Tensor, mask: Tensor, rng: torch.Generator
-) -> tuple[int, ...]:
-    """Labels whose mean of single-record gradients is nearest to the head's part of the update.
-
-    The gradient of a mean loss is the mean over records, so batch · classes single updates span all assignments; one
-    label is exchanged at a time until none helps.
-    """
-    classes, batch = trainer.subject.classes, len(inputs)
-    head = trainer.subject.anatomy.head
-    name = head.weight if head is not None and head.weight in update else min(update, key=lambda n: update[n].numel())
-    parts = torch.stack(
-        [
-            torch.stack([_single(trainer, inputs[b], mask[b], c, name, rng) for c in range(classes)])
-            for b in range(batch)
-        ]
-    )
-    target = update[name].double().flatten()
-    chosen = torch.zeros(batch, dtype=torch.int64)
-    for _ in range(4 * batch):
-        before = chosen.clone()
-        for b in range(batch):
-            rest = parts[torch.arange(batch), chosen].sum(0) - parts[b, chosen[b]]
-            chosen[b] = ((rest + parts[b]) / batch - target).norm(dim=1).argmin()
-        if torch.equal(before, chosen):
-            break
-    return tuple(chosen.tolist())
-
-
-def _single(trainer: ClientTrainer, ids: Tensor, mask: Tensor, label: int, name: str, rng: torch.Generator) -> Tensor:
-    batch = Batch(inputs=ids[None], mask=mask[None], labels=torch.tensor([label]))
-    return trainer.update(batch, rng)[name].double().flatten()
 
 
 def _compare(update: Mapping[str, Tensor], made: Mapping[str, Tensor], labels: tuple[int, ...] | None) -> Certificate:
     shared = [name for name in update if name in made]
-    off = {name: float((made[name].double() - update[name].double()).norm()) for name in shared}
-    size = {name: float(update[name].double().norm()) for name in shared}
+    off = {name: _norm(made[name] - update[name]) for name in shared}
+    size = {name: _norm(update[name]) for name in shared}
     # A tensor of few or tiny entries may fit a short format by chance; the format is what all of them need.
     bits = max(significant_bits(update[name]) for name in shared)
     return Certificate(
@@ -167,6 +134,10 @@ def _compare(update: Mapping[str, Tensor], made: Mapping[str, Tensor], labels: t
         floor=_floor(bits),
         labels=labels,
     )
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def _floor(bits: int) -> float:

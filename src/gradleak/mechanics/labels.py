@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gradleak.models import Anatomy
+from gradleak.mechanics.probe import head_inputs
+from gradleak.models import Anatomy, Subject
 
 
 def classes_present(update: Mapping[str, Tensor], anatomy: Anatomy) -> frozenset[int] | None:
@@ -34,3 +37,35 @@ def single_label(update: Mapping[str, Tensor], anatomy: Anatomy, *, batch_size: 
         return None
     present = classes_present(update, anatomy)
     return next(iter(present)) if present is not None and len(present) == 1 else None
+
+
+def labels_of_records(
+    update: Mapping[str, Tensor],
+    subject: Subject,
+    inputs: Int64[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"],
+    *,
+    descent: bool,
+) -> tuple[int, ...] | None:
+    """The label of every record of a recovered batch, from the head's weights and one forward pass.
+
+        dL/dW_head = mean_b (p_b − e_{y_b}) h_bᵀ,   h_b the head's input for record b
+
+    With linearly independent h_b the factors p_b − e_{y_b} follow by least squares, and only the label's entry is
+    negative.
+
+    Args:
+        descent: True if the update is a step against the gradient (a delta), which has the opposite sign.
+
+    Returns:
+        None where the head is not shared, or the records' features do not tell them apart.
+    """
+    head = subject.anatomy.head
+    if head is None or head.weight not in update or subject.loss != "classification":
+        return None
+    features = head_inputs(subject, head.module, inputs, mask).double()
+    if int(torch.linalg.matrix_rank(features)) < len(inputs):
+        return None
+    gradient = head.as_matrix(update[head.weight]).double()
+    factors: Float[Tensor, "batch classes"] = torch.linalg.lstsq(features.T, gradient.T).solution
+    return tuple(int(c) for c in (factors.argmax(dim=1) if descent else factors.argmin(dim=1)))

@@ -66,6 +66,24 @@ def linear_inputs(
     return {path: seen[path] for path in paths}
 
 
+def head_inputs(
+    subject: Subject, path: str, ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch features"]:
+    """What the classification head at ``path`` reads for each record, detached."""
+    seen: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].detach())
+        raise StopForward
+
+    handle = subject.module.get_submodule(path).register_forward_pre_hook(hook)
+    try:
+        run_quietly(subject, ids, mask=mask)
+    finally:
+        handle.remove()
+    return seen[0].reshape(len(ids), -1)
+
+
 def run_quietly(
     subject: Subject,
     ids: Int64[Tensor, "batch seq"],
