@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gradleak.mechanics.probe import linear_inputs
 from gradleak.models import Subject
 
-_SAMPLES = 6
+_SAMPLES = 3
 _TOLERANCE = 1e-4
 """The law is a matter of structure: it holds to rounding (1e-6) or not at all."""
 

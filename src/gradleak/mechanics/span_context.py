@@ -28,9 +28,11 @@ from gradleak.mechanics.span_readers import (
 )
 from gradleak.mechanics.span_reading import Reading, output_reading, stream_reading
 
-_DECOYS = 24
+DECOYS = 12
 """Random tokens tested beside the candidates of each position: they show what a wrong continuation looks like."""
 _NULL_ROWS = 192
+_DECISIVE = 1.0
+"""Decades between members and wrong continuations from which a reading may reject one; the best reading always may."""
 _ACTIVATIONS = 12
 """Rough number of width-sized activations that a block holds per token; sizes the chunks."""
 
@@ -67,7 +69,7 @@ class Grid:
     def of(candidates: Candidates, vocab_size: int, rng: torch.Generator) -> Grid:
         length = candidates.length()
         counts = tuple(candidates.tokens[p].numel() for p in range(length))
-        tokens = torch.randint(vocab_size, (max(counts) + _DECOYS, length), generator=rng)
+        tokens = torch.randint(vocab_size, (max(counts) + DECOYS, length), generator=rng)
         for p, count in enumerate(counts):
             tokens[:count, p] = candidates.tokens[p]
         return Grid(tokens=tokens, counts=counts)
@@ -108,38 +110,33 @@ class Attended:
 
     def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
         before = prefixes.shape[1]
-        count, rows = self.grid.counts[before], len(self.grid.tokens)
-        extensions = torch.cat((torch.arange(count), torch.arange(rows - _DECOYS, rows)))
-        width = self.heads.width + sum(reading.columns.shape[1] for reading in self.readings)
-        found: list[list[tuple[Tensor, Tensor]]] = []
-        for part in chunks(len(prefixes), len(extensions) * (2 * width + self.heads.query.shape[2] * before)):
-            made = self.heads.extend(prefixes[part], extensions)
-            found.append([reading.judge(made, extensions, before) for reading in self.readings])
-        tests = len(prefixes) * count * tests_left
-        judged = []
-        for reading, parts in zip(self.readings, zip(*found, strict=True), strict=True):
-            residual, expected = (torch.cat(column) for column in zip(*parts, strict=True))
-            null = LogNull.of(_thinned(residual[:, count:]))
-            judged.append((reading.margin(null), _verdicts(residual[:, :count], expected[:, :count], null, tests)))
-        return _combine(judged)
+        count = self.grid.counts[before]
+        rate = FALSE_ALARM_RATE / max(1, len(prefixes) * count * tests_left)
+        cuts = [null.cut(rate) for null in self._nulls(prefixes)]
+        margins = [reading.margin(cut) for reading, cut in zip(self.readings, cuts, strict=True)]
+        decisive = [i for i, margin in enumerate(margins) if margin >= _DECISIVE or margin == max(margins)]
+        passed = torch.zeros(len(prefixes), count, dtype=torch.bool)
+        excess = torch.zeros(len(prefixes), count, dtype=torch.float64)
+        extensions = torch.arange(count)
+        for part in chunks(len(prefixes), count * 1 * self.heads.width):
+            attended = self.heads.extend(prefixes[part], extensions).flatten(0, 1)
+            alive = torch.arange(len(attended))
+            total = torch.zeros(len(attended), dtype=torch.float64)
+            for i in decisive:
+                residual, expected = self.readings[i].judge(attended[alive], alive % count, before)
+                total[alive] += (residual.clamp(min=1e-12) / expected).log().clamp(min=0.0)
+                alive = alive[accept(residual, expected, null_cut=cuts[i])]
+            passed[part] = torch.zeros(len(attended), dtype=torch.bool).index_fill(0, alive, True).view(-1, count)
+            excess[part] = total.view(-1, count) / len(decisive)
+        return Verdicts(passed=passed, excess=excess)
 
-
-def _verdicts(residual: Tensor, expected: Tensor, null: LogNull, tests: int) -> Verdicts:
-    cut = null.cut(FALSE_ALARM_RATE / max(1, tests))
-    return Verdicts(
-        passed=accept(residual, expected, null_cut=cut),
-        excess=(residual.clamp(min=1e-12) / expected).log().clamp(min=0.0),
-    )
-
-
-def _combine(judged: Sequence[tuple[float, Verdicts]]) -> Verdicts:
-    """The reading with the widest margin decides; another one may object if its own margin is at least a decade."""
-    best = max(margin for margin, _ in judged)
-    usable = [verdicts for margin, verdicts in judged if margin == best or margin >= 1.0]
-    return Verdicts(
-        passed=torch.stack([each.passed for each in usable]).all(0),
-        excess=torch.stack([each.excess for each in usable]).mean(0),
-    )
+    def _nulls(self, prefixes: Tensor) -> list[LogNull]:
+        """For each reading, the law of decoys behind (some of) the prefixes."""
+        before, rows = prefixes.shape[1], len(self.grid.tokens)
+        decoys = torch.arange(rows - DECOYS, rows)
+        some = prefixes[:: max(1, len(prefixes) * DECOYS // _NULL_ROWS)]
+        attended = self.heads.extend(some, decoys).flatten(0, 1)
+        return [LogNull.of(r.judge(attended, decoys.repeat(len(some)), before)[0]) for r in self.readings]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,10 +149,10 @@ class Replayed:
 
     def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
         before = prefixes.shape[1]
-        count, decoys = self.grid.counts[before], self.grid.tokens[-_DECOYS:, before]
+        count, decoys = self.grid.counts[before], self.grid.tokens[-DECOYS:, before]
         starts = self.grid.ids(prefixes)
         rows = _pairs(starts, self.grid.tokens[:count, before])
-        null = _pairs(starts[: max(1, _NULL_ROWS // _DECOYS)], decoys)
+        null = _pairs(starts[: max(1, _NULL_ROWS // DECOYS)], decoys)
         verdict = judge_rows(
             self.readers, self._last_inputs(rows), self._calibration(null), tests=len(rows) * tests_left
         )
@@ -172,11 +169,6 @@ class Replayed:
             for store, value in zip(parts, self.model.inputs(self.readers, rows[part]), strict=True):
                 store.append(value[:, -1])
         return [torch.cat(store) for store in parts]
-
-
-def _thinned(residuals: Tensor) -> Tensor:
-    flat = residuals.flatten()
-    return flat[:: max(1, len(flat) // (8 * _NULL_ROWS))]
 
 
 def _pairs(starts: Tensor, ends: Tensor) -> Tensor:

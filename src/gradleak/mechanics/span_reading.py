@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.first_input import Norm, before_norm, read_first_input, read_norm
-from gradleak.mechanics.span import LogNull, Subspace
+from gradleak.mechanics.span import Subspace
 from gradleak.mechanics.span_readers import Model, Reader
 from gradleak.models import LinearMap
 
@@ -23,7 +23,7 @@ _CLEAR = 100.0
 """Ratio of a non-member's residual to a member's above which a sketch of the complement is as good as all of it."""
 _SHARP_COLUMNS = 128
 """Random columns for lengths where the complement is not sketched: they keep a length within 6 %."""
-_SAMPLE = 4
+_SAMPLE_ROWS, _SAMPLE_POSITIONS = 2, 16
 _TOLERANCE = 1e-4
 
 
@@ -31,8 +31,8 @@ _TOLERANCE = 1e-4
 class Reading:
     """A reader's test as columns that are applied to attended vectors.
 
-    The input tested is z = gain ∘ C h / σ(h) + offset with h = ``stream`` + W o; o is attended. Columns come in groups:
-    outside the space, tilt, length of gain ∘ C h, length of C h, and along the offset.
+    The input tested is z = gain ∘ C h / σ(h) + offset with h = stream + W o; o is attended. Columns come in groups:
+    outside the space, tilt, length of gain ∘ C h, and where there is an offset: length of C h, along the offset.
 
     Attributes:
         base: what the columns make of the stream (and bias) of each candidate.
@@ -43,30 +43,35 @@ class Reading:
     space: Subspace
     columns: Float[Tensor, "width columns"]
     base: Float[Tensor, "rows seq columns"] | None
-    widths: tuple[int, int, int, int, int]
+    widths: tuple[int, ...]
     offset_norm: float
     constant: Float[Tensor, " tilt"]
 
     def judge(
-        self, attended: Float[Tensor, "prefixes extensions width"], rows: Int64[Tensor, " extensions"], position: int
-    ) -> tuple[Float[Tensor, "prefixes extensions"], Float[Tensor, "prefixes extensions"]]:
-        """Residual and a member's expected residual of each continuation."""
+        self, attended: Float[Tensor, "pairs width"], rows: Int64[Tensor, " pairs"], position: int
+    ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """Residual and a member's expected residual of each continuation, in float64.
+
+        Args:
+            attended: what attention hands on at ``position``.
+            rows: the candidate that stands there.
+        """
         made = attended @ self.columns
         if self.base is not None:
             made = made + self.base[rows, position]
-        outside, tilt, length, spread, along = made.double().split(self.widths, dim=-1)
+        outside, tilt, length, *rest = made.split(self.widths, dim=-1)
         square = length.square().sum(-1)
-        if self.offset_norm:
-            sigma = spread.square().sum(-1).sqrt()
-            square = square + 2 * sigma * along[..., 0] + (sigma * self.offset_norm) ** 2
+        if rest:
+            sigma = rest[0].square().sum(-1).sqrt()
+            square = square + 2 * sigma * rest[1][:, 0] + (sigma * self.offset_norm) ** 2
             tilt = tilt + sigma.unsqueeze(-1) * self.constant
-        size = square.clamp(min=1e-60).sqrt()
-        expected = self.space.noise * math.sqrt(self.space.rest) * tilt.norm(dim=-1) / size
-        return outside.norm(dim=-1) / size, expected.hypot(expected.new_tensor(self.space.precision))
+        size = square.clamp(min=1e-30).sqrt()
+        expected = self.space.noise * math.sqrt(self.space.rest) * (tilt.norm(dim=-1) / size).double()
+        return (outside.norm(dim=-1) / size).double(), expected.hypot(expected.new_tensor(self.space.precision))
 
-    def margin(self, null: LogNull) -> float:
-        """Decades between a member's residual and that of a typical wrong continuation."""
-        return (null.center - math.log(self.space.typical)) / math.log(10.0)
+    def margin(self, cut: float) -> float:
+        """Decades between a member's residual and the smallest that a wrong continuation may show."""
+        return math.log10(max(cut, 1e-300) / self.space.typical)
 
 
 def output_reading(reader: Reader, dtype: torch.dtype, rng: torch.Generator) -> Reading:
@@ -87,7 +92,7 @@ def stream_reading(
     law = read_first_input(subject, first, positions=tokens.shape[1], parameters=parameters)
     if law is None:
         return None
-    sample = tokens[:_SAMPLE]
+    sample = tokens[:_SAMPLE_ROWS, :_SAMPLE_POSITIONS]
     module, h, z = before_norm(subject, reader.path, sample, parameters=parameters)
     norm = read_norm(module, h, z)
     weight = output.as_matrix(_value(model, output.weight))
@@ -109,22 +114,19 @@ def _reading(
     tilt = (space.basis / space.singular) @ _mixer(space.rank, _TILT_COLUMNS, rng)
     frame = _mixer(space.features, lengths, rng)
     plain = Norm(gain=torch.ones_like(offset), offset=offset, centered=norm.centered, normalized=norm.normalized)
-    groups = [
-        norm.fold(space.sketch(count, rng, without=offset)),
-        norm.fold(tilt),
-        norm.fold(frame),
-        plain.fold(frame) / math.sqrt(space.features),
-        norm.fold(offset.unsqueeze(1)),
-    ]
+    groups = [norm.fold(space.sketch(count, rng, without=offset)), norm.fold(tilt), norm.fold(frame)]
+    shifted = norm.normalized and bool(offset.any())
+    if shifted:
+        groups += [plain.fold(frame) / math.sqrt(space.features), norm.fold(offset.unsqueeze(1))]
     columns = torch.cat(groups, dim=1)
     folded = columns if weight is None else weight.double().T @ columns
     return Reading(
         space=space,
         columns=folded.to(dtype),
         base=None if stream is None else (stream.double() @ columns).to(dtype),
-        widths=(groups[0].shape[1], _TILT_COLUMNS, lengths, lengths, 1),
-        offset_norm=float(offset.norm()) if norm.normalized else 0.0,
-        constant=offset @ tilt,
+        widths=tuple(group.shape[1] for group in groups),
+        offset_norm=float(offset.norm()),
+        constant=(offset @ tilt).to(dtype),
     )
 
 
