@@ -29,6 +29,7 @@ _OVERSAMPLING = 16
 """Random columns beyond the rank: the range finder misses a direction with probability below 1e-12 (Halko et al.)."""
 _WORTH_SKETCHING = 0.55
 """Above this share of the features a full eigendecomposition is the cheaper way to the same space."""
+_ESTIMATES = 32
 _PROBES = 8
 """Fresh random columns that measure what the range finder left behind."""
 
@@ -155,8 +156,8 @@ def column_space(
 
     A randomized range finder of ``summands`` + 16 columns finds the space where it is small; where it is not, or where
     the tail is not at the floor, the Gram matrix is decomposed in full. If then no direction at all is at the floor, the
-    update carries noise that nobody announced (or more tokens than the layer is wide): the cut is the optimal hard
-    threshold for unknown noise, a multiple of the median singular value.
+    update carries noise that nobody announced (or more tokens than the layer is wide): its size is estimated from the
+    bulk of each gradient's own spectrum, and takes the place of the announced one.
 
     Args:
         gradients: weight gradients oriented input-first, at least one.
@@ -164,8 +165,7 @@ def column_space(
         summands: number of rows that each entry sums over (tokens in the batch).
         extra_precision: further relative error of the inputs (drift over local steps).
 
-    Source: Gavish and Donoho, arXiv 1305.5870, for the threshold in unknown noise; Halko, Martinsson and Tropp, arXiv
-        0909.4061, for the range finder.
+    Source: Halko, Martinsson and Tropp, arXiv 0909.4061, for the range finder.
     """
     whitened, stage_share = _whiten(gradients, noise_std)
     features, outputs = whitened.shape
@@ -178,7 +178,36 @@ def column_space(
         found = _sketched(whitened, columns, low=edge, high=highest, precision=precision)
         if found is not None:
             return found
-    return _decomposed(whitened, low=edge, high=highest, precision=precision)
+    found = _decomposed(whitened, low=edge, high=highest, precision=precision)
+    if int((found.spectrum <= highest).sum()) > _STRUCTURAL_ZEROS:
+        return found
+    estimated = [max(std, noise_in(gradient)) for gradient, std in zip(gradients, noise_std, strict=True)]
+    whitened, _ = _whiten(gradients, estimated)
+    return _decomposed(whitened, low=edge, high=edge, precision=precision)
+
+
+def noise_in(gradient: Float[Tensor, "features outputs"]) -> float:
+    """Standard deviation per entry of white noise on a matrix of low rank, from the bulk of its singular values.
+
+    What lies below the edge σ(√features + √outputs) is taken for noise and gives the next σ, until both agree. A matrix
+    of full rank has no bulk of its own; the value then is the size of its smallest directions.
+    """
+    g = gradient.double()
+    g = g if g.shape[0] <= g.shape[1] else g.T
+    rows, columns = g.shape
+    squares = torch.linalg.eigvalsh(g @ g.T).clamp(min=0)
+    edge = (math.sqrt(rows) + math.sqrt(columns)) ** 2
+    variance = float(squares.median()) / columns
+    for _ in range(_ESTIMATES):
+        bulk = squares[squares <= variance * edge]
+        if not len(bulk):
+            break
+        signals = rows - len(bulk)
+        updated = float(bulk.sum()) / (len(bulk) * max(1, columns - signals))
+        if math.isclose(updated, variance, rel_tol=1e-6):
+            break
+        variance = updated
+    return math.sqrt(variance)
 
 
 def _sketched(whitened: Tensor, columns: int, *, low: float, high: float, precision: float) -> Subspace | None:
@@ -218,10 +247,7 @@ def _decomposed(whitened: Tensor, *, low: float, high: float, precision: float) 
     features, outputs = whitened.shape
     values, vectors = torch.linalg.eigh(whitened @ whitened.T)
     spectrum = values.flip(0).clamp(min=0).sqrt()
-    if int((spectrum <= high).sum()) <= _STRUCTURAL_ZEROS:
-        rank = _rank_in_unknown_noise(spectrum, features, outputs)
-    else:
-        rank = _choose_rank(spectrum, low=low, high=high)
+    rank = _choose_rank(spectrum, low=low, high=high)
     rest = features - rank
     tail = float(spectrum[rank:].square().sum())
     noise = math.sqrt(tail / (rest * max(1, outputs - rank))) if rest and outputs > rank else 1.0
@@ -260,12 +286,6 @@ def _dropped(g: Tensor) -> Float[Tensor, " outputs"]:
     if not bool(zero.any()) or bool(zero.all()):
         return g.new_zeros(g.shape[1])
     return g[~zero].abs().min() * (zero.double().mean(dim=0) / 3).sqrt()
-
-
-def _rank_in_unknown_noise(spectrum: Tensor, features: int, outputs: int) -> int:
-    aspect = min(features, outputs) / max(features, outputs)
-    factor = 0.56 * aspect**3 - 0.95 * aspect**2 + 1.82 * aspect + 1.43
-    return max(1, int((spectrum > factor * spectrum[: min(features, outputs)].median()).sum()))
 
 
 def _choose_rank(spectrum: Tensor, *, low: float, high: float) -> int:
@@ -347,5 +367,15 @@ def accept(residual: Float[Tensor, "*batch"], expected: Float[Tensor, "*batch"],
 
     Where noise makes a member's expected residual exceed the null's cut the cut alone decides.
     """
+    return log_odds(residual, expected, null_cut=null_cut) < 0
+
+
+def log_odds(
+    residual: Float[Tensor, "*batch"], expected: Float[Tensor, "*batch"], *, null_cut: float
+) -> Float[Tensor, "*batch"]:
+    """How far a residual lies beyond the middle between member and null, in logarithms; negative for a member.
+
+    Tests add up: one that separates by many decades outweighs one that hardly separates.
+    """
     middle = (expected.clamp(max=null_cut) * null_cut).sqrt()
-    return residual < middle
+    return (residual.clamp(min=_TINY) / middle).log()

@@ -66,13 +66,16 @@ def find_candidates(
             f"relative noise {typical:.1e}: a token of the batch cannot be told from any other. The batch holds more "
             "distinct inputs than the model is wide, or the update was altered (noise, pruning, signs, an adaptive optimizer)."
         )
-    if isinstance(test, _Factored) and cut < _CLEAR * typical:
+    blurred = cut < _CLEAR * typical
+    if blurred and isinstance(test, _Factored):
         test = test.sharpened()
-    ids, nearest = test.screen(math.sqrt(min(space.worst, cut) * cut))
+    ids, nearest = test.screen(cut if blurred else math.sqrt(min(space.worst, cut) * cut))
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for part in chunks(len(ids), test.floats_each):
         residual, expected = test.judge(ids[part])
-        rows, places = accept(residual, expected, null_cut=cut).nonzero(as_tuple=True)
+        # Noise can hide directions altogether; a member that lost some shows more than its expected residual.
+        good = residual < cut if blurred else accept(residual, expected, null_cut=cut)
+        rows, places = good.nonzero(as_tuple=True)
         kept.append((ids[part][rows], places, residual[rows, places]))
     return _by_position(kept, nearest, width=width, positions=positions, cut=cut, keep_at_most=keep_at_most)
 

@@ -6,6 +6,7 @@ attention cannot be intercepted or its output map was not shared. Must not know 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from gradleak.mechanics.heads import Heads, read_heads
 from gradleak.mechanics.probe import chunks
-from gradleak.mechanics.span import LogNull, accept
+from gradleak.mechanics.span import LogNull, log_odds
 from gradleak.mechanics.span_readers import (
     FALSE_ALARM_RATE,
     Calibration,
@@ -114,18 +115,22 @@ class Attended:
         rate = FALSE_ALARM_RATE / max(1, len(prefixes) * count * tests_left)
         cuts = [null.cut(rate) for null in self._nulls(prefixes)]
         margins = [reading.margin(cut) for reading, cut in zip(self.readings, cuts, strict=True)]
+        # What the readings still to come could at most say in favor.
+        slack = [sum(0.5 * math.log(10.0) * max(m, 0.0) for m in margins[i + 1 :]) for i in range(len(margins))]
         decisive = [i for i, margin in enumerate(margins) if margin >= _DECISIVE or margin == max(margins)]
         passed = torch.zeros(len(prefixes), count, dtype=torch.bool)
         excess = torch.zeros(len(prefixes), count, dtype=torch.float64)
         extensions = torch.arange(count)
-        for part in chunks(len(prefixes), count * 1 * self.heads.width):
+        for part in chunks(len(prefixes), count * self.heads.width):
             attended = self.heads.extend(prefixes[part], extensions).flatten(0, 1)
             alive = torch.arange(len(attended))
+            evidence = torch.zeros(len(attended), dtype=torch.float64)
             total = torch.zeros(len(attended), dtype=torch.float64)
             for i in decisive:
                 residual, expected = self.readings[i].judge(attended[alive], alive % count, before)
                 total[alive] += (residual.clamp(min=1e-12) / expected).log().clamp(min=0.0)
-                alive = alive[accept(residual, expected, null_cut=cuts[i])]
+                evidence[alive] += log_odds(residual, expected, null_cut=cuts[i])
+                alive = alive[evidence[alive] < slack[i]]
             passed[part] = torch.zeros(len(attended), dtype=torch.bool).index_fill(0, alive, True).view(-1, count)
             excess[part] = total.view(-1, count) / len(decisive)
         return Verdicts(passed=passed, excess=excess)
