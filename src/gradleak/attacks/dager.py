@@ -47,7 +47,8 @@ class DAGER(Attack):
 
     Source: Petrov et al., arXiv 2405.15586.
     Deviations: all projections of a layer are stacked (the authors' code does so for GPT-2 only); the vocabulary is run
-        through the model's own first layers, not through copies of them; spare beams and heuristics for sequences that
+        through the model's own first layers, not through copies of them; a model of one block is tested at its feed-forward
+        input; spare beams and heuristics for sequences that
         miss a threshold are left out.
     """
 
@@ -74,7 +75,8 @@ class DAGER(Attack):
                 "DAGER orders tokens by the second block's attention, and the model has one block."
             )
         first = _Layer.of(update, blocks[0].attention_inputs, self.rank_tolerance)
-        second = _Layer.of(update, blocks[1].attention_inputs, self.rank_tolerance)
+        behind = blocks[1].attention_inputs if len(blocks) > 1 else blocks[0].mlp_inputs
+        second = _Layer.of(update, behind, self.rank_tolerance)
         window = min(view.get("seq_len") or _WINDOW, subject.anatomy.max_positions or _WINDOW)
         sets = self._candidates(first, subject, window, clock)
         if subject.anatomy.kind == "decoder":
