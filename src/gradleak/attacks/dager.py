@@ -70,10 +70,6 @@ class DAGER(Attack):
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         subject: Subject = view["subject"]
         blocks = subject.anatomy.blocks
-        if len(blocks) < 2:
-            raise NotApplicableError(
-                "DAGER orders tokens by the second block's attention, and the model has one block."
-            )
         first = _Layer.of(update, blocks[0].attention_inputs, self.rank_tolerance)
         behind = blocks[1].attention_inputs if len(blocks) > 1 else blocks[0].mlp_inputs
         second = _Layer.of(update, behind, self.rank_tolerance)
