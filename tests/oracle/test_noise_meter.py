@@ -12,6 +12,7 @@ from gradleak.core.batch import Batch
 from gradleak.core.errors import DataError, NotApplicableError, UsageError
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.models.lora import LoRA, with_lora
 from gradleak.theory._gauge import Form, verified_identities
 from gradleak.theory.noise_meter import Verdict, measure_noise
 
@@ -121,6 +122,27 @@ def test_one_sgd_step_and_dropout_keep_the_identities_and_more_steps_are_refused
             measure_noise(update_of(subject), subject, training=training)
     adamw = update_of(subject, share="delta", steps=1, lr=0.1, optimizer="adamw")
     assert measure_noise(adamw, subject).verdict is not Verdict.CLEAN
+
+
+@pytest.mark.parametrize("b_std", [0.0, 0.02])
+def test_adapters_have_an_identity_of_their_own(b_std: float) -> None:
+    """G_A Aᵀ = Bᵀ G_B, also before training, where B is zero and G_A with it; nothing else of the model is shared."""
+    subject = with_lora(subject_of_fresh("llama"), LoRA(rank=4, targets="query_value", b_std=b_std), seed=0)
+    identities, rounding = verified_identities(subject)
+    assert {each.kind for each in identities} == {"adapter"} and rounding < 1e-5
+    assert len(identities) == 4 and {each.equations() for each in identities} == {16}
+    update = update_of(subject)
+    assert measure_noise(update, subject).verdict is Verdict.CLEAN
+    rng = torch.Generator().manual_seed(1)
+    noisy = {name: t + 0.01 * torch.randn(t.shape, generator=rng) for name, t in update.items()}
+    reading = measure_noise(noisy, subject)
+    # Three standard deviations of the estimate.
+    assert abs(reading.std / 0.01 - 1) < 3 / (2 * reading.equations) ** 0.5
+
+
+def subject_of_fresh(model_type: str) -> Subject:
+    """Not the shared one: adapters change the module that they are put on."""
+    return load_subject(f"random:{model_type}", loss="causal-lm", settings=SMALL)
 
 
 def test_short_updates_are_read_as_far_as_they_go() -> None:

@@ -10,12 +10,14 @@ With [W | b] the weight and its bias as one more column, and sums over the query
 
 Positions that enter by rotation leave only those A that commute with the rotations: one complex number per rotated
 plane. A norm on queries or keys leaves none of these.
+
+A low-rank adapter B A x has the same freedom, A → M A, B → B M⁻¹:  G_A Aᵀ = Bᵀ G_B  (rank × rank).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +31,7 @@ from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject
 from gradleak.models.anatomy import Block, LinearMap
 
-Kind = Literal["query-key", "value-output"]
+Kind = Literal["query-key", "value-output", "adapter"]
 
 _HOLDS = 1e-3
 """An identity that holds leaves rounding (below 1e-4 of the gradient's size in float32); one that does not, its size."""
@@ -108,7 +110,7 @@ class Identity:
     """T(G) = Σ G_left W_leftᵀ − Σ W_right G_rightᵀ is zero in the components that ``form`` leaves free.
 
     Attributes:
-        block: index of the block; head: of the key and value head.
+        block: index of the block, or of the adapter; head: of the key and value head.
     """
 
     kind: Kind
@@ -163,6 +165,19 @@ def verified_identities(subject: Subject) -> tuple[tuple[Identity, ...], float]:
             if found is not None:
                 kept.extend(found[0])
                 floor = max(floor, found[1])
+    for index, adapter in enumerate(subject.anatomy.adapters):
+        one = Identity(
+            kind="adapter",
+            block=index,
+            head=0,
+            form=Form(name="any"),
+            left=(Slice(map=adapter.down, start=0, stop=adapter.rank),),
+            right=(Slice(map=adapter.up, start=0, stop=adapter.rank, columns=True),),
+        )
+        found = _first_that_holds([(one,)], (one.form,), gradient, weights)
+        if found is not None:
+            kept.extend(found[0])
+            floor = max(floor, found[1])
     return tuple(kept), floor
 
 
@@ -172,7 +187,16 @@ def _holding(
     """The group of identities with most equations that hold in one block, and the relative rounding that they leave."""
     dim = block.attention_output.in_features // block.heads
     forms = _forms(dim) if kind == "query-key" else (Form(name="any"),)
-    groups = [group for group in _candidates(block, index, kind) if all(i.names() <= gradient.keys() for i in group)]
+    return _first_that_holds(list(_candidates(block, index, kind)), forms, gradient, weights)
+
+
+def _first_that_holds(
+    candidates: Sequence[tuple[Identity, ...]],
+    forms: Iterable[Form],
+    gradient: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+) -> tuple[tuple[Identity, ...], float] | None:
+    groups = [group for group in candidates if all(each.names() <= gradient.keys() for each in group)]
     parts = [[(each.parts(gradient, weights), each.size(gradient)) for each in group] for group in groups]
     for form in forms:
         for group, measured in zip(groups, parts, strict=True):

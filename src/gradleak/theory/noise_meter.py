@@ -1,7 +1,7 @@
 """Why: how much noise one released update carries, told from the update and the model alone. A client's claim of noise
 can be checked without its data, and an attacker can calibrate. Must not know the data, the defense or any attack.
 
-Every honest gradient of softmax attention obeys identities (``theory._gauge``) whatever the data and the loss. What is
+Every honest gradient of softmax attention, and of low-rank adapters, obeys identities (``theory._gauge``) whatever the data and the loss. What is
 left of them in a released update is noise, rounding, pruning, or a forgery.
 """
 
@@ -78,7 +78,7 @@ class NoiseReading:
         equations: independent numbers behind the estimate.
         parts: per block and kind of identity.
         unevenness: p-value of equal noise in all parts and of normal tails; small means not white.
-        zeros: largest share of exact zeros in a tensor that its number format does not explain.
+        zeros: largest share of exact zeros in a tensor that is not all zero, unless its number format made them.
         bits: significant bits of the number format that the tensors need: 24 or more is full precision, 11 fp16,
             8 bf16, 7 a grid of few values (int8, signs).
     """
@@ -183,7 +183,7 @@ def _read(
     relative = std / size
     unevenness = _unevenness(list(violations.values()))
     names = sorted(frozenset().union(*(each.names() for each in identities)))
-    zeros = max(_zeros(update[name]) for name in names if update[name].ndim > 1)
+    zeros = max(_zeros(update[name]) for name in names if update[name].ndim > 1 and bool(update[name].any()))
     bits = max(_bits(update[name]) for name in names if update[name].ndim > 1)
     return NoiseReading(
         verdict=_verdict(relative=relative, floor=floor, zeros=zeros, bits=bits, unevenness=unevenness),
