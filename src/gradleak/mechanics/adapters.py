@@ -1,0 +1,180 @@
+"""Why: a client that trains low-rank adapters shares no gradient of a weight, but of its two thin factors. What the two
+tell about the layer's input x, and, less expected, about the *other* tokens of the record, is written here once.
+
+    y = W x + s B A x,   δ_t = dL/dy_t          A: [rank features], B: [outputs rank]
+
+    dL/dA = s Σ_t (Bᵀδ_t) x_tᵀ                  rows in span{x_t}; zero at the usual start, B = 0
+    dL/dB = s Σ_t δ_t (A x_t)ᵀ                  rows in span{A x_t}, inside rank dimensions only
+
+    For a query map, δ^q_t = Σ_s dS_ts k_s / √head_dim with Σ_s dS_ts = 0 (a row of a softmax), and for a key map
+    δ^k_s = Σ_t dS_ts q_t / √head_dim. So per head h, with s, t in one record,
+
+        columns of dL/dB_q ⊂ span{W_k,h (x_s − x_s')},      columns of dL/dB_k ⊂ span{W_q,h x_t + b_q,h}:
+
+    at B = 0 the *left* factor of the query adapter is a ledger of the keys, and that of the key adapter one of the queries.
+    With rotary positions each vector is turned by the distance of the pair; slow dimensions hardly move.
+
+Must not know attacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradleak.mechanics.soft_bag import Family
+from gradleak.models import Adapter, Anatomy, Block, LinearMap
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterSpace:
+    """Gradients whose column space holds ``transform`` times the inputs of a layer.
+
+    Attributes:
+        path: module whose input is meant.
+        transform: A ``[rank features]``, public; None for the input itself.
+        gradients: oriented input-first, ``[features outputs]`` or ``[rank outputs]``: what ``span.column_space`` takes.
+        weights: the shared parameters behind them.
+    """
+
+    path: str
+    transform: Float[Tensor, "rank features"] | None
+    gradients: tuple[Float[Tensor, "rows outputs"], ...]
+    weights: tuple[str, ...]
+
+
+def adapter_spaces(
+    update: Mapping[str, Tensor],
+    anatomy: Anatomy,
+    maps: Sequence[LinearMap],
+    parameters: Mapping[str, Tensor],
+) -> tuple[AdapterSpace, ...]:
+    """What the shared adapters of maps with one input tell about that input.
+
+    Returns:
+        First, if any dL/dA is not zero, the input's own space from all of them stacked: ranks add up, so with no more
+        tokens than their sum it is exactly span{x_t}. Then one space in A's own coordinates per adapter whose dL/dB is
+        not zero: it tells tokens apart if they are fewer than that one rank, and all adapters must agree.
+
+    Args:
+        maps: linear maps that read one and the same input (q, k, v; gate, up).
+        parameters: the model's values, for A.
+    """
+    adapters = anatomy.adapters_of(tuple(maps))
+    shared = [a for a in adapters if a.down.weight in update and bool(update[a.down.weight].any())]
+    found: list[AdapterSpace] = []
+    if shared:
+        found.append(
+            AdapterSpace(
+                path=shared[0].target,
+                transform=None,
+                gradients=tuple(a.down.as_matrix(update[a.down.weight]).T for a in shared),
+                weights=tuple(a.down.weight for a in shared),
+            )
+        )
+    for a in adapters:
+        if a.up.weight in update and bool(update[a.up.weight].any()):
+            found.append(
+                AdapterSpace(
+                    path=a.target,
+                    transform=_value(parameters, a.down),
+                    gradients=(a.up.as_matrix(update[a.up.weight]).T,),
+                    weights=(a.up.weight,),
+                )
+            )
+    return tuple(found)
+
+
+def adapter_families(
+    update: Mapping[str, Tensor], anatomy: Anatomy, parameters: Mapping[str, Tensor]
+) -> tuple[Family, ...]:
+    """What the first block's attention adapters tell about the tokens of a batch of any size, for ``soft_bag``.
+
+    The stacked rows of dL/dA, where they are not zero, and the left factors of the query and key adapters, head by head.
+    """
+    block = anatomy.blocks[0]
+    adapters = {a.target: a for a in anatomy.adapters_of(block.attention_inputs)}
+    found = [*_input_family(update, tuple(adapters.values()))]
+    parts = _parts(block)
+    for mine, other in ((0, 1), (1, 0)):
+        here, there = parts[mine], parts[other]
+        adapter = adapters.get(here.map.module)
+        if adapter is not None and adapter.up.weight in update and bool(update[adapter.up.weight].any()):
+            found.append(_left_family(update, adapter, here, there, block, parameters, centered=mine == 0))
+    return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """The rows of a linear map that make queries (first) or keys (second)."""
+
+    map: LinearMap
+    rows: slice
+    heads: int
+
+
+def _parts(block: Block) -> tuple[_Part, _Part]:
+    width = block.attention_output.in_features
+    keys = width // block.heads * block.kv_heads
+    maps = block.attention_inputs
+    if block.fused:
+        query, key = (maps[0], slice(0, width)), (maps[0], slice(width, width + keys))
+    else:
+        query, key = (maps[0], slice(0, width)), (maps[1], slice(0, keys))
+    return (
+        _Part(map=query[0], rows=query[1], heads=block.heads),
+        _Part(map=key[0], rows=key[1], heads=block.kv_heads),
+    )
+
+
+def _input_family(update: Mapping[str, Tensor], adapters: tuple[Adapter, ...]) -> tuple[Family, ...]:
+    rows = [a.down.as_matrix(update[a.down.weight]) for a in adapters if a.down.weight in update]
+    rows = [each for each in rows if bool(each.any())]
+    if not rows:
+        return ()
+    sums = torch.cat(rows).T
+    features = sums.shape[0]
+    return (
+        Family(
+            weights=torch.eye(features, dtype=sums.dtype, device=sums.device).unsqueeze(0),
+            offsets=sums.new_zeros(1, features),
+            sums=sums.unsqueeze(0),
+            own=None,
+            centered=False,
+        ),
+    )
+
+
+def _left_family(
+    update: Mapping[str, Tensor],
+    adapter: Adapter,
+    here: _Part,
+    there: _Part,
+    block: Block,
+    parameters: Mapping[str, Tensor],
+    *,
+    centered: bool,
+) -> Family:
+    """The up-gradient of queries as sums of keys, or of keys as sums of queries, one sum per pair of heads."""
+    sums = adapter.up.as_matrix(update[adapter.up.weight])[here.rows].unflatten(0, (here.heads, -1))
+    weight = _value(parameters, there.map)[there.rows].unflatten(0, (there.heads, -1))
+    bias = (
+        weight.new_zeros(weight.shape[:2])
+        if there.map.bias is None
+        else parameters[there.map.bias].detach()[there.rows].unflatten(0, (there.heads, -1))
+    )
+    # Grouped queries: several query heads share one key head.
+    repeats = block.heads // block.kv_heads
+    if centered:
+        weight, bias = (each.repeat_interleave(repeats, dim=0) for each in (weight, bias))
+    else:
+        sums = sums.repeat_interleave(repeats, dim=0)
+    return Family(weights=weight, offsets=bias, sums=sums, own=_value(parameters, adapter.down), centered=centered)
+
+
+def _value(parameters: Mapping[str, Tensor], each: LinearMap) -> Tensor:
+    return each.as_matrix(parameters[each.weight].detach())
