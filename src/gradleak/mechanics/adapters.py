@@ -95,10 +95,11 @@ def adapter_families(
     """What the first block's attention adapters tell about the tokens of a batch of any size, for ``soft_bag``.
 
     The stacked rows of dL/dA, where they are not zero, and the left factors of the query and key adapters, head by head.
+    In a model without adapters, the gradients of the attention's own projections, which are sums of inputs too.
     """
     block = anatomy.blocks[0]
     adapters = {a.target: a for a in anatomy.adapters_of(block.attention_inputs)}
-    found = [*_input_family(update, tuple(adapters.values()))]
+    found = [*_input_family(update, tuple(a.down for a in adapters.values()) or block.attention_inputs)]
     parts = _parts(block)
     for mine, other in ((0, 1), (1, 0)):
         here, there = parts[mine], parts[other]
@@ -131,8 +132,9 @@ def _parts(block: Block) -> tuple[_Part, _Part]:
     )
 
 
-def _input_family(update: Mapping[str, Tensor], adapters: tuple[Adapter, ...]) -> tuple[Family, ...]:
-    rows = [a.down.as_matrix(update[a.down.weight]) for a in adapters if a.down.weight in update]
+def _input_family(update: Mapping[str, Tensor], maps: tuple[LinearMap, ...]) -> tuple[Family, ...]:
+    """The gradients of maps that read the layer's input, as sums of inputs."""
+    rows = [each.as_matrix(update[each.weight]) for each in maps if each.weight in update]
     rows = [each for each in rows if bool(each.any())]
     if not rows:
         return ()
