@@ -99,7 +99,7 @@ def batch_of(scenario: Scenario, seed: int = 0, size: int = 1) -> Batch:
 
 
 def observe(
-    scenario: Scenario, batch: Batch, *, chain: str = "none", threat: str = "informed_server", **training: Any
+    scenario: Scenario, batch: Batch, *, chain: str = "none", threat: str = "everything", **training: Any
 ) -> Observation:
     subject = subject_of(scenario)
     trainer = ClientTrainer(subject=subject, training=LocalTraining(**training))
@@ -112,10 +112,10 @@ def observe(
         "seq_len": batch.inputs.shape[1] if scenario.modality == "text" else None,
         "mask": batch.mask.clone(),
         "labels": batch.labels.clone(),
+        "candidates": tuple(r.clone() for seed in (7, 0, 8) for r in batch_of(scenario, seed, batch.size).records()),
     }
-    return Observation(
-        update=channel.observe(batch, derive(0, "channel")), knowledge=knowledge_of(THREATS[threat], facts)
-    )
+    knowledge = Knowledge(facts=facts) if threat == "everything" else knowledge_of(THREATS[threat], facts)
+    return Observation(update=channel.observe(batch, derive(0, "channel")), knowledge=knowledge)
 
 
 def quick(name: str, **knobs: Any) -> Attack:

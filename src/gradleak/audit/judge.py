@@ -162,6 +162,7 @@ def _compare_texts(
         special_ids=special,
         vocab_size=tokenizer.vocab_size,
         decode=tokenizer.decode,
+        ranking=tuple(_content(_require_ids(record), special) for record in reconstruction.ranking),
     )
 
 
@@ -182,6 +183,7 @@ def _compare_images(reconstruction: Reconstruction, batch: Batch, decoys: Sequen
         special_ids=frozenset(),
         vocab_size=0,
         decode=_no_text,
+        ranking=tuple(_require_pixels(record, truth[0]) for record in reconstruction.ranking),
     )
 
 

@@ -183,7 +183,15 @@ def _facts(setting: _Setting, channel: Channel) -> dict[str, Any]:
         "seq_len": batch.inputs.shape[1] if batch.modality == "text" else None,
         "mask": batch.mask,
         "labels": labels,
+        "candidates": _closed_world(setting),
     }
+
+
+def _closed_world(setting: _Setting) -> tuple[Tensor, ...] | None:
+    """The private records among the decoys, in an order that says nothing; None where there are no decoys."""
+    records = (*setting.batch.records(), *setting.decoys)
+    order = torch.randperm(len(records), generator=setting.rng("candidates")).tolist()
+    return tuple(records[place] for place in order) if setting.decoys else None
 
 
 def _record(

@@ -40,6 +40,7 @@ class Reconstruction:
     Attributes:
         records: token ids ``[length]`` or pixels ``[channels height width]``, one per proposed record.
         ordered: False if ``records`` holds one bag of tokens for the whole batch, in no order.
+        ranking: of an attack that chooses among known records: all of them, the likeliest first.
         labels: proposed class ids, or None.
         objective: the attack's own objective at the proposal (smaller is better), or None.
         trace: ``(iteration, objective)`` of the winning restart.
@@ -49,6 +50,7 @@ class Reconstruction:
 
     records: tuple[Tensor, ...] = ()
     ordered: bool = True
+    ranking: tuple[Tensor, ...] = ()
     labels: tuple[int, ...] | None = None
     status: Status
     message: str = ""

@@ -20,11 +20,12 @@ FACTS: Mapping[str, str] = MappingProxyType(
         "seq_len": "the padded length of the batch",
         "mask": "the length of every record",
         "labels": "the label of every record",
+        "candidates": "a closed world: plausible records in random order, the private ones among them",
     }
 )
 """Every fact an adversary can hold, with what it means."""
 
-ORACLE_FACTS = frozenset({"mask", "labels"})
+ORACLE_FACTS = frozenset({"mask", "labels", "candidates"})
 """Facts about the private batch itself, which a real receiver has no way to know."""
 
 
@@ -51,7 +52,12 @@ THREATS: Mapping[str, Threat] = MappingProxyType(
             Threat(
                 name="informed_server",
                 summary="As honest_server, and told labels and lengths: the setting of most published text attacks.",
-                facts=_SERVER | ORACLE_FACTS,
+                facts=_SERVER | {"mask", "labels"},
+            ),
+            Threat(
+                name="closed_world",
+                summary="As honest_server, and holds a list of records that the private ones are known to be among.",
+                facts=_SERVER | {"candidates"},
             ),
             Threat(
                 name="naive_server",

@@ -92,6 +92,10 @@ class DataStage(Stage, ABC):
     def apply(self, client: Client, rng: torch.Generator) -> TrainingData:
         """What is trained on in the place of ``client.data``."""
 
+    def surrogate(self, client: Client) -> TrainingData:
+        """What an informed attacker expects to be trained on if ``client.data`` were the private records."""
+        return client.data
+
 
 class ModelStage(Stage, ABC):
     """Changes what is trained: other layers, or fewer parameters. Everybody has the changed model, the adversary too,

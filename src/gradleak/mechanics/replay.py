@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from gradleak.core.stage import ProtocolStage, ReleaseStage, Stage, TrainingStage
@@ -44,11 +44,15 @@ class Replay:
 
     def simulate(
         self,
-        inputs: Float[Tensor, "restarts batch ..."],
+        inputs: Num[Tensor, "restarts batch ..."],
         targets: Float[Tensor, "restarts batch ..."],
         mask: Bool[Tensor, "batch ..."],
     ) -> Simulated:
-        """Candidate updates by name, in factors where nothing asks for dense tensors."""
+        """Candidate updates by name, in factors where nothing asks for dense tensors.
+
+        Args:
+            inputs: embeddings or pixels; or token ids, which bring the token table's gradient but no derivative.
+        """
         before, protocol, after = self._split()
         if protocol is None:
             return self._client(inputs, targets, mask, before)
@@ -99,7 +103,8 @@ class Replay:
         """Local training: in one pass for all restarts where the factored gradients have a rule for every module."""
         restarts = inputs.shape[0]
         training = next((stage for stage in self.stages if isinstance(stage, TrainingStage)), None)
-        if training is None and self.trainer.training.share == "gradient":
+        follow = inputs.is_floating_point()
+        if training is None and self.trainer.training.share == "gradient" and follow:
             stacked = mask.repeat(restarts, *[1] * (mask.ndim - 1))
             found = simulate_gradients(
                 self.trainer.subject,
@@ -111,5 +116,8 @@ class Replay:
             )
             if found is not None:
                 return found
-        single = [self.trainer.replay(x, y, mask, stage=training) for x, y in zip(inputs, targets, strict=True)]
+        single = [
+            self.trainer.replay(x, y, mask, stage=training, differentiable=follow)
+            for x, y in zip(inputs, targets, strict=True)
+        ]
         return {name: torch.stack([one[name] for one in single]) for name in self.names}

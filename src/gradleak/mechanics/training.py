@@ -147,18 +147,25 @@ class ClientTrainer:
         return Update({name: tensor.to(DTYPES[self.training.dtype]) for name, tensor in tensors.items()})
 
     def replay(
-        self, inputs: Tensor, targets: Tensor, mask: Tensor, *, stage: TrainingStage | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        *,
+        stage: TrainingStage | None = None,
+        differentiable: bool = True,
     ) -> dict[str, Tensor]:
         """The update of a candidate batch as a differentiable function of it.
 
         Args:
-            inputs: embeddings ``[batch seq model]`` or pixels ``[batch channels height width]``.
+            inputs: embeddings ``[batch seq model]``, pixels ``[batch channels height width]``, or token ids ``[batch seq]``.
             targets: label probabilities ``[batch classes]`` or ``[batch seq vocab]``.
             mask: ``[batch seq]``, or ``[batch]`` for images.
             stage: simulated through its surrogate, in the client's first round.
+            differentiable: keep the graph; without it only the values are wanted.
 
         Returns:
-            name → tensor; the token embedding, which embeddings bypass, holds only its output-side part, if any.
+            name → tensor; the token embedding, which embeddings bypass, then holds only its output-side part, if any.
 
         Raises:
             NotApplicableError: if only the first blocks of the model were loaded.
@@ -168,8 +175,8 @@ class ClientTrainer:
 
         def gradient(weights: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
             if stage is None:
-                return self._gradient(weights, data, differentiable=True)
-            return dict(stage.surrogate(self.example_gradients(weights, data, differentiable=True), step))
+                return self._gradient(weights, data, differentiable=differentiable)
+            return dict(stage.surrogate(self.example_gradients(weights, data, differentiable=differentiable), step))
 
         return self._steps(gradient)
 

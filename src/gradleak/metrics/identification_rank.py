@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from gradleak.core.batch import Modality
@@ -21,7 +22,8 @@ class IdentificationRank(Metric):
 
     Similarity: for text the F-measure of shared tokens (multisets) plus that of the longest common subsequence; for a
     bag, which spans the batch, the share of the candidate's tokens that the bag holds plus the F-measure; for images
-    the negative mean squared error. A missing proposal is equally similar to all.
+    the negative mean squared error. A missing proposal is equally similar to all. An attack that ranked the candidates
+    itself is taken at its word: the rank is one more than the number of decoys that it placed before the true record.
 
     Chance: (N + 2) / 2, the mean rank of a candidate drawn blindly from N + 1.
     """
@@ -35,12 +37,22 @@ class IdentificationRank(Metric):
     def values(self, comparison: Comparison) -> list[float]:
         if not comparison.decoys:
             return []
+        if comparison.ranking:
+            return [_place(truth, comparison) for truth in comparison.truth if truth.numel()]
         guesses = comparison.guess if comparison.ordered else comparison.guess[:1] * len(comparison.truth)
         pairs = zip(comparison.truth, guesses, strict=True)
         return [_rank(truth, guess, comparison) for truth, guess in pairs if truth.numel()]
 
     def chance(self, comparison: Comparison) -> float | None:
         return (len(comparison.decoys) + 2) / 2 if comparison.decoys else None
+
+
+def _place(truth: Tensor, comparison: Comparison) -> float:
+    """The rank that the attack gave a true record; behind all decoys if it left the record out."""
+    places = [place for place, record in enumerate(comparison.ranking) if torch.equal(record, truth)]
+    before = comparison.ranking[: places[0]] if places else comparison.ranking
+    decoys = sum(any(torch.equal(record, decoy) for decoy in comparison.decoys) for record in before)
+    return 1.0 + (decoys if places else len(comparison.decoys))
 
 
 def _rank(truth: Tensor, guess: Tensor | None, comparison: Comparison) -> float:

@@ -1,0 +1,116 @@
+"""The identification attack ranks the private record first where the update holds it, and near chance where it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradleak.attacks.identification import Identification
+from gradleak.audit.catalogue import make_stages
+from gradleak.audit.prepare import Request, prepare
+from gradleak.audit.runner import run
+from gradleak.audit.store import RunFolder
+from gradleak.core.attack import Reconstruction
+from gradleak.core.batch import Batch
+from gradleak.core.channel import Channel
+from gradleak.core.knowledge import Knowledge
+from gradleak.core.observation import Observation
+from gradleak.core.rng import derive
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import Subject, load_subject
+
+DECOYS = 24
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return load_subject("random:vit", settings={**TINY, "image_size": 8, "patch_size": 4})
+
+
+def identify(
+    subject: Subject, chain: str, seed: int, *, size: int = 1, naive: bool = False
+) -> tuple[Batch, Reconstruction]:
+    pixels = torch.rand(size + DECOYS, *subject.pixel_shape, generator=derive(seed, "pixels"))
+    labels = torch.arange(size) % 2
+    batch = Batch(inputs=pixels[:size], mask=torch.ones(size, dtype=torch.bool), labels=labels)
+    channel = Channel(trainer=ClientTrainer(subject=subject, training=LocalTraining()), stages=make_stages(chain))
+    order = torch.randperm(len(pixels), generator=derive(seed, "order")).tolist()
+    trainer = channel.deployed()
+    facts = {"subject": trainer.subject, "trainer": trainer, "batch_size": size, "candidates": tuple(pixels[order])}
+    facts |= {} if naive else {"stages": channel.stages}
+    observation = Observation(update=channel.observe(batch, derive(seed, "channel")), knowledge=Knowledge(facts=facts))
+    return batch, Identification()(observation, rng=derive(seed, "attack"))
+
+
+def ranks(subject: Subject, chain: str, *, naive: bool = False, seeds: int = 5) -> list[int]:
+    found = []
+    for seed in range(seeds):
+        batch, result = identify(subject, chain, seed, naive=naive)
+        found.append(1 + next(i for i, record in enumerate(result.ranking) if torch.equal(record, batch.inputs[0])))
+    return found
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "none",
+        "sign()",
+        "clip(max_norm=0.01)",
+        "prune(fraction=0.99)",
+        "random_mask(fraction=0.99)",
+        "low_rank(rank=1)",
+        "qsgd(levels=4)",
+        "ada_defense()",
+        "dgc(fraction=0.99)",
+        "soteria(fraction=0.8)",
+        "censor()",
+        "frozen_embeddings()",
+        "frozen_blocks(blocks=1)",
+    ],
+)
+def test_heuristic_defenses_leave_the_record_first_among_many(subject: Subject, chain: str) -> None:
+    """Five batches: by chance the private record is first in all of them with probability 25⁻⁵ ≈ 1e-7."""
+    assert ranks(subject, chain) == [1] * 5
+
+
+def test_noise_that_drowns_the_update_leaves_chance(subject: Subject) -> None:
+    """Uniform ranks on 1..25: the mean of 20 is 13 ± 1.6, so within 4 deviations; ten thousand times the rms is no signal."""
+    mean = sum(ranks(subject, "gaussian(relative_std=10000.0)", seeds=20)) / 20
+    assert abs(mean - 13) < 4 * 1.62
+
+
+def test_knowing_the_stage_is_what_identifies(subject: Subject) -> None:
+    """CENSOR's release is orthogonal to the truth: who does not know it ranks at chance, who knows it is sure."""
+    assert sum(ranks(subject, "censor(trials=1)", naive=True)) > 5 * 2
+    assert ranks(subject, "censor(trials=1)") == [1] * 5
+
+
+@pytest.mark.parametrize("chain", ["none", "secure_aggregation(number=2)"])
+def test_several_records_are_found_together(subject: Subject, chain: str) -> None:
+    batch, result = identify(subject, chain, 0, size=2)
+    assert len(result.records) == 2 and len(result.ranking) == DECOYS + 2
+    assert any(torch.equal(record, truth) for record in result.records for truth in batch.inputs)
+
+
+def test_an_audit_ranks_in_a_closed_world_and_flags_the_oracle(tmp_path: Path) -> None:
+    """The rank in the record is the attack's own; the fact is marked as one that no receiver has."""
+    request = Request(
+        model="random:bert",
+        attacks="identification",
+        defenses=("sign()",),
+        threat="closed_world",
+        max_length=8,
+        settings={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    )
+    prepared = prepare(request)
+    with RunFolder(tmp_path / "run", prepared.plan) as store:
+        run(prepared.plan, prepared.subject, prepared.source, store)
+        records = store.records
+    assert len(records) == 2
+    for record in records:
+        assert record.scores["identification_rank"]["value"] == 1.0
+        assert record.scores["identification_rank"]["chance"] > 20
+        assert "ORACLE_KNOWLEDGE" in record.flags and "NON_ADAPTIVE" not in record.flags
