@@ -94,10 +94,9 @@ class Replay:
         return dense
 
     def _dense(self, found: Simulated, restarts: int) -> Mapping[str, Tensor]:
-        return {
-            name: part.dense().reshape(restarts, *self.released[name].shape) if isinstance(part, OuterSum) else part
-            for name, part in found.items()
-        }
+        dense = {name: part.dense() if isinstance(part, OuterSum) else part for name, part in found.items()}
+        # A parameter that broadcasts over records comes without its axis of one; stages look at shapes.
+        return {name: part.reshape(restarts, *self.released[name].shape) for name, part in dense.items()}
 
     def _trained(self, inputs: Tensor, targets: Tensor, mask: Tensor) -> Simulated:
         """Local training: in one pass for all restarts where the factored gradients have a rule for every module."""
