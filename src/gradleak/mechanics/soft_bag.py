@@ -152,7 +152,8 @@ def _at(inputs: Inputs, tokens: Tensor, positions: Tensor) -> Tensor:
 
 
 def _whiten(family: Family, z: Float[Tensor, "samples features"]) -> _White:
-    made = torch.einsum("jrf,pf->jpr", family.weights, z) + family.offsets.unsqueeze(1)
+    # An update may come in half precision; what the model reads does not.
+    made = torch.einsum("jrf,pf->jpr", family.weights.to(z.dtype), z) + family.offsets.to(z.dtype).unsqueeze(1)
     mean = made.mean(dim=1).double()
     spread = made.double() - mean.unsqueeze(1)
     left = _inverse_root(spread.transpose(1, 2) @ spread / len(z))

@@ -1,0 +1,85 @@
+"""Adapter bag: the tokens of a batch from shared LoRA gradients, from the very first step and at any batch size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.core.attack import Attack, Clock, Reconstruction, Status
+from gradleak.core.batch import Modality
+from gradleak.core.errors import NotApplicableError
+from gradleak.core.knowledge import View
+from gradleak.core.update import Update
+from gradleak.mechanics.adapters import adapter_families
+from gradleak.mechanics.probe import linear_inputs, reads_position
+from gradleak.mechanics.soft_bag import Bag, Places, find_bag
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterBag(Attack):
+    """Recovery of the bag of tokens from the gradients of the first block's query and key adapters.
+
+    An adapter of rank r shares r numbers per input and output, and the span test on them ends at r tokens. This attack
+    does not test: it weighs every token of the vocabulary by the likelihood of all sums that it would be part of. At
+    step 0 those are the query adapter's up-gradient, head by head a sum of keys, and the key adapter's, a sum of
+    queries; where B was trained already, the rows of dL/dA are sums of the inputs themselves. Without adapters the
+    gradients of the projections themselves are weighed in the same way; there span, where it applies, says more.
+
+    Args:
+        confidence: tokens with a smaller probability of being in the batch are left out.
+
+    Guarantees:
+        Probabilities are those of a Gaussian model of the unknown coefficients; they rank well and are no certificate.
+        Not visible: the order and the number of repeats; the last token of a record under a causal language-model loss.
+
+    Source: own derivation, in ``gradleak.mechanics.adapters``; adapters of Hu et al., arXiv 2106.09685.
+    """
+
+    summary: ClassVar[str] = "The bag of tokens from LoRA gradients, at step 0 and beyond the adapter's rank."
+    modalities: ClassVar[frozenset[Modality]] = frozenset({"text"})
+    needs: ClassVar[frozenset[str]] = frozenset({"subject", "batch_size", "seq_len"})
+
+    confidence: float = 0.5
+
+    def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
+        subject = view["subject"]
+        anatomy = subject.anatomy
+        families = adapter_families(update, anatomy, subject.parameters())
+        if not families:
+            raise NotApplicableError(
+                "The update holds no gradient of the first block's attention projections nor of adapters on them, or only zeros."
+            )
+        path = anatomy.blocks[0].attention_inputs[0].module
+        places = Places(
+            records=int(view["batch_size"]),
+            length=int(view["seq_len"]),
+            positional=reads_position(subject, path, torch.arange(4), positions=int(view["seq_len"])),
+            causal=anatomy.kind == "decoder",
+        )
+
+        def inputs(ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens width features"]:
+            return linear_inputs(subject, (path,), ids.unsqueeze(1).expand(-1, places.width))[path]
+
+        bag = find_bag(families, inputs, places, vocab_size=anatomy.vocab_size, rng=rng, clock=clock)
+        return _conclude(bag, self.confidence, places, spent=clock.spent())
+
+
+def _conclude(bag: Bag, confidence: float, places: Places, *, spent: bool) -> Reconstruction:
+    sure = bag.tokens[bag.probability >= confidence]
+    status = Status.BUDGET_SPENT if spent else Status.CONVERGED if len(sure) else Status.NOTHING_FOUND
+    return Reconstruction(
+        records=(sure,) if len(sure) else (),
+        ordered=False,
+        status=status,
+        message=f"{len(sure)} tokens with probability {confidence:g} or more, of at most {places.tokens} in the batch; no order.",
+        statistics={
+            "tokens": float(len(sure)),
+            "mean_probability": float(bag.probability[: len(sure)].mean()) if len(sure) else 0.0,
+            "expected_tokens": bag.expected,
+            "rounds": float(bag.rounds),
+        },
+    )
