@@ -47,7 +47,7 @@ class GaussNewton(Attack):
     restarts: int = 2
     screened: int = 16
     balance: float = 1.0
-    patience: int = 15
+    patience: int = 8
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.inner, self.restarts, self.screened) < 1:
@@ -57,7 +57,7 @@ class GaussNewton(Attack):
         return inversion.Matching(
             objective=Distance(),
             optimizer=Solver(iterations=self.iterations, inner=self.inner),
-            stopping=Stopping(target=1e-10, patience=self.patience),
+            stopping=Stopping(target=1e-8, patience=self.patience),
             restarts=self.restarts,
             screened=self.screened,
             balance=self.balance,
