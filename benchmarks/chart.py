@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -89,6 +89,22 @@ def write_chart(path: str | Path, *, title: str, x: Axis, y: Axis, series: Seque
         parts += _curve(one, points, COLORS[number % len(COLORS)], at)
         parts += _legend(one, number, COLORS[number % len(COLORS)])
     Path(path).write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+def write_lines(
+    path: str | Path,
+    title: str,
+    lines: Mapping[str, Sequence[Point]],
+    *,
+    x: str,
+    y: str,
+    log: tuple[bool, bool] = (False, False),
+    dots: Sequence[str] = (),
+    dashed: Sequence[str] = (),
+) -> None:
+    """``write_chart`` for curves by name: those in ``dots`` are drawn as marks, those in ``dashed`` broken."""
+    series = [Series(label=n, points=points, dots=n in dots, dashed=n in dashed) for n, points in lines.items()]
+    write_chart(path, title=title, x=Axis(label=x, log=log[0]), y=Axis(label=y, log=log[1]), series=series)
 
 
 def _curve(one: Series, points: Sequence[Point], color: str, at) -> list[str]:  # type: ignore[no-untyped-def]
