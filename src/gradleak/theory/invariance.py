@@ -114,7 +114,7 @@ class _Gradient:
 
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    return float(torch.stack([(a[name] - b[name]).double().square().sum() for name in a]).sum().sqrt())
+    return float(torch.stack([torch.dist(a[name], b[name]) for name in a]).norm())
 
 
 def _first_normalized(subject: Subject, ids: Tensor) -> Tensor | None:

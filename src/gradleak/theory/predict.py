@@ -30,7 +30,7 @@ from gradleak.theory.span_table import Cell, span_table
 from gradleak.theory.token_test import CONDITIONS
 from gradleak.theory.verdicts import ambiguity_of, conclude, invisible
 
-_VERIFIED_UP_TO = 200_000_000
+_VERIFIED_UP_TO = 60_000_000
 """Parameters up to which the table is confirmed by a float64 pass of the model itself (8 bytes each)."""
 
 
