@@ -195,3 +195,14 @@ def test_shapes_that_do_not_fit() -> None:
         AttentionShape(width=8, heads=4, kv_heads=3, head_width=2)
     with pytest.raises(SpecError, match="odd"):
         AttentionShape(width=6, heads=2, kv_heads=2, head_width=3, rotary=True)
+
+
+def test_perfectly_fitted_data_have_the_gradient_of_any_other_fitted_data() -> None:
+    layer = heads_of(8, 2, seed=0)
+    rng = torch.Generator().manual_seed(4)
+    for _ in range(2):
+        x = torch.randn(4, 8, generator=rng, dtype=torch.float64)
+        fitted = layer.layer().at(x, layer.layer().output(x))
+        assert float(layer.split(fitted.gradient()).flat().abs().max()) < 1e-12
+    verdict = identify(AttentionShape.plain(8, 2), records=1, tokens=4, targets_known=True, fitted=True)
+    assert verdict.uniqueness is Uniqueness.CONTINUUM

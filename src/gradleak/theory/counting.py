@@ -116,13 +116,25 @@ def expected_rank(shape: AttentionShape, *, records: int, tokens: int, targets_k
 
 
 def identify(
-    shape: AttentionShape, *, records: int, tokens: int, targets_known: bool, duplicates: bool = False
+    shape: AttentionShape,
+    *,
+    records: int,
+    tokens: int,
+    targets_known: bool,
+    duplicates: bool = False,
+    fitted: bool = False,
 ) -> Verdict:
     """The verdict of the counting law for one layer with squared loss, before any attack.
 
     Args:
         duplicates: whether a token stands twice with the same target.
+        fitted: whether the layer already predicts its targets exactly, so that the gradient is zero.
     """
+    if fitted:
+        return Verdict(
+            uniqueness=Uniqueness.CONTINUUM,
+            reason="The gradient is zero, and so it is for all data that the layer fits: it tells nothing but that.",
+        )
     count = unknowns(shape, records=records, tokens=tokens, targets_known=targets_known)
     rank = expected_rank(shape, records=records, tokens=tokens, targets_known=targets_known)
     sides = f"{count} unknowns, {shape.equations} independent equations"
