@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from gradleak.mechanics.span_readers import (
     first_reader,
     input_drift,
 )
+from gradleak.mechanics.tokens import token_support
 from gradleak.mechanics.training import ClientTrainer
 from gradleak.models import Subject
 
@@ -73,10 +74,22 @@ class Span(Attack):
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         case = _Case.of(update, view)
-        maps = case.subject.anatomy.blocks[0].attention_inputs
-        drift = input_drift(case.model, maps, rng)
+        drift = input_drift(case.model, case.subject.anatomy.blocks[0].attention_inputs, rng)
         evidence = {"noise_std": case.noise_std, "summands": case.summands, "drift": drift}
         first = first_reader(update, case.subject.anatomy, **evidence)
+        try:
+            found = self._search(case, first, evidence, rng, clock)
+        except NotApplicableError as reason:
+            bag = _bag_of_embeddings(case, str(reason))
+            if bag is None:
+                raise
+            return bag
+        bag = None if found.status is Status.EXACT else _bag_of_embeddings(case, found.message)
+        return found if bag is None or _covers_half(found.records, bag.records[0]) else bag
+
+    def _search(
+        self, case: _Case, first: Reader, evidence: Mapping[str, Any], rng: torch.Generator, clock: Clock
+    ) -> Reconstruction:
         candidates = _candidates(first, case, rng)
         if not candidates.length():
             return Reconstruction(
@@ -85,7 +98,7 @@ class Span(Attack):
                 adapted=case.adapted(),
                 statistics=_statistics(first, (), candidates),
             )
-        readers = context_readers(update, case.model, **evidence)
+        readers = context_readers(case.update, case.model, **evidence)
         if not readers:
             return _tokens_only(
                 case,
@@ -219,6 +232,26 @@ def _candidates(first: Reader, case: _Case, rng: torch.Generator) -> Candidates:
         if not found.positional or found.length() < window or window == longest:
             return found
         window = min(2 * window, longest)
+
+
+def _bag_of_embeddings(case: _Case, reason: str) -> Reconstruction | None:
+    """The tokens from the rows of the embedding's gradient; None if it is not shared or does not tell them exactly."""
+    name = case.subject.anatomy.token_embedding
+    support = None if name is None or name not in case.update else token_support(case.update[name].float())
+    if support is None or not support.exact or not support.ids.numel():
+        return None
+    return Reconstruction(
+        records=(support.ids,),
+        ordered=False,
+        status=Status.CONVERGED,
+        message=f"{reason} The rows of the embedding's gradient tell {support.ids.numel()} tokens, without order.",
+        statistics={"distinct_tokens": float(support.ids.numel())},
+    )
+
+
+def _covers_half(records: tuple[Tensor, ...], bag: Tensor) -> bool:
+    found = torch.cat(records).unique() if records else bag[:0]
+    return 2 * int(torch.isin(bag, found).sum()) >= len(bag)
 
 
 def _open_first(candidates: Candidates, readers: tuple[Reader, ...], model: Model, rng: torch.Generator) -> Candidates:

@@ -30,6 +30,7 @@ _OVERSAMPLING = 16
 _WORTH_SKETCHING = 0.55
 """Above this share of the features a full eigendecomposition is the cheaper way to the same space."""
 _ESTIMATES = 32
+_LEVELS, _SAMPLED = 256, 4096
 _PROBES = 8
 """Fresh random columns that measure what the range finder left behind."""
 
@@ -133,11 +134,27 @@ def significant_bits(tensor: Tensor) -> int:
     """Bits of the narrowest usual number format that holds every entry exactly: 8 (bf16), 11 (fp16), 24 or 53."""
     if tensor.dtype == torch.float64:
         return 53
-    few = tensor.flatten()[:4096]
+    few = tensor.flatten()[:_SAMPLED]
     for dtype, bits in ((torch.bfloat16, 8), (torch.float16, 11)):
         if all(bool((part.to(dtype).to(part.dtype) == part).all()) for part in (few, tensor)):
             return bits
     return 24
+
+
+def rounding_std(tensor: Tensor) -> float:
+    """What rounding to a few equidistant levels added per entry: step / √12, or 0 where there are no such levels.
+
+    A tensor of at most 256 different values that are multiples of one step was quantized to eight bits or fewer.
+    """
+    few = tensor.flatten()[:_SAMPLED].unique()
+    if len(few) > _LEVELS:
+        return 0.0
+    levels = tensor.unique().double()
+    if len(levels) > _LEVELS or len(levels) < 3:
+        return 0.0
+    step = float(levels.diff().min())
+    offsets = (levels / step - (levels / step).round()).abs()
+    return step / math.sqrt(12.0) if float(offsets.max()) < 0.01 else 0.0
 
 
 def column_space(
@@ -167,6 +184,7 @@ def column_space(
 
     Source: Halko, Martinsson and Tropp, arXiv 0909.4061, for the range finder.
     """
+    noise_std = [max(std, rounding_std(gradient)) for gradient, std in zip(gradients, noise_std, strict=True)]
     whitened, stage_share = _whiten(gradients, noise_std)
     features, outputs = whitened.shape
     edge = math.sqrt(features) + math.sqrt(outputs)
