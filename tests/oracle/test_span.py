@@ -20,6 +20,9 @@ from gradleak.core.stage import Stage
 from gradleak.core.update import Update
 from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.certificate import Certificate, certify
+from gradleak.mechanics.first_input import read_first_input
+from gradleak.mechanics.heads import read_heads
+from gradleak.mechanics.probe import linear_inputs
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
 
@@ -250,3 +253,36 @@ def test_the_certificate_refuses_a_wrong_token() -> None:
     spoiled = certificate(wrong)
     assert spoiled is not None and not spoiled.exact
     assert spoiled.error > 1e-3
+
+
+@pytest.mark.parametrize("kind", EXTRA)
+def test_the_law_of_the_first_input_is_the_models_own(kind: str) -> None:
+    subject = make_subject(kind)
+    path = subject.anatomy.blocks[0].attention_inputs[0].module
+    law = read_first_input(subject, path, positions=6)
+    assert law is not None
+    ids = torch.randint(3, 400, (4, 6), generator=torch.Generator().manual_seed(0))
+    x = law.norm.center(law.before_norm(ids))
+    sigma = x.square().mean(-1, keepdim=True).sqrt() if law.norm.normalized else torch.ones(1)
+    body = law.norm.gain * x / sigma
+    z = linear_inputs(subject, (path,), ids)[path] - law.norm.offset
+    cosine = torch.nn.functional.cosine_similarity(body, z, dim=-1)
+    assert float(cosine.min()) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EXTRA if "bert" not in kind])
+def test_kept_queries_and_keys_give_what_the_model_attends_to(kind: str) -> None:
+    subject = make_subject(kind)
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randint(3, VOCAB, (5, 8), generator=rng)
+    heads = read_heads(subject, rows)
+    assert heads is not None
+    prefixes = torch.randint(5, (3, 6), generator=rng)
+    made = heads.extend(prefixes, torch.arange(5)).flatten(0, 1)
+    sequences = torch.stack(
+        [torch.cat((rows[prefix, torch.arange(6)], rows[r, 6:7])) for prefix in prefixes for r in range(5)]
+    )
+    path = subject.anatomy.blocks[0].attention_output.module
+    seen = linear_inputs(subject, (path,), sequences)[path][:, -1]
+    assert torch.allclose(made, seen, rtol=1e-4, atol=1e-5 * float(seen.abs().max()))
+    assert subject.module.config._attn_implementation == "eager"

@@ -17,7 +17,7 @@ from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.probe import chunks, linear_inputs
-from gradleak.models import LinearMap, Subject
+from gradleak.models import Block, LinearMap, Subject
 
 _SPARE_DIMENSIONS = 20
 _WINDOW = 128
@@ -69,9 +69,9 @@ class DAGER(Attack):
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         subject: Subject = view["subject"]
-        blocks = subject.anatomy.blocks
+        blocks: tuple[Block, ...] = subject.anatomy.blocks
         first = _Layer.of(update, blocks[0].attention_inputs, self.rank_tolerance)
-        behind = blocks[1].attention_inputs if len(blocks) > 1 else blocks[0].mlp_inputs
+        behind = blocks[0].mlp_inputs if len(blocks) == 1 else blocks[1].attention_inputs
         second = _Layer.of(update, behind, self.rank_tolerance)
         window = min(view.get("seq_len") or _WINDOW, subject.anatomy.max_positions or _WINDOW)
         sets = self._candidates(first, subject, window, clock)

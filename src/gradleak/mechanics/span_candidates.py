@@ -26,6 +26,8 @@ _TILT_COLUMNS = 16
 _LENGTH_COLUMNS = 8
 _SKETCH_MARGIN = 4.0
 """A length known from 8 columns and a residual from 32 are off by a factor below 4 but for one pair in 10¹²."""
+_CANCELLATION = 4e-3
+"""What float32 leaves of a token's and a position's part that cancel: the root of 128 roundings of their squares."""
 _CLEAR = 30.0
 """Ratio of the null's cut to a member's residual above which a sketch of the complement is as good as all of it."""
 
@@ -198,7 +200,7 @@ class _Factored:
         columns = self.outside.shape[1]
         fold = law.norm.fold(torch.cat((self.outside, self.length), dim=1)).to(law.table.dtype)
         place = law.positions.to(fold.dtype) @ fold
-        margin = _SKETCH_MARGIN * below
+        margin = max(_SKETCH_MARGIN * below, _CANCELLATION)
         found: list[Tensor] = []
         nearest = torch.zeros(len(place), dtype=torch.int64, device=place.device)
         least = torch.full((len(place),), math.inf, dtype=fold.dtype, device=place.device)
