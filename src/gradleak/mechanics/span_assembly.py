@@ -1,6 +1,7 @@
 """Why: sentences of a bidirectional model, put together from candidates per position. Few combinations are tried one by
-one; many are searched by exchanging one position at a time, from many starts at once. Whatever the search proposes,
-only a sentence of which every position passes the context test is accepted. Must not know labels or losses.
+one; many are searched through anchors, each of which turns the update into linear equations on its sentence. Whatever
+the search proposes, only a sentence of which every position passes the context test, and which no exchange of one token
+improves, is accepted. Must not know labels or losses.
 """
 
 from __future__ import annotations
@@ -10,30 +11,45 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probe import chunks
-from gradleak.mechanics.span_exchange import Exchange, ForwardExchange, Pairs, attention_exchange
+from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
+from gradleak.mechanics.span_exchange import Exchange
 from gradleak.mechanics.span_readers import Calibration, Candidates, Model, Reader, calibrate, judge_rows
+from gradleak.mechanics.span_selection import Layout, round_shares, select
 from gradleak.models import Block
 
 _ENUMERATE_AT_MOST = 512
 _NULL_SENTENCES = 48
-_CHAINS = 16
-_POLISHED = 3
-_SWEEPS = 12
+_STEPS = (16, 40)
+"""Interior-point steps per anchor, first and later turns: a true anchor is done in 8 to 12, a false one never is."""
+_MORE_ANCHORS = 3
+"""Positions that a later turn takes over, as further anchors, from where a single anchor got."""
+_EQUATIONS_PER_POSITION = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assembled:
-    """Accepted sentences, nearest to the floor first; ``finished`` is False if the clock ran out first."""
+    """Accepted sentences, nearest to the floor first.
+
+    Attributes:
+        confidence: per sentence and token, the posterior probability among the candidates of its position, the other
+            tokens being given; empty where the model has no closed form here.
+        tested: rows that were run through the model for the exact test.
+        steps: interior-point steps, the unit of the polynomial bound.
+        finished: False if the clock ran out first.
+        complete: True if the sentences explain every direction of the context spaces: nothing else is in the batch.
+    """
 
     sentences: tuple[Int64[Tensor, " length"], ...]
+    confidence: tuple[Float[Tensor, " length"], ...] = ()
     tested: int
+    steps: int = 0
     finished: bool
-    rounds: int
+    complete: bool = False
 
 
 @dataclass(slots=True)
@@ -42,6 +58,7 @@ class _Found:
     rejected: set[tuple[int, ...]] = field(default_factory=set)
     calibrations: dict[int, Calibration] = field(default_factory=dict)
     tested: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +68,7 @@ class Assembly:
     Attributes:
         readers: places behind the first attention.
         batch_size: number of sentences to find, or None if unknown.
-        lengths: lengths that sentences may have, most plausible first.
+        lengths: lengths that sentences may have.
         closing: token that ends every sentence, or None.
         rounds: number of passes over all positions before the search gives up.
     """
@@ -64,40 +81,88 @@ class Assembly:
     batch_size: int | None
     lengths: tuple[int, ...]
     closing: int | None = None
-    rounds: int = 4
+    rounds: int = 2
 
     def run(self, *, rng: torch.Generator, clock: Clock) -> Assembled:
         """Tries every length by enumeration where that is cheap, then searches until all sentences are found."""
         found = _Found()
         hard = [length for length in self.lengths if not self._enumerate(length, found, rng)]
-        if not hard or self._enough(found) or clock.spent():
-            return self._result(found, 0, finished=not hard or self._enough(found))
-        exchange = self._exchange(rng)
-        for turn, length, position in self._schedule(hard):
-            if clock.spent():
-                return self._result(found, turn, finished=False)
-            clock.progress(len(found.sentences) / (self.batch_size or 1), f"{len(found.sentences)} sentences found")
-            self._search(exchange, length, position, found, rng, relaxed=turn == 0)
-            if self._enough(found):
-                return self._result(found, turn, finished=True)
-        return self._result(found, self.rounds, finished=True)
+        if not hard or self._enough(found):
+            return self._result(found, None, finished=True)
+        pairs = Pairs.of(self.candidates)
+        equations = attention_equations(
+            self.model, pairs, self.block, self.first, self.readers, columns=_columns(pairs), rng=rng
+        )
+        if equations is None:
+            finished = self._exchange(hard, found, rng, clock)
+        else:
+            finished = self._solve(equations, hard, found, rng, clock)
+        return self._result(found, equations, finished=finished)
 
-    def _schedule(self, lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Turn, length and anchor position of every search: all lengths early, positions with few options first."""
-        anchors = {length: self._anchor_positions(length) for length in lengths}
-        for turn in range(self.rounds):
-            for rank in range(max(map(len, anchors.values()), default=0)):
-                for length in lengths:
-                    if rank < len(anchors[length]):
-                        yield turn, length, anchors[length][rank]
+    def _solve(
+        self, equations: AttentionEquations, lengths: Sequence[int], found: _Found, rng: torch.Generator, clock: Clock
+    ) -> bool:
+        """Anchors of one position after the other; False if the clock ran out."""
+        pairs, layout = equations.pairs, Layout.of(equations.pairs, lengths, self.closing)
+
+        def judge(rows: Sequence[Tensor]) -> list[bool]:
+            ids = [pairs.tokens[row] for row in rows]
+            self._verify(ids, found, rng)
+            return [tuple(one.tolist()) in found.sentences for one in ids]
+
+        for turn, position in self._schedule(pairs, max(lengths)):
+            if clock.spent():
+                return False
+            clock.progress(self._share(found), f"{len(found.sentences)} sentences found")
+            cost = self._used(pairs, found)
+            anchors = pairs.at[position]
+            if turn == 0:
+                anchors = anchors[cost[anchors] == 0]
+            if not len(anchors):
+                continue
+            steps = _STEPS[min(turn, 1)]
+            first = select(equations, layout, anchors.unsqueeze(1), cost=cost, steps=steps, judge=judge)
+            found.steps += first.steps
+            if turn and not self._enough(found):
+                more = _with_confident(layout, pairs, anchors, first.shares)[~first.accepted]
+                found.steps += select(equations, layout, more, cost=cost, steps=steps, judge=judge).steps
+            if self._enough(found):
+                break
+        return True
+
+    def _schedule(self, pairs: Pairs, longest: int) -> Iterator[tuple[int, int]]:
+        """Turn and position: those with few options first, those without a choice never (all sentences share them)."""
+        counts = [at.numel() for at in pairs.at[:longest]]
+        places = sorted((p for p in range(longest) if counts[p] > 1), key=counts.__getitem__)
+        return ((turn, place) for turn in range(self.rounds) for place in places)
+
+    def _used(self, pairs: Pairs, found: _Found) -> Float[Tensor, " pairs"]:
+        """How many of the found sentences hold each pair."""
+        used = torch.zeros(pairs.count, dtype=torch.float64)
+        for ids in found.sentences:
+            for place, token in enumerate(ids[: len(pairs.at)]):
+                used[pairs.at[place]] += pairs.tokens[pairs.at[place]] == token
+        return used
+
+    def _share(self, found: _Found) -> float:
+        """How much of the narrowest context space the found sentences explain."""
+        rank = max(reader.space.rank for reader in self.readers)
+        return min(1.0, sum(map(len, found.sentences)) / max(1, rank))
 
     def _enough(self, found: _Found) -> bool:
-        return self.batch_size is not None and len(found.sentences) >= self.batch_size
+        return self._share(found) >= 1.0 or (
+            self.batch_size is not None and len(found.sentences) >= self.batch_size
+        )
 
-    def _result(self, found: _Found, rounds: int, *, finished: bool) -> Assembled:
+    def _result(self, found: _Found, equations: AttentionEquations | None, *, finished: bool) -> Assembled:
         ranked = sorted(found.sentences, key=found.sentences.__getitem__)
         return Assembled(
-            sentences=tuple(torch.tensor(ids) for ids in ranked), tested=found.tested, finished=finished, rounds=rounds
+            sentences=tuple(torch.tensor(ids) for ids in ranked),
+            confidence=() if equations is None else tuple(token_confidence(equations, ids) for ids in ranked),
+            tested=found.tested,
+            steps=found.steps,
+            finished=finished,
+            complete=self._share(found) >= 1.0,
         )
 
     def _options(self, length: int) -> list[Tensor]:
@@ -113,17 +178,18 @@ class Assembly:
         if count > _ENUMERATE_AT_MOST:
             return False
         if count:
-            self._verify(torch.cartesian_prod(*options).reshape(count, length), found, rng)
+            self._verify(list(torch.cartesian_prod(*options).reshape(count, length)), found, rng)
         return True
 
-    def _verify(self, rows: Int64[Tensor, "sentences seq"], found: _Found, rng: torch.Generator) -> None:
+    def _verify(self, rows: Sequence[Int64[Tensor, " length"]], found: _Found, rng: torch.Generator) -> None:
         """Accepts those sentences of which every position passes; none is looked at twice."""
         seen = found.rejected | found.sentences.keys()
-        new = [ids for ids in dict.fromkeys(map(tuple, rows.tolist())) if ids not in seen]
-        if not new:
-            return
-        rows = torch.tensor(new)
-        length = rows.shape[1]
+        new = [ids for ids in dict.fromkeys(tuple(row.tolist()) for row in rows) if ids not in seen]
+        for length in sorted({len(ids) for ids in new}):
+            self._verify_same_length([ids for ids in new if len(ids) == length], found, rng)
+
+    def _verify_same_length(self, new: list[tuple[int, ...]], found: _Found, rng: torch.Generator) -> None:
+        rows, length = torch.tensor(new), len(new[0])
         if length not in found.calibrations:
             null_ids = torch.randint(self.model.vocab_size, (_NULL_SENTENCES, length), generator=rng)
             null = [z.flatten(0, 1) for z in self.model.inputs(self.readers, null_ids)]
@@ -141,83 +207,57 @@ class Assembly:
                 else:
                     found.rejected.add(ids)
 
-    def _exchange(self, rng: torch.Generator) -> Exchange:
-        pairs = Pairs.of(self.candidates)
-        for reader in self.readers:
-            fast = attention_exchange(self.model, pairs, self.block, self.first, reader, rng)
-            if fast is not None:
-                return fast
-        return ForwardExchange(model=self.model, pairs=pairs, reader=self.readers[0])
-
-    def _anchor_positions(self, length: int) -> list[int]:
-        """Positions with a choice, fewest options first: every sentence passes through each of them."""
-        counts = [ids.numel() for ids in self._options(length)]
-        return sorted((p for p in range(length) if counts[p] > 1), key=counts.__getitem__)
-
-    def _search(
-        self, exchange: Exchange, length: int, anchor: int, found: _Found, rng: torch.Generator, *, relaxed: bool
-    ) -> None:
-        """Sentences through every option at ``anchor``: by relaxation where the model allows it, else by exchange.
-
-        Exchange chains keep the anchor. First only that and positions without a choice are
-        watched, which any true sentence with this token satisfies; then all positions, which polishes near misses.
-        """
-        pairs = Pairs.of(self.candidates)
-        options = [pairs.at[p] for p in range(length)]
-        if self.closing is not None:
-            closing = options[-1][pairs.tokens[options[-1]] == self.closing]
-            options[-1] = closing if closing.numel() else options[-1]
-        watched = [*(p for p in range(length) if options[p].numel() == 1), anchor]
-        free = [p for p in range(length) if p not in watched]
-        rows = _starts(options, anchor, rng)
-        mixed = exchange.relax(rows[: options[anchor].numel(), watched], options) if relaxed else None
-        rows = _descend(exchange, rows, options, free, watched=watched, rng=rng) if mixed is None else mixed
-        self._verify(pairs.tokens[rows], found, rng)
-        if self._enough(found) or not free:
-            return
-        # Scored by exchanging a token for itself: each chain's cost at its own option.
-        place = options[free[0]]
-        costs = exchange.costs(rows, free[0], place, watched)
-        own = costs.gather(1, (rows[:, free[0]].unsqueeze(1) == place).int().argmax(1, keepdim=True)).squeeze(1)
-        rows = rows[own.argsort()]
-        rows = rows[_distinct(rows)][:_POLISHED]
-        rows = _descend(exchange, rows, options, free, watched=list(range(length)), rng=rng)
-        self._verify(pairs.tokens[rows], found, rng)
+    def _exchange(self, lengths: Sequence[int], found: _Found, rng: torch.Generator, clock: Clock) -> bool:
+        searches = {n: Exchange(options=self._options(n), reader=self.readers[0], model=self.model) for n in lengths}
+        for _ in range(self.rounds):
+            for search in searches.values():
+                for anchor in search.anchor_positions():
+                    for rows in search.proposals(anchor, rng):
+                        self._verify(list(rows), found, rng)
+                        if self._enough(found):
+                            return True
+                    if clock.spent():
+                        return False
+        return True
 
 
-def _starts(options: Sequence[Tensor], anchor: int, rng: torch.Generator) -> Int64[Tensor, "chains seq"]:
-    """Random sentences through every option at the anchor, each option at least once, in order."""
-    begin = options[anchor].repeat(max(1, _CHAINS // options[anchor].numel()))
-    rows = torch.stack([o[torch.randint(o.numel(), (len(begin),), generator=rng)] for o in options], dim=1)
-    rows[:, anchor] = begin
-    return rows
+def _columns(pairs: Pairs) -> int:
+    """Equations to keep: enough for a choice of one option per position.
+
+    A k-sparse non-negative vector of n shares follows from about 2 k ln(n / k) random equations (Donoho and Tanner,
+    PNAS 102, 2005); the relaxation reads twice that.
+    """
+    positions = len(pairs.at)
+    return max(64, math.ceil(_EQUATIONS_PER_POSITION * positions * math.log(math.e * pairs.count / positions)))
 
 
-def _distinct(rows: Int64[Tensor, "chains seq"]) -> list[int]:
-    """Index of the first of each group of equal rows, in order."""
-    first: dict[tuple[int, ...], int] = {}
-    for index, row in enumerate(rows.tolist()):
-        first.setdefault(tuple(row), index)
-    return list(first.values())
+def _with_confident(
+    layout: Layout, pairs: Pairs, anchors: Int64[Tensor, " batch"], shares: Float[Tensor, "batch pairs"]
+) -> Int64[Tensor, "batch anchors"]:
+    """Each anchor with the pairs of other positions that hold the largest shares, positions without a choice last."""
+    places = range(min(len(pairs.at), layout.positions))
+    best = [shares[:, pairs.at[p]].max(1) for p in places]
+    choice = torch.stack([pairs.at[p][b.indices] for p, b in zip(places, best, strict=True)], dim=1)
+    sure = torch.stack([b.values - float(pairs.at[p].numel() == 1) for p, b in zip(places, best, strict=True)], dim=1)
+    sure[pairs.places[anchors].unsqueeze(1) == torch.tensor(places)] = -torch.inf
+    extra = sure.topk(min(_MORE_ANCHORS, len(best) - 1), dim=1).indices
+    return torch.cat((anchors.unsqueeze(1), choice.gather(1, extra)), dim=1)
 
 
-def _descend(
-    exchange: Exchange,
-    rows: Int64[Tensor, "chains seq"],
-    options: Sequence[Tensor],
-    free: Sequence[int],
-    *,
-    watched: Sequence[int],
-    rng: torch.Generator,
-) -> Int64[Tensor, "chains seq"]:
-    """Exchanges the best option at one position after the other until no chain changes."""
-    rows = rows.clone()
-    for _ in range(_SWEEPS):
-        before = rows.clone()
-        for index in torch.randperm(len(free), generator=rng).tolist():
-            position = free[index]
-            costs = exchange.costs(rows, position, options[position], watched)
-            rows[:, position] = options[position][costs.argmin(1)]
-        if torch.equal(before, rows):
-            break
-    return rows
+def token_confidence(equations: AttentionEquations, ids: Sequence[int]) -> Float[Tensor, " length"]:
+    """Posterior probability of every token among the candidates of its position, the others being given.
+
+    With residuals r of the m equations of a sentence normal with one variance, estimated at the sentence itself, the
+    likelihood of an exchange is exp(−(|r'|² − |r|²) / 2 s²), s² = |r|² / m; the prior is uniform over the candidates.
+    """
+    pairs = equations.pairs
+    own = [(pairs.tokens[pairs.at[p]] == token).nonzero().flatten() for p, token in enumerate(ids)]
+    row = torch.stack([pairs.at[p][found[0]] for p, found in enumerate(own)])
+    sure = torch.ones(len(row), dtype=torch.float64)
+    for place, options in enumerate(pairs.at[: len(row)]):
+        if options.numel() > 1:
+            squares = equations.exchanged(row, place, options)
+            at = int((options == row[place]).nonzero())
+            variance = squares[at].clamp(min=1e-300) / ((len(row) - 1) * equations.columns)
+            sure[place] = (-(squares - squares[at]) / (2 * variance)).softmax(0)[at]
+    return sure

@@ -1,0 +1,240 @@
+"""Why: in a bidirectional model every position sees all others, so a sentence must be found as a whole. Here is what makes
+that a problem of linear algebra: the first attention in closed form over all candidates, and what the update says of
+its output without knowing the sentence. Must not know how sentences are searched.
+
+With queries q, keys k and values v of the pairs (token, position), row a of a sentence J has the head outputs
+
+    o_h = Σ_{j∈J} e^{q_a·k_j} v_j / Σ_{j∈J} e^{q_a·k_j}.
+
+Two facts about the stacked o = (o_1 … o_H) are in the update, both linear in o:
+
+    (1) o lies in the column space of dL/dW_O:                        C₁ᵀ o = 0,
+    (2) the feed-forward part reads norm(r_a + W_O o), r_a known:     Sᵀ W_O o = −Sᵀ r_a,
+
+with C₁ outside the first space and S the directions outside the second one, orthogonal to the norm's bias and folded
+through its gain and centering, so that the unknown scale of the norm drops out. With n tokens in the batch these are
+2 (d − n) equations for d unknowns: below d / 2 tokens o is known before any other token of the sentence is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.mechanics.probe import linear_inputs
+from gradleak.mechanics.span_folding import fold, norm_before, parameter
+from gradleak.mechanics.span_readers import Candidates, Model, Reader
+from gradleak.models import Block, LinearMap
+
+_CHECK_TOLERANCE = 1e-4
+"""A wrong formula (another scale, a rotation, a bias on the scores) is off by far more, rounding by far less."""
+_CHECK_ROWS = 4
+_NULL_ROWS = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """All candidate pairs in one numbering: ``tokens[i]`` at ``places[i]``; ``at[p]`` lists the numbers at position p.
+
+    Positions behind one without candidates are left out: no sentence reaches them.
+    """
+
+    tokens: Int64[Tensor, " pairs"]
+    places: Int64[Tensor, " pairs"]
+    at: tuple[Int64[Tensor, " options"], ...]
+
+    @staticmethod
+    def of(candidates: Candidates) -> Pairs:
+        """Raises ``ValueError`` if there is no candidate at the first position."""
+        counts = [ids.numel() for ids in candidates.tokens]
+        counts = counts[: counts.index(0)] if 0 in counts else counts
+        if not counts:
+            raise ValueError("No candidate at the first position.")
+        return Pairs(
+            tokens=torch.cat(candidates.tokens[: len(counts)]),
+            places=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+            at=tuple(torch.arange(sum(counts)).split(counts)),
+        )
+
+    @property
+    def count(self) -> int:
+        return self.tokens.numel()
+
+    def packed(self) -> Int64[Tensor, "rows seq"]:
+        """As few sentences as hold every pair: row k has the k-th option of every position, options repeating."""
+        rows = torch.arange(max(at.numel() for at in self.at))
+        return torch.stack([at[rows % at.numel()] for at in self.at], dim=1)
+
+    def random_rows(self, count: int, rng: torch.Generator) -> Int64[Tensor, "count seq"]:
+        """Sentences of any candidate at every position."""
+        return torch.stack([at[torch.randint(at.numel(), (count,), generator=rng)] for at in self.at], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionEquations:
+    """Linear equations on the output of the first attention, in float64.
+
+    Attributes:
+        queries: divided by the square root of the head's width; ``keys`` beside them.
+        values: projected onto the equations, in units of the typical length of a value.
+        target: right-hand side for every pair as the row that attends.
+        null: root mean square residual of a row in a sentence of random candidates.
+    """
+
+    pairs: Pairs
+    queries: Float[Tensor, "pairs heads head_dim"]
+    keys: Float[Tensor, "pairs heads head_dim"]
+    values: Float[Tensor, "pairs heads columns"]
+    target: Float[Tensor, "pairs columns"]
+    null: float
+
+    @property
+    def columns(self) -> int:
+        return self.target.shape[1]
+
+    def weights(self, anchors: Int64[Tensor, "*batch anchors"]) -> Float[Tensor, "*batch anchors pairs heads"]:
+        """e^{q·k} of every anchor with every pair, up to a factor per anchor and head that cancels."""
+        scores = torch.einsum("...hd,nhd->...nh", self.queries[anchors], self.keys)
+        return (scores - scores.amax(-2, keepdim=True)).exp()
+
+    def residuals(self, rows: Int64[Tensor, "sentences seq"]) -> Float[Tensor, "sentences seq"]:
+        """Length of the violation at every row of whole sentences: next to zero for a true one."""
+        scores = torch.einsum("sahd,sjhd->sajh", self.queries[rows], self.keys[rows])
+        output = torch.einsum("sajh,sjhm->sam", scores.softmax(2), self.values[rows])
+        return (output - self.target[rows]).norm(dim=-1)
+
+    def exchanged(
+        self, row: Int64[Tensor, " seq"], place: int, options: Int64[Tensor, " options"]
+    ) -> Float[Tensor, " options"]:
+        """Sum of squared residuals of a sentence, the row ``place`` left out, if ``place`` held each option."""
+        others = torch.cat((row[:place], row[place + 1 :]))
+        columns = torch.cat((others, options))
+        scores = torch.einsum("ahd,jhd->ajh", self.queries[others], self.keys[columns])
+        old, new = (scores - scores.amax(1, keepdim=True)).exp().split((len(others), len(options)), dim=1)
+        total = old.sum(1).unsqueeze(1) + new
+        fixed = torch.einsum("ajh,jhm->ahm", old, self.values[others])
+        output = torch.einsum("ahm,aoh->aom", fixed, 1 / total)
+        output += torch.einsum("aoh,ohm->aom", new / total, self.values[options])
+        return (output - self.target[others].unsqueeze(1)).square().sum((0, 2))
+
+
+def attention_equations(
+    model: Model,
+    pairs: Pairs,
+    block: Block,
+    first: Reader,
+    readers: Sequence[Reader],
+    *,
+    columns: int,
+    rng: torch.Generator,
+) -> AttentionEquations | None:
+    """The equations that the update holds, mixed at random down to ``columns`` if there are more.
+
+    Returns:
+        None where the closed form does not reproduce the model (checked on random sentences: rotated queries, a bias
+        on the scores, grouped heads), or neither the attention's output projection nor the feed-forward part was shared.
+    """
+    closed = _ClosedForm.of(model, pairs, block, first)
+    if closed is None or not closed.reproduces(pairs.random_rows(_CHECK_ROWS, rng)):
+        return None
+    blocks = [made for reader in readers if (made := closed.constraints(reader)) is not None]
+    if not blocks:
+        return None
+    matrix, target = (torch.cat(part, dim=1) for part in zip(*blocks, strict=True))
+    if matrix.shape[1] > columns:
+        mixer = torch.randn(matrix.shape[1], columns, generator=rng, dtype=torch.float64) / math.sqrt(columns)
+        matrix, target = matrix @ mixer, target @ mixer
+    heads, width = closed.v.shape[1:]
+    made = AttentionEquations(
+        pairs=pairs,
+        queries=closed.q,
+        keys=closed.k,
+        values=torch.einsum("phd,hdm->phm", closed.v, matrix.reshape(heads, width, -1)),
+        target=target,
+        null=1.0,
+    )
+    null = made.residuals(pairs.random_rows(_NULL_ROWS, rng)).square().mean().sqrt()
+    return replace(made, null=float(null))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ClosedForm:
+    """Queries (scaled), keys and values of the pairs, and where the model itself ran each of them."""
+
+    model: Model
+    block: Block
+    pairs: Pairs
+    ids: Int64[Tensor, "rows seq"]
+    row: Int64[Tensor, " pairs"]
+    q: Float[Tensor, "pairs heads head_dim"]
+    k: Float[Tensor, "pairs heads head_dim"]
+    v: Float[Tensor, "pairs heads head_dim"]
+
+    @staticmethod
+    def of(model: Model, pairs: Pairs, block: Block, first: Reader) -> _ClosedForm | None:
+        ids = pairs.tokens[pairs.packed()]
+        row = torch.cat([torch.arange(at.numel()) for at in pairs.at])
+        (z,) = model.inputs((first,), ids)
+        inputs = z[row, pairs.places].double()
+        made = torch.cat([_apply(model, m, inputs) for m in block.attention_inputs], dim=1)
+        if made.shape[1] != 3 * block.attention_output.in_features or block.heads != block.kv_heads:
+            return None
+        q, k, v = (part.reshape(len(inputs), block.heads, -1) for part in made.chunk(3, dim=1))
+        q = q / math.sqrt(q.shape[2])
+        return _ClosedForm(model=model, block=block, pairs=pairs, ids=ids, row=row, q=q, k=k, v=v)
+
+    def reproduces(self, rows: Int64[Tensor, "sentences seq"]) -> bool:
+        scores = torch.einsum("sahd,sjhd->sajh", self.q[rows], self.k[rows])
+        formula = torch.einsum("sajh,sjhd->sahd", scores.softmax(2), self.v[rows]).flatten(2)
+        path = self.block.attention_output.module
+        truth = self._seen((path,), self.pairs.tokens[rows])[path]
+        return bool((formula - truth).norm() <= _CHECK_TOLERANCE * truth.norm())
+
+    def constraints(self, reader: Reader) -> tuple[Tensor, Tensor] | None:
+        """A reader's equations oᵀ M = target: M ``[width columns]`` and target ``[pairs columns]``, values of size one."""
+        if reader.path == self.block.attention_output.module:
+            matrix = reader.space.complement
+            target = matrix.new_zeros(self.pairs.count, matrix.shape[1])
+        elif reader.path == self.block.mlp_inputs[0].module:
+            made = self._behind_the_norm(reader)
+            if made is None:
+                return None
+            matrix, target = made
+        else:
+            return None
+        size = (self.v.flatten(1) @ matrix).norm(dim=1).square().mean().sqrt()
+        return matrix / size, target / size
+
+    def _behind_the_norm(self, reader: Reader) -> tuple[Tensor, Tensor] | None:
+        output = self.block.attention_output
+        norm = norm_before(self.model, reader.path, self.block.norms, self.ids[:1])
+        if norm is None:
+            return None
+        seen = self._seen((output.module, norm, reader.path), self.ids)
+        stream, read = seen[norm], seen[reader.path]
+        directions = fold(self.model, norm, reader.space.complement, stream.flatten(0, 1), read.flatten(0, 1))
+        if directions is None:
+            return None
+        weight, _ = _values(self.model, output)
+        known = stream - seen[output.module] @ weight.T
+        return weight.T @ directions, -(known[self.row, self.pairs.places] @ directions)
+
+    def _seen(self, paths: Sequence[str], ids: Tensor) -> dict[str, Tensor]:
+        found = linear_inputs(self.model.subject, paths, ids, parameters=self.model.parameters)
+        return {path: value.double() for path, value in found.items()}
+
+
+def _apply(model: Model, linear: LinearMap, inputs: Float[Tensor, "rows features"]) -> Float[Tensor, "rows outputs"]:
+    weight, bias = _values(model, linear)
+    return inputs @ weight.T if bias is None else inputs @ weight.T + bias
+
+
+def _values(model: Model, linear: LinearMap) -> tuple[Tensor, Tensor | None]:
+    """The map's matrix, output axis first, and its bias, in float64, as the probe runs the model."""
+    bias = None if linear.bias is None else parameter(model, linear.bias).double()
+    return linear.as_matrix(parameter(model, linear.weight)).double(), bias
