@@ -19,16 +19,18 @@ from gradleak.mechanics.probe import chunks
 from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
 from gradleak.mechanics.span_exchange import Exchange
 from gradleak.mechanics.span_readers import Calibration, Candidates, Model, Reader, calibrate, judge_rows
-from gradleak.mechanics.span_selection import Layout, round_shares, select
+from gradleak.mechanics.span_selection import Layout, select
 from gradleak.models import Block
 
 _ENUMERATE_AT_MOST = 512
 _NULL_SENTENCES = 48
-_STEPS = (16, 40)
-"""Interior-point steps per anchor, first and later turns: a true anchor is done in 8 to 12, a false one never is."""
+_STEPS = (11, 40)
+"""Interior-point steps per anchor, first and later turns: a true anchor is done in 6 to 11, a false one never is."""
+_PRICE = 1e-3
+"""Of a share that a found sentence holds already: decides between sentences that fit alike, and nothing else."""
 _MORE_ANCHORS = 3
 """Positions that a later turn takes over, as further anchors, from where a single anchor got."""
-_EQUATIONS_PER_POSITION = 4.0
+_EQUATIONS_PER_POSITION = 2.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,20 @@ class _Found:
     calibrations: dict[int, Calibration] = field(default_factory=dict)
     tested: int = 0
     steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Family:
+    """Pairs of which at least one is in the batch: all tokens of a position, or all positions of a token."""
+
+    anchors: Int64[Tensor, " anchors"]
+    token: bool
+
+    def unexplained(self, pairs: Pairs, used: Float[Tensor, " pairs"]) -> Int64[Tensor, " anchors"]:
+        """The anchors worth trying: none if a found sentence holds the token, else those that no sentence holds."""
+        if self.token and bool(used[self.anchors].any()):
+            return self.anchors[:0]
+        return self.anchors[used[self.anchors] == 0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,17 +126,16 @@ class Assembly:
             self._verify(ids, found, rng)
             return [tuple(one.tolist()) in found.sentences for one in ids]
 
-        for turn, position in self._schedule(pairs, max(lengths)):
+        for turn, family in self._schedule(pairs, max(lengths)):
             if clock.spent():
                 return False
             clock.progress(self._share(found), f"{len(found.sentences)} sentences found")
-            cost = self._used(pairs, found)
-            anchors = pairs.at[position]
-            if turn == 0:
-                anchors = anchors[cost[anchors] == 0]
+            used = self._used(pairs, found)
+            anchors = family.unexplained(pairs, used) if turn == 0 else family.anchors
             if not len(anchors):
                 continue
-            steps = _STEPS[min(turn, 1)]
+            # A price in the first turn would drive sentences from the pairs that they share with a found one.
+            steps, cost = _STEPS[min(turn, 1)], used * (_PRICE if turn else 0.0)
             first = select(equations, layout, anchors.unsqueeze(1), cost=cost, steps=steps, judge=judge)
             found.steps += first.steps
             if turn and not self._enough(found):
@@ -130,11 +145,20 @@ class Assembly:
                 break
         return True
 
-    def _schedule(self, pairs: Pairs, longest: int) -> Iterator[tuple[int, int]]:
-        """Turn and position: those with few options first, those without a choice never (all sentences share them)."""
-        counts = [at.numel() for at in pairs.at[:longest]]
-        places = sorted((p for p in range(longest) if counts[p] > 1), key=counts.__getitem__)
-        return ((turn, place) for turn in range(self.rounds) for place in places)
+    def _schedule(self, pairs: Pairs, longest: int) -> Iterator[tuple[int, _Family]]:
+        """Turn and family, small ones first. One without a choice is left out: all sentences share its only pair.
+
+        Every family of the first turn holds an anchor of some sentence: each sentence has one token at a position, each
+        token of the batch one position or more. Later turns go through the positions again.
+        """
+        positions = [_Family(anchors=at, token=False) for at in pairs.at[:longest] if at.numel() > 1]
+        words, number = pairs.tokens.unique(return_inverse=True)
+        tokens = [_Family(anchors=(number == w).nonzero().flatten(), token=True) for w in range(len(words))]
+        for family in sorted((*positions, *tokens), key=lambda each: (len(each.anchors), each.token)):
+            yield 0, family
+        for turn in range(1, self.rounds):
+            for family in sorted(positions, key=lambda each: len(each.anchors)):
+                yield turn, family
 
     def _used(self, pairs: Pairs, found: _Found) -> Float[Tensor, " pairs"]:
         """How many of the found sentences hold each pair."""
@@ -150,9 +174,7 @@ class Assembly:
         return min(1.0, sum(map(len, found.sentences)) / max(1, rank))
 
     def _enough(self, found: _Found) -> bool:
-        return self._share(found) >= 1.0 or (
-            self.batch_size is not None and len(found.sentences) >= self.batch_size
-        )
+        return self._share(found) >= 1.0 or (self.batch_size is not None and len(found.sentences) >= self.batch_size)
 
     def _result(self, found: _Found, equations: AttentionEquations | None, *, finished: bool) -> Assembled:
         ranked = sorted(found.sentences, key=found.sentences.__getitem__)
@@ -225,7 +247,7 @@ def _columns(pairs: Pairs) -> int:
     """Equations to keep: enough for a choice of one option per position.
 
     A k-sparse non-negative vector of n shares follows from about 2 k ln(n / k) random equations (Donoho and Tanner,
-    PNAS 102, 2005); the relaxation reads twice that.
+    PNAS 102, 2005); the relaxation reads a quarter more.
     """
     positions = len(pairs.at)
     return max(64, math.ceil(_EQUATIONS_PER_POSITION * positions * math.log(math.e * pairs.count / positions)))

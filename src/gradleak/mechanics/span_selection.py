@@ -24,11 +24,11 @@ from torch import Tensor
 
 from gradleak.mechanics.span_attention import AttentionEquations, Pairs
 
-_LOOSE = 1e-2
+_LOOSE = 0.1
 """Residual, in units of ``AttentionEquations.null``, that counts like a share moved by one."""
 _HARD = 1e3
 """The same for a violated constraint: so stiff that it holds, not so stiff that float64 suffers."""
-_FIRST_DUAL = 0.1
+_FIRST_DUAL = 0.2
 _TO_THE_WALL = 0.99
 _DONE = 1e-9
 _WARM_UP = 4
@@ -120,9 +120,7 @@ def select(
     """
     rows = layout.matrix.shape[0] + anchors.shape[1] * (1 + equations.columns)
     chunk = max(1, int(_BYTES / (24.0 * rows * layout.matrix.shape[1])))
-    parts = [
-        _Interior.start(equations, layout, part, cost).run(steps, judge) for part in anchors.split(chunk)
-    ]
+    parts = [_Interior.start(equations, layout, part, cost).run(steps, judge) for part in anchors.split(chunk)]
     return Selected(
         accepted=torch.cat([part.accepted for part in parts]),
         shares=torch.cat([part.shares for part in parts]),
@@ -183,7 +181,11 @@ class _Interior:
                 break
             spent += len(self.live)
             x, dual, gap = _advance(
-                *self._linearized(weights[self.live]), self.cost, self.x[self.live], self.dual[self.live], self.free[self.live]
+                *self._linearized(weights[self.live]),
+                self.cost,
+                self.x[self.live],
+                self.dual[self.live],
+                self.free[self.live],
             )
             self.x[self.live], self.dual[self.live] = x, dual
             done = ~(gap > _DONE)
