@@ -1,7 +1,6 @@
 """Why: sentences of a bidirectional model, put together from candidates per position. Few combinations are tried one by
 one; many are searched through anchors, each of which turns the update into linear equations on its sentence. Whatever
-the search proposes, only a sentence of which every position passes the context test, and which no exchange of one token
-improves, is accepted. Must not know labels or losses.
+the search proposes, only a sentence of which every position passes the context test is accepted. Must not know labels or losses.
 """
 
 from __future__ import annotations
