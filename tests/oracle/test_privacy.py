@@ -138,4 +138,4 @@ def test_claims_are_plain_data_of_one_shape(chain: str) -> None:
     found = claim(make_stages(chain), delta=1e-6)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found.keys() == claim(()).keys()
-    assert found["unit"] and found["view"] and found["relation"].startswith("add-or-remove")
+    assert found["unit"] and found["view"] and found["relation"].startswith("zero-out")

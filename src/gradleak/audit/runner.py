@@ -24,12 +24,13 @@ from gradleak.audit.store import RunFolder
 from gradleak.audit.trial import Outcome, attempt, finite, plain_scores
 from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
-from gradleak.core.channel import Channel
+from gradleak.core.channel import Channel, deal
 from gradleak.core.knowledge import find_threat, knowledge_of
 from gradleak.core.observation import Observation
 from gradleak.core.record import Record
 from gradleak.core.rng import derive
 from gradleak.core.specs import build
+from gradleak.core.stage import Run
 from gradleak.core.update import Update
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject
@@ -197,7 +198,7 @@ def _closed_world(setting: _Setting) -> tuple[Tensor, ...] | None:
 def _record(
     setting: _Setting, cell: Cell, observation: Observation, channel: Channel, outcome: Outcome, update_seconds: float
 ) -> Record:
-    privacy = claim(channel.stages)
+    privacy = claim(channel.stages, run=_run_of(channel, setting.batch))
     return Record(
         cell=cell.id,
         scenario=_scenario(setting),
@@ -218,6 +219,13 @@ def _record(
         environment=setting.environment,
         seconds={"update": update_seconds, "attack": outcome.attack_seconds, "score": outcome.score_seconds},
     )
+
+
+def _run_of(channel: Channel, batch: Batch) -> Run:
+    """What the claim depends on besides the stages."""
+    trainer = channel.deployed()
+    sizes = tuple(part.size for part in deal(batch, channel.clients()))
+    return Run(steps=trainer.training.steps, tensors=len(trainer.names()), sizes=sizes)
 
 
 def _scenario(setting: _Setting) -> dict[str, Any]:

@@ -51,6 +51,23 @@ class Client:
     state: State = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What a stage's description may depend on besides its own settings.
+
+    Attributes:
+        steps: local steps behind one release.
+        round: releases of this client before this one.
+        tensors: number of shared tensors.
+        sizes: records of each client, where several are joined; empty = not known.
+    """
+
+    steps: int = 1
+    round: int = 0
+    tensors: int = 1
+    sizes: tuple[int, ...] = ()
+
+
 class Stage:
     """A step of the channel. Subclasses are frozen dataclasses, one per file, of exactly one of the kinds below."""
 
@@ -80,6 +97,16 @@ class Stage:
 
     def gaussian_multiplier(self) -> float | None:
         """Gaussian noise on every entry in units of the preceding norm bound, or None: no certified noise here."""
+        return None
+
+    def describe(self, run: Run) -> Mapping[str, Any] | None:
+        """What this stage does for privacy all by itself, in the words of a training plan (``gradleak.privacy.plan_file``).
+
+        The accountant decides what follows from it; a stage never states an ε. Build it from the same objects that run.
+
+        Returns:
+            Keys and values of a plan, or None if the stage by itself is no mechanism.
+        """
         return None
 
 

@@ -23,7 +23,7 @@ def composed_mu(releases: list[tuple[float, int]]) -> float:
     Args:
         releases: pairs (noise multiplier z, number n).
     """
-    return math.inf if any(z == 0 for z, _ in releases) else math.sqrt(sum(n / z**2 for z, n in releases))
+    return math.inf if any(z == 0 for z, _ in releases) else math.sqrt(sum(n / z / z for z, n in releases))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:

@@ -130,5 +130,5 @@ def _refusals(plan: Plan) -> tuple[tuple[bool, str], ...]:
             plan.view != "final_model" and plan.noise_by == "server",
             "the server adds the noise, and this adversary is the server: it sees what came before. Let each client add noise.",
         ),
-        (plan.least_noise == 0, "some step adds no noise."),
+        (plan.least_noise == 0, "some step adds no noise, and what is seen once without noise stays seen."),
     )
