@@ -28,7 +28,8 @@ SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 DEFENSES = [
     "none", "clip(max_norm=0.01)", "gaussian(relative_std=1.0)", "gaussian(relative_std=10.0)", "prune(fraction=0.99)",
     "random_mask(fraction=0.99)", "low_rank(rank=1)", "sign()", "qsgd(levels=4)", "ada_defense()", "dgc(fraction=0.99)",
-    "soteria(fraction=0.5)", "outpost()", "censor()", "frozen_embeddings()", "frozen_blocks(blocks=1)",
+    "soteria(fraction=0.5)", "outpost()", "grad_defense()",
+    "grad_defense(std=1.0)", "censor()", "frozen_embeddings()", "frozen_blocks(blocks=1)",
 ]  # fmt: skip
 
 

@@ -67,6 +67,8 @@ def ranks(subject: Subject, chain: str, *, naive: bool = False, seeds: int = 5) 
         "dgc(fraction=0.99)",
         "soteria(fraction=0.8)",
         "censor()",
+        "grad_defense()",
+        "grad_defense(std=100.0)",
         "frozen_embeddings()",
         "frozen_blocks(blocks=1)",
     ],
