@@ -37,7 +37,7 @@ from gradleak.models import Subject
 _UNKNOWN_TOKENS = 1024
 """Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
 _FIRST_WINDOW = 32
-_ROUNDING = 0.408 * 2.0**-24
+_ROUNDING = 0.4247 * 2.0**-24
 """Standard deviation of one float32 rounding in units of the rms."""
 
 

@@ -23,8 +23,8 @@ _STRUCTURAL_ZEROS = 2
 """Directions that a normalization removes from every input whatever the batch (its mean, at most one more)."""
 _INPUT_ROUNDING = 2.0**-22
 """The model runs in float32 here and at the client; a different batch shape moves an activation by a few units."""
-_ROUNDING_STD = 0.408
-"""Rounding to p significant bits adds 0.408 · 2⁻ᵖ of a tensor's rms per entry (uniform error over the binades)."""
+_ROUNDING_STD = 0.4247
+"""Rounding to p significant bits adds 2⁻ᵖ / (2 √ln 4) of a tensor's rms per entry (uniform error, log-uniform significands)."""
 _OVERSAMPLING = 16
 """Random columns beyond the rank: the range finder misses a direction with probability below 1e-12 (Halko et al.)."""
 _WORTH_SKETCHING = 0.55
