@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradleak.privacy.lint import LINTS, Finding, lint
-from gradleak.privacy.plan_file import make_plan
+from gradleak.privacy.plan_file import make_plan, read_plan
 
 GOOD: dict[str, Any] = {
     "noise_multiplier": 1.0,
@@ -122,3 +123,18 @@ def test_a_looser_relation_is_only_a_warning() -> None:
 
 def test_a_claim_about_a_plan_without_guarantee_is_false() -> None:
     assert findings(ONE, clip="data", claimed={"epsilon": 100.0})["claim-too-low"].message.count("no guarantee") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "codes"),
+    [
+        ("opacus_default", set()),
+        ("opacus_without_poisson", {"shuffled-as-poisson"}),
+        ("flower_local_dp", {"classical-gaussian", "missing-composition", "claim-too-low"}),
+        ("tensorflow_privacy_mnist", {"shuffled-as-poisson"}),
+    ],
+)
+def test_settings_of_public_frameworks(name: str, codes: set[str]) -> None:
+    """The plans that the docs show; the sources of their settings are cited in the files."""
+    file = Path(__file__).parents[2] / "benchmarks" / "plans" / f"{name}.toml"
+    assert {finding.code for finding in lint(make_plan(read_plan(file)))} == codes
