@@ -16,6 +16,7 @@ from torch import Tensor
 from gradleak.audit import catalogue
 from gradleak.audit.intervals import CONFIDENCE
 from gradleak.audit.plan import Call, chain_name
+from gradleak.audit.shares import adapted
 from gradleak.audit.utility_tasks import Task, make_task
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel, Memory
@@ -102,15 +103,11 @@ def train(
 
     Source: McMahan et al., arXiv 1602.05629 (FedAvg, FedSGD); Reddi et al., arXiv 2003.00295 (Adam on the server).
     """
-    task = make_task(task_name, seed)
+    task, training = make_task(task_name, seed), training or LocalTraining()
     stages = tuple(catalogue.make("defenses", call.spec()) for call in chain)
     try:
-        run = _Run(
-            task,
-            Channel(trainer=ClientTrainer(subject=task.subject, training=training or LocalTraining()), stages=stages),
-            schedule,
-            seed,
-        )
+        trainer = ClientTrainer(subject=adapted(task.subject, training, seed=seed), training=training)
+        run = _Run(task, Channel(trainer=trainer, stages=stages), schedule, seed)
         for number in range(schedule.rounds):
             run.step(number)
         return run.result(chain_name(tuple(chain)))
@@ -179,12 +176,12 @@ class _Run:
         if self._channel.clients() > 1 or len(updates) == 1:
             return self._channel.join(updates, sizes, derive(self._seed, "utility", "join", number))
         total = sum(sizes)
-        return updates[0].map(
-            lambda name, _: sum(
-                (update[name].float() * (size / total) for update, size in zip(updates, sizes, strict=True)),
-                start=torch.zeros(()),
-            )
-        )
+
+        def mean(name: str, _: Tensor) -> Tensor:
+            parts = [update[name].float() * (size / total) for update, size in zip(updates, sizes, strict=True)]
+            return torch.stack(parts).sum(0)
+
+        return updates[0].map(mean)
 
     def _apply(self, update: Update, step: int) -> None:
         sign = 1.0 if self._trainer.training.share == "gradient" else -1.0
@@ -201,9 +198,11 @@ class _Run:
                 weight.sub_((self._schedule.lr * (m / (1 - first**step)) / scale).to(weight.dtype))
 
     def _logits(self, batch: Batch) -> Tensor:
-        key = "pixels" if batch.modality == "image" else "inputs"
+        subject = self._trainer.subject
         with torch.no_grad():
-            return self._trainer.subject.logits(mask=batch.mask, **{key: batch.inputs})
+            if batch.modality == "image":
+                return subject.logits(pixels=batch.inputs)
+            return subject.logits(inputs=batch.inputs, mask=batch.mask)
 
     def _loss(self, batch: Batch) -> float:
         targets = self._trainer.prepare(batch).targets

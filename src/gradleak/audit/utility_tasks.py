@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def _digits(seed: int) -> Task:
             "The utility task 'digits' reads the handwritten digits of scikit-learn, which is not installed: "
             "pip install scikit-learn."
         ) from error
-    data = load_digits()
+    data: Any = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(data.target, dtype=torch.int64)
     order = torch.randperm(len(labels), generator=derive(seed, "utility", "digits"))

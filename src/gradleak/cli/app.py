@@ -14,6 +14,7 @@ from gradleak.cli.bound import bound
 from gradleak.cli.catalogue import explain, list_
 from gradleak.cli.doctor import doctor
 from gradleak.cli.predict import predict
+from gradleak.cli.recommend import recommend
 from gradleak.cli.report import report
 from gradleak.cli.spread import SpreadCommand
 
@@ -49,6 +50,7 @@ app.command("predict", cls=SpreadCommand)(predict)
 app.command("account")(account)
 app.command("bound", cls=SpreadCommand)(bound)
 app.command("report")(report)
+app.command("recommend")(recommend)
 app.command("list")(list_)
 app.command("explain")(explain)
 app.command("doctor")(doctor)

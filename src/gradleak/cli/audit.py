@@ -80,6 +80,23 @@ def audit(
     out_dir: Out = None,
     settings: Settings = None,
     first_blocks: FirstBlocks = None,
+    frontier: Annotated[
+        str | None,
+        typer.Option(
+            "--frontier",
+            metavar="SPEC",
+            help="Sweep one defense, such as 'gaussian(relative_std={knob})': leakage against accuracy.",
+        ),
+    ] = None,
+    knobs: Annotated[
+        str | None, typer.Option("--knobs", metavar="A,B,C", help="Numbers that stand for {knob} in turn.")
+    ] = None,
+    utility_rounds: Annotated[
+        int | None, typer.Option("--utility-rounds", help="Rounds of the short trainings of a frontier.")
+    ] = None,
+    utility_seeds: Annotated[
+        int | None, typer.Option("--utility-seeds", help="Trainings per value of the knob.")
+    ] = None,
     as_json: Json = False,
     reveal: Reveal = False,
 ) -> None:
@@ -87,7 +104,10 @@ def audit(
     with errors_shown():
         overrides, seconds = parse_settings(settings), parse_budget(budget)
         from gradleak.audit.prepare import Request, prepare
+        from gradleak.cli.frontier import Wanted
 
+        wanted = Wanted.read(frontier, knobs, defenses, rounds=utility_rounds, seeds=utility_seeds)
+        chains = defenses if wanted is None else wanted.chains()
         prepared = prepare(
             Request(
                 model=model,
@@ -99,7 +119,7 @@ def audit(
                 loss=loss,
                 share=share,
                 attacks=attacks,
-                defenses=None if defenses is None else tuple(defenses),
+                defenses=None if chains is None else tuple(chains),
                 threat=threat,
                 seed=seed,
                 repeats=repeats,
@@ -109,9 +129,13 @@ def audit(
             )
         )
         folder = out_dir or new_folder(prepared.plan.model)
+        if wanted is not None:
+            prepared = wanted.checked(prepared, folder)
         if prepared.subject.extent is not None and not as_json:
             err().print(prepared.subject.loaded, soft_wrap=True, highlight=False)
         _run(prepared, folder, quiet=as_json)
+        if wanted is not None:
+            wanted.measure(prepared, folder, quiet=as_json)
         _show(folder, as_json=as_json, reveal=reveal)
 
 
@@ -138,24 +162,28 @@ def _show(folder: Path, *, as_json: bool, reveal: bool) -> None:
 
     from gradleak.audit.store import read_records
     from gradleak.report import write
+    from gradleak.report.frontier import read_sweep, terminal_table
     from gradleak.report.terminal import table
     from gradleak.report.verdict import verdict
 
     records = read_records(folder)
     page = write(folder, reveal=reveal)
-    reading = verdict(records)
+    reading, sweep = verdict(records), read_sweep(folder, records)
     if as_json:
         print_json(
             {
                 "run": str(folder),
                 "report": str(page),
                 "verdict": asdict(reading),
+                **({} if sweep is None else {"frontier": sweep.to_plain()}),
                 "records": [asdict(r) for r in records],
             }
         )
     else:
         console = out()
         console.print(table(records))
+        if sweep is not None:
+            console.print(terminal_table(sweep))
         console.print(reading.headline, style="bold", markup=False)
         for sentence in reading.sentences:
             console.print(f"  {sentence}", markup=False, highlight=False)

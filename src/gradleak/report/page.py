@@ -18,7 +18,7 @@ from gradleak.audit.bound import read_bounds
 from gradleak.audit.plan import Plan
 from gradleak.audit.store import read_plan, read_records, write_atomically
 from gradleak.core.record import Record
-from gradleak.report import bounds, charts, chips, sections, words
+from gradleak.report import bounds, charts, chips, frontier, sections, words
 from gradleak.report.evidence import RECORDS_PER_CELL, Budget, Exhibit, exhibit
 from gradleak.report.summary import Cell, cells, groups, headline_metric, leaking_metric, strength
 from gradleak.report.verdict import verdict
@@ -101,6 +101,7 @@ def _context(run: Path, plan: Plan, records: Sequence[Record], *, reveal: bool) 
         "table": sections.score_table(found),
         "flags": sections.flag_legend(found),
         "plots": charts.comparison(found),
+        "frontier": frontier.section(run, records),
         "walls": _walls(run, found, reveal=reveal),
         "records_per_cell": RECORDS_PER_CELL,
         "bounds": bounds.sections(read_bounds(run)),

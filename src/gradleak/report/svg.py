@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -119,3 +120,41 @@ def nice_top(value: float) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cross:
+    """A point of the unit square with its intervals across (x) and along (y)."""
+
+    x: float
+    y: float
+    across: Point
+    along: Point
+    strong: bool
+
+
+def frontier(
+    *, line: Sequence[Point], crosses: Iterable[Cross], guessing: float | None, grid: Iterable[float], label: str
+) -> Markup:
+    """Points with both intervals in the unit square, y upward, a line through those on the front, a level for guessing."""
+    head = '<svg class="curves chain" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{}">'
+    parts = [Markup(head).format(label)]
+    parts += [_level("grid", y) for y in grid]
+    if guessing is not None:
+        parts.append(_level("guess", guessing))
+    parts.append(Markup('<polyline class="best" points="{}"/>').format(_points(line)))
+    for cross in crosses:
+        for ends in (
+            [(cross.across[0], cross.y), (cross.across[1], cross.y)],
+            [(cross.x, cross.along[0]), (cross.x, cross.along[1])],
+        ):
+            parts.append(Markup('<polyline class="thin" points="{}"/>').format(_points([_inside(end) for end in ends])))
+        center = _inside((cross.x, cross.y))
+        kind = "dot front" if cross.strong else "dot"
+        parts.append(Markup('<polyline class="{}" points="{}"/>').format(kind, _points([center, center])))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def _inside(point: Point) -> Point:
+    x, y = (min(max(value, 0.0), 1.0) for value in point)
+    return x, y
