@@ -14,7 +14,7 @@ from gradleak.audit import frontier as audit_frontier
 from gradleak.audit.frontier import read_header, read_trained
 from gradleak.audit.utility import Interval
 from gradleak.core.errors import UsageError
-from gradleak.report.frontier import Point, Sweep, mark_front
+from gradleak.report.frontier import Point, Sweep, mark_front, remarks
 from gradleak.report.recommend import Limits, recommend
 from gradleak.report.summary import Pooled
 
@@ -212,6 +212,13 @@ def test_the_cheapest_setting_that_meets_both_limits_is_named() -> None:
     assert answer.found is not None and answer.found.point.knob == "b"
     text = " ".join(answer.sentences())
     assert "gaussian(std=b)" in text and "protect" not in text and "safe" not in text
+
+
+def test_a_setting_that_was_not_tested_says_so() -> None:
+    swept = _sweep(_point("u", 0.2, 0.8, tested=False), _point("n", 0.2, 0.8, adaptive=False), _point("a", 0.2, 0.8))
+    assert [text.split(":")[0] for text in remarks(swept)] == ["u", "n"]
+    missing = replace(_point("m", 0.2, 0.8), accuracy=None, drop=None, reason="No place for this stage.")
+    assert remarks(_sweep(missing)) == ("m: No place for this stage.",)
 
 
 def test_estimates_alone_do_not_suffice() -> None:

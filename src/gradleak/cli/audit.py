@@ -162,7 +162,7 @@ def _show(folder: Path, *, as_json: bool, reveal: bool) -> None:
 
     from gradleak.audit.store import read_records
     from gradleak.report import write
-    from gradleak.report.frontier import read_sweep, terminal_table
+    from gradleak.report.frontier import read_sweep, remarks, terminal_table
     from gradleak.report.terminal import table
     from gradleak.report.verdict import verdict
 
@@ -184,6 +184,8 @@ def _show(folder: Path, *, as_json: bool, reveal: bool) -> None:
         console.print(table(records))
         if sweep is not None:
             console.print(terminal_table(sweep))
+            for remark in remarks(sweep):
+                console.print(f"  {remark}", markup=False, highlight=False)
         console.print(reading.headline, style="bold", markup=False)
         for sentence in reading.sentences:
             console.print(f"  {sentence}", markup=False, highlight=False)

@@ -207,6 +207,11 @@ class Row:
     remark: str
 
 
+def remarks(sweep: Sweep) -> tuple[str, ...]:
+    """What a reader must know about single settings before believing their numbers."""
+    return tuple(f"{row.knob}: {row.remark}" for row in rows(sweep) if row.remark)
+
+
 def rows(sweep: Sweep) -> tuple[Row, ...]:
     return tuple(_row(point) for point in sweep.points)
 
