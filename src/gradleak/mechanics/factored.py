@@ -25,6 +25,9 @@ from transformers.pytorch_utils import Conv1D
 from gradleak.mechanics.losses import group_losses
 from gradleak.models import Subject
 
+_BLOCK = 2**16
+"""Entries of a weight-sized residual that are worked on at once: the two of float32 in use take half a megabyte."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OuterSum:
@@ -82,7 +85,7 @@ class RowSum:
 
 
 class _Distance(torch.autograd.Function):
-    """Residual, value and both factor gradients while one residual is hot; the residual is not kept."""
+    """Residual, value and both factor gradients while a block of rows of the residual is hot; no residual is kept."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, target: Tensor, l1: float) -> Tensor:
@@ -90,16 +93,8 @@ class _Distance(torch.autograd.Function):
         values = left.new_empty(left.shape[0])
         to_left, to_right = (torch.empty_like(left), torch.empty_like(right)) if wants_gradient else (None, None)
         for i in range(left.shape[0]):
-            residual = torch.addmm(target, left[i].T, right[i], beta=-1)
-            flat = residual.view(-1)
-            values[i] = torch.dot(flat, flat)
-            if l1:
-                values[i] += l1 * torch.linalg.vector_norm(flat, 1)
-            if to_left is not None and to_right is not None:
-                # Half the slope, 2 D + l1 sign D, as few passes over a weight-sized tensor as there can be.
-                half = torch.sign(residual).mul_(l1 / 2).add_(residual) if l1 else residual
-                torch.mm(right[i], half.T, out=to_left[i]).mul_(2)
-                torch.mm(left[i], half, out=to_right[i]).mul_(2)
+            slopes = (to_left[i], to_right[i].zero_()) if to_left is not None and to_right is not None else None
+            values[i] = _distance(left[i], right[i], target, l1, slopes)
         ctx.save_for_backward(to_left, to_right)
         return values
 
@@ -109,6 +104,35 @@ class _Distance(torch.autograd.Function):
         to_left, to_right = ctx.saved_tensors
         scale = grad_outputs[0].view(-1, 1, 1)
         return scale * to_left, scale * to_right, None, None
+
+
+def _distance(
+    left: Float[Tensor, "tokens rows"],
+    right: Float[Tensor, "tokens columns"],
+    target: Float[Tensor, "rows columns"],
+    l1: float,
+    slopes: tuple[Tensor, Tensor] | None,
+) -> Float[Tensor, ""]:
+    """‖R‖² + l1·‖R‖₁ of R = leftᵀ right − target; with ``slopes`` (the second one zero) it writes both gradients there.
+
+    With H = R + l1/2 · sign R, half the slope in R, the value is 2⟨R, H⟩ − ⟨R, R⟩: two dot products, no pass for |R|.
+    A matrix is taken by blocks of rows that stay in a core's own cache from the first of these passes to the last.
+    """
+    rows = max(1, _BLOCK // target.shape[1])
+    value = left.new_zeros(())
+    for start in range(0, target.shape[0], rows):
+        here = slice(start, start + rows)
+        residual = torch.mm(left[:, here].T, right).sub_(target[here])
+        half = torch.sign(residual).mul_(l1 / 2).add_(residual) if l1 else residual
+        square = torch.dot(residual.view(-1), residual.view(-1))
+        value += 2 * torch.dot(residual.view(-1), half.view(-1)) - square if l1 else square
+        if slopes is not None:
+            slopes[0][:, here] = torch.mm(right, half.T)
+            slopes[1].addmm_(left[:, here], half)
+    if slopes is not None:
+        slopes[0].mul_(2)
+        slopes[1].mul_(2)
+    return value
 
 
 Simulated = Mapping[str, Tensor | OuterSum]
