@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradleak.core.batch import IGNORED, Batch, soft_labels
-from gradleak.mechanics.factored import OuterSum, simulate_gradients
+from gradleak.mechanics.factored import _BLOCK, OuterSum, simulate_gradients
 from gradleak.mechanics.objectives import Cosine, Distance, Objective
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
@@ -181,3 +181,21 @@ def test_dropout_draws_from_the_given_generator_and_leaves_the_model_in_eval_mod
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert not subject.module.training
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.7])
+def test_distance_to_a_matrix_of_several_blocks_of_rows_is_that_of_the_dense_residual(l1: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    rows, columns = 1000, 300  # four whole blocks and a rest
+    assert rows * columns > 4 * _BLOCK and rows % (_BLOCK // columns)
+    left, right = (torch.randn(2, 3, n, generator=rng, dtype=torch.float64) for n in (rows, columns))
+    target = torch.randn(rows, columns, generator=rng, dtype=torch.float64)
+    left[:, :, :10], target[:10] = 0.0, 0.0  # exact zeros of the residual, where |.| has a kink
+    left, right = left.requires_grad_(), right.requires_grad_()
+    factored = OuterSum(left=left, right=right).distance(target, l1)
+    residual = left.transpose(1, 2) @ right - target
+    dense = residual.square().sum((1, 2)) + l1 * residual.abs().sum((1, 2))
+    torch.testing.assert_close(factored, dense)
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    found = torch.autograd.grad(factored @ weights, (left, right))
+    torch.testing.assert_close(found, torch.autograd.grad(dense @ weights, (left, right)))
