@@ -60,7 +60,7 @@ class Identification(Attack):
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         trainer: ClientTrainer = view["trainer"]
-        trainer.require_whole()
+        trainer.require_replay()
         if trainer.subject.loss == "masked-lm":
             raise NotApplicableError("The positions that the masked-LM loss hid are unknown to this adversary.")
         candidates: tuple[Tensor, ...] = tuple(view["candidates"])

@@ -192,7 +192,7 @@ class _Case:
         if trainer is not None and trainer.training.share == "delta":
             weight = self.subject.module.get_parameter(name).detach().double()
             size = float(weight.square().mean().sqrt())
-            parts.append(_ROUNDING * size * math.sqrt(trainer.training.steps))
+            parts.append(_ROUNDING * size * math.sqrt(trainer.training.local_steps(self.batch_size or 1)))
         return math.hypot(*parts)
 
     def adapted(self) -> tuple[str, ...]:
@@ -208,7 +208,7 @@ def _midway(
 ) -> dict[str, Tensor] | None:
     """The mean of the parameters before and after local training, whose inputs the sum over the steps holds to second
     order; None where the update is a gradient or was altered."""
-    if trainer is None or trainer.training.share != "delta" or trainer.training.steps == 1 or stages:
+    if trainer is None or trainer.training.share != "delta" or trainer.training.single or stages:
         return None
     return {name: subject.module.get_parameter(name).detach() + delta.float() / 2 for name, delta in update.items()}
 

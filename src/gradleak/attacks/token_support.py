@@ -75,4 +75,4 @@ def _signal(update: Update, view: View, name: str | None) -> Tensor | None:
     if name is None or name not in update:
         return None
     trainer = view.get("trainer")
-    return update[name].float() - (trainer.idle(name) if trainer is not None else 0.0)
+    return update[name].float() - (trainer.idle(name, view.get("batch_size")) if trainer is not None else 0.0)

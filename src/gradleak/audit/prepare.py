@@ -24,6 +24,7 @@ from gradleak.core.errors import DataError, UnknownNameError
 from gradleak.core.knowledge import find_threat
 from gradleak.core.rng import derive
 from gradleak.core.specs import parse_chain, spec_of
+from gradleak.core.stage import TrainingStage
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
@@ -121,6 +122,9 @@ def read_methods(request: Request) -> Methods:
     chains = [read_chain(text) for text in texts if text.strip() != "none"]
     defenses = ((), *chains)
     distinct("defense", tuple(chain_name(chain) for chain in chains))
+    for stage in (stage for text in texts for stage in catalogue.make_stages(text)):
+        if isinstance(stage, TrainingStage):
+            training.check_stage(stage)
     return Methods(training=training, threat=threat.name, attacks=attacks, defenses=defenses)
 
 

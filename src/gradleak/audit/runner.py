@@ -225,7 +225,7 @@ def _run_of(channel: Channel, batch: Batch) -> Run:
     """What the claim depends on besides the stages."""
     trainer = channel.deployed()
     sizes = tuple(part.size for part in deal(batch, channel.clients()))
-    return Run(steps=trainer.training.steps, tensors=len(trainer.names()), sizes=sizes)
+    return Run(steps=trainer.training.local_steps(max(sizes)), tensors=len(trainer.names()), sizes=sizes)
 
 
 def _scenario(setting: _Setting) -> dict[str, Any]:

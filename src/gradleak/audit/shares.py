@@ -15,7 +15,8 @@ _LORA = ("rank", "alpha", "targets", "b_std")
 
 
 def parse_share(text: str) -> LocalTraining:
-    """Reads ``gradient``, ``gradient(dtype=bf16, dropout=true)``, ``delta(steps=5, lr=0.001, optimizer=sgd)`` or
+    """Reads ``gradient``, ``gradient(dtype=bf16, dropout=true)``, ``delta(steps=5, lr=0.001, optimizer=sgd)``,
+    ``delta(epochs=10, mini_batch=4, momentum=0.9)``, ``gradient(micro_batch=4)`` for gradient accumulation, or
     ``lora(rank=16)``, which is short for ``gradient(lora_rank=16)``, or for ``delta(lora_rank=16, steps=5)`` where steps
     are given.
 
@@ -40,7 +41,7 @@ def _spelled_out(args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if args.get("rank", 0) == 0:
         raise SpecError("lora: the argument 'rank' must be given and at least 1. Write lora(rank=16).")
     full = {f"lora_{key}" if key in _LORA else key: value for key, value in args.items()}
-    return "delta" if {"steps", "lr", "optimizer"} & set(args) else "gradient", full
+    return "delta" if {"steps", "lr", "optimizer", "epochs", "mini_batch", "momentum"} & set(args) else "gradient", full
 
 
 def share_spec(training: LocalTraining) -> Spec:

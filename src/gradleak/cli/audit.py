@@ -58,7 +58,7 @@ def audit(
         typer.Option(
             "--share",
             metavar="SPEC",
-            help="gradient(dtype=bf16, dropout=true), delta(steps=5, lr=0.001, optimizer=sgd) or lora(rank=16).",
+            help="gradient(dtype=bf16, micro_batch=4), delta(epochs=10, mini_batch=4, lr=0.001, momentum=0.9) or lora(rank=16).",
         ),
     ] = None,
     attacks: Attacks = None,

@@ -58,8 +58,8 @@ def certify(
 
     Returns:
         The best certificate, or None where it cannot be computed: another number of records than the batch holds,
-        targets that the records do not tell (masked tokens), too many label assignments, or only the first blocks of
-        the model.
+        targets that the records do not tell (masked tokens), too many label assignments, only the first blocks of
+        the model, or a client whose micro- or mini-batches make the unknown order of the records matter.
 
     Guarantees:
         ``exact`` means that the batch reproduces the update up to rounding. It needs a deterministic client: with
@@ -68,6 +68,7 @@ def certify(
     loss = trainer.subject.loss
     if (
         trainer.subject.extent is not None
+        or not trainer.training.plain
         or len(records) != batch_size
         or loss == "masked-lm"
         or any(r.numel() > seq_len for r in records)

@@ -110,7 +110,7 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
             update holds none of the parameters that a replay can simulate.
     """
     trainer: ClientTrainer = view["trainer"]
-    trainer.require_whole()
+    trainer.require_replay()
     subject = trainer.subject
     if subject.loss == "masked-lm":
         raise NotApplicableError(

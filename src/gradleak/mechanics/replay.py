@@ -103,7 +103,8 @@ class Replay:
         restarts = inputs.shape[0]
         training = next((stage for stage in self.stages if isinstance(stage, TrainingStage)), None)
         follow = inputs.is_floating_point()
-        if training is None and self.trainer.training.share == "gradient" and follow:
+        local = self.trainer.training
+        if training is None and local.share == "gradient" and local.plain and follow:
             stacked = mask.repeat(restarts, *[1] * (mask.ndim - 1))
             found = simulate_gradients(
                 self.trainer.subject,

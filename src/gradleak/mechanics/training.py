@@ -6,7 +6,9 @@ Must not know any attack or defense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -30,9 +32,17 @@ class LocalTraining:
     """What the client does with its batch before it shares the result.
 
     Attributes:
-        share: ``gradient`` of the mean loss, or ``delta`` = weights after ``steps`` full-batch steps minus before.
+        share: ``gradient`` of the mean loss, or ``delta`` = weights after the local steps minus before.
+        steps: full-batch steps (delta only).
+        mini_batch: records of a step, where a delta runs over ``epochs`` passes instead of ``steps``. Every pass draws a
+            new order from the client's generator and keeps a smaller last step; None for the full batch.
+        epochs: passes over the batch (with ``mini_batch`` only).
+        micro_batch: records whose mean gradient is taken at once; a step uses the plain mean of these means, as training
+            loops do that divide each loss by the number of micro-batches. Under the language-model losses, or with a
+            smaller last micro-batch, that is another gradient than that of the mean loss. None for all at once.
         lr: learning rate of the local steps (delta only).
         optimizer: ``sgd`` or ``adamw`` (betas .9/.999, eps 1e-8, as torch's defaults).
+        momentum: of ``sgd``, in [0, 1): b ← momentum · b + g, and the step goes along b, as torch's ``SGD`` does.
         weight_decay: decoupled decay of ``adamw``.
         dropout: train with the model's own dropout.
         dtype: number format of the released tensors: ``float32``, ``bf16`` or ``fp16``.
@@ -54,6 +64,24 @@ class LocalTraining:
     lora_alpha: int | None = None
     lora_targets: Literal["attention", "query_value", "all"] = "attention"
     lora_b_std: float = 0.0
+    epochs: int = 1
+    mini_batch: int | None = None
+    micro_batch: int | None = None
+    momentum: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """True if a step's gradient is that of the mean loss of all records, so that their order does not matter."""
+        return self.mini_batch is None and self.micro_batch is None
+
+    @property
+    def single(self) -> bool:
+        """True if what is shared comes from one gradient, whatever the number of records."""
+        return self.steps == 1 and self.mini_batch is None
+
+    def local_steps(self, records: int) -> int:
+        """Optimizer steps on a batch of so many records."""
+        return self.steps if self.mini_batch is None else self.epochs * math.ceil(records / self.mini_batch)
 
     @property
     def lora(self) -> LoRA | None:
@@ -76,8 +104,46 @@ class LocalTraining:
             raise SpecError(
                 f"A gradient is one step, got steps={self.steps}. Write --share 'delta(steps={self.steps})'."
             )
+        self._check_batches()
         # Its own checks speak.
         _ = self.lora
+
+    def check_stage(self, stage: TrainingStage) -> None:
+        """Raises ``SpecError`` if a step's gradient is not that of the whole batch, which ``stage`` would replace."""
+        if not self.plain:
+            raise SpecError(
+                f"{type(stage).__name__} replaces the aggregation of full-batch steps, and its privacy accounting counts "
+                "those. Leave micro_batch and mini_batch out of --share."
+            )
+
+    def _check_batches(self) -> None:
+        for name in ("mini_batch", "micro_batch"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise SpecError(f"{name}={size} must be at least 1 record. Leave it out for the whole batch.")
+        if self.epochs < 1:
+            raise SpecError(f"epochs={self.epochs} must be at least 1.")
+        if self.share == "gradient" and self.mini_batch is not None:
+            raise SpecError(
+                "A gradient is one step on the whole batch and takes no mini_batch. Write --share "
+                f"'delta(mini_batch={self.mini_batch})', or micro_batch={self.mini_batch} for gradient accumulation."
+            )
+        if self.mini_batch is None and self.epochs != 1:
+            raise SpecError(
+                f"epochs={self.epochs} needs a mini_batch. For full-batch steps write delta(steps={self.epochs})."
+            )
+        if self.mini_batch is not None and self.steps != 1:
+            raise SpecError(
+                f"mini_batch={self.mini_batch} counts epochs, not steps: got steps={self.steps}. Give epochs instead."
+            )
+        if self.mini_batch is not None and self.micro_batch is not None and self.micro_batch > self.mini_batch:
+            raise SpecError(
+                f"micro_batch={self.micro_batch} is larger than the step's mini_batch={self.mini_batch}. Leave it out."
+            )
+        if not 0 <= self.momentum < 1:
+            raise SpecError(f"momentum={self.momentum} must lie in [0, 1).")
+        if self.momentum > 0 and (self.share, self.optimizer) != ("delta", "sgd"):
+            raise SpecError(f"momentum={self.momentum} belongs to SGD: write delta(optimizer=sgd, momentum=...).")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,8 +160,14 @@ class ClientTrainer:
             raise ModelError("No parameter of the model is trainable, so nothing would be shared. Set requires_grad.")
         return names
 
-    def require_whole(self) -> None:
-        """Raises ``NotApplicableError`` if only the first blocks of the model are here, so that no client can be replayed."""
+    def require_replay(self) -> None:
+        """Raises ``NotApplicableError`` if this client cannot be replayed: only the first blocks of the model are here, or
+        its mini-batches came in an order that only its own generator knows."""
+        if self.training.mini_batch is not None:
+            raise NotApplicableError(
+                "This attack replays the client's training, and the client drew the order of its mini-batches itself. "
+                "Audit full-batch steps, delta(steps=...), to see what a replay would find."
+            )
         extent = self.subject.extent
         if extent is not None:
             raise NotApplicableError(
@@ -134,16 +206,19 @@ class ClientTrainer:
 
         Raises:
             DataError: if the result holds NaN or infinite entries.
+            SpecError: if a ``stage`` meets micro- or mini-batches.
         """
+        if stage is not None:
+            self.training.check_stage(stage)
 
-        def gradient(weights: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        def gradient(weights: Mapping[str, Tensor], part: TrainingData, step: int) -> dict[str, Tensor]:
             if stage is None:
-                return self._gradient(weights, data, differentiable=False)
+                return self._accumulated(weights, part, differentiable=False)
             iteration = round * self.training.steps + step
-            return stage.aggregate(self.example_gradients(weights, data), iteration, rng)
+            return stage.aggregate(self.example_gradients(weights, part), iteration, rng)
 
         with _dropout(self, rng):
-            tensors = self._steps(gradient)
+            tensors = self._steps(gradient, self._parts(data, rng))
         return Update({name: tensor.to(DTYPES[self.training.dtype]) for name, tensor in tensors.items()})
 
     def replay(
@@ -168,17 +243,20 @@ class ClientTrainer:
             name → tensor; the token embedding, which embeddings bypass, then holds only its output-side part, if any.
 
         Raises:
-            NotApplicableError: if only the first blocks of the model were loaded.
+            NotApplicableError: if only the first blocks of the model were loaded, or the client drew mini-batches.
+            SpecError: if a ``stage`` meets micro-batches.
         """
-        self.require_whole()
+        self.require_replay()
+        if stage is not None:
+            self.training.check_stage(stage)
         data = TrainingData(inputs=inputs, targets=targets, mask=mask)
 
-        def gradient(weights: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        def gradient(weights: Mapping[str, Tensor], part: TrainingData, step: int) -> dict[str, Tensor]:
             if stage is None:
-                return self._gradient(weights, data, differentiable=differentiable)
-            return dict(stage.surrogate(self.example_gradients(weights, data, differentiable=differentiable), step))
+                return self._accumulated(weights, part, differentiable=differentiable)
+            return dict(stage.surrogate(self.example_gradients(weights, part, differentiable=differentiable), step))
 
-        return self._steps(gradient)
+        return self._steps(gradient, itertools.repeat(data, self.training.steps))
 
     def example_gradients(
         self, weights: Mapping[str, Tensor], data: TrainingData, *, differentiable: bool = False
@@ -206,13 +284,24 @@ class ClientTrainer:
         back = torch.tensor([place for places in groups for place in places]).argsort()
         return {name: torch.cat([part[name] for part in parts])[back] for name in weights}
 
-    def idle(self, name: str) -> Tensor | float:
-        """What would be shared of a parameter if its gradient were zero throughout (weight decay moves it still)."""
+    def idle(self, name: str, records: int | None = None) -> Tensor | float:
+        """What would be shared of a parameter if its gradient were zero throughout (weight decay moves it still).
+
+        Args:
+            records: of the client's batch, which tells the number of mini-batch steps.
+
+        Raises:
+            NotApplicableError: if the number of steps depends on it and it is not given.
+        """
         t = self.training
         if t.share == "gradient" or t.optimizer != "adamw" or t.weight_decay == 0.0:
             return 0.0
+        if t.mini_batch is not None and records is None:
+            raise NotApplicableError(
+                "The decay of AdamW over mini-batches depends on the number of steps, and the batch size is not known."
+            )
         weight = self.subject.module.get_parameter(name).detach()
-        return weight * ((1.0 - t.lr * t.weight_decay) ** t.steps - 1.0)
+        return weight * ((1.0 - t.lr * t.weight_decay) ** t.local_steps(records or 0) - 1.0)
 
     def loss(self, data: TrainingData, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """The mean loss, differentiable in weights and data."""
@@ -223,6 +312,30 @@ class ClientTrainer:
         if self.subject.modality == "image":
             return "pixels"
         return "embeddings" if inputs.is_floating_point() else "inputs"
+
+    def _parts(self, data: TrainingData, rng: torch.Generator) -> Iterator[TrainingData]:
+        """What each optimizer step is taken on."""
+        t = self.training
+        if t.mini_batch is None:
+            yield from itertools.repeat(data, t.steps)
+            return
+        for _ in range(t.epochs):
+            for places in torch.randperm(data.size, generator=rng).split(t.mini_batch):
+                yield _cut(data, places.tolist(), None, targets_too=False)
+
+    def _accumulated(
+        self, weights: Mapping[str, Tensor], data: TrainingData, *, differentiable: bool
+    ) -> dict[str, Tensor]:
+        """The mean over micro-batches of their mean gradients."""
+        size = self.training.micro_batch
+        if size is None or size >= data.size:
+            return self._gradient(weights, data, differentiable=differentiable)
+        parts = [_cut(data, p.tolist(), None, targets_too=False) for p in torch.arange(data.size).split(size)]
+        total = self._gradient(weights, parts[0], differentiable=differentiable)
+        for part in parts[1:]:
+            found = self._gradient(weights, part, differentiable=differentiable)
+            total = {name: tensor + found[name] for name, tensor in total.items()}
+        return {name: tensor / len(parts) for name, tensor in total.items()}
 
     def _gradient(
         self, weights: Mapping[str, Tensor], data: TrainingData, *, differentiable: bool
@@ -247,15 +360,19 @@ class ClientTrainer:
         each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different")
         return each(dict(weights), data.inputs, data.targets)
 
-    def _steps(self, gradient: Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _steps(
+        self,
+        gradient: Callable[[Mapping[str, Tensor], TrainingData, int], dict[str, Tensor]],
+        parts: Iterable[TrainingData],
+    ) -> dict[str, Tensor]:
         start = {name: self.subject.module.get_parameter(name).detach() for name in self.names()}
         with torch.enable_grad():
             if self.training.share == "gradient":
-                return gradient(start, 0)
+                return gradient(start, next(iter(parts)), 0)
             weights: dict[str, Tensor] = start
             moments: dict[str, tuple[Tensor, Tensor]] = {}
-            for step in range(self.training.steps):
-                weights = self._step(weights, gradient(weights, step), moments, step + 1)
+            for step, part in enumerate(parts):
+                weights = self._step(weights, gradient(weights, part, step), moments, step + 1)
             return {name: weights[name] - start[name] for name in start}
 
     def _step(
@@ -267,7 +384,11 @@ class ClientTrainer:
     ) -> dict[str, Tensor]:
         t = self.training
         if t.optimizer == "sgd":
-            return {name: weight - t.lr * gradients[name] for name, weight in weights.items()}
+            along = dict(gradients)
+            if t.momentum > 0:
+                along = {n: g + t.momentum * moments[n][0] if n in moments else g for n, g in along.items()}
+                moments.update({n: (b, b) for n, b in along.items()})
+            return {name: weight - t.lr * along[name] for name, weight in weights.items()}
         new: dict[str, Tensor] = {}
         first, second = _ADAM_BETAS
         for name, weight in weights.items():

@@ -141,7 +141,7 @@ def measure_noise(
     """
     if not 0 < confidence < 1:
         raise UsageError(f"The confidence must lie between 0 and 1, got {confidence}.")
-    if training is not None and training.share == "delta" and (training.steps > 1 or training.optimizer != "sgd"):
+    if training is not None and training.share == "delta" and (not training.single or training.optimizer != "sgd"):
         raise NotApplicableError(
             "The noise meter reads gradients; a delta of several steps or of AdamW breaks the identities by itself."
         )
