@@ -63,8 +63,9 @@ def main() -> None:
 def row(spec: str, found: list[Trained], plain: list[Trained]) -> str:
     """One line of the table."""
     accuracy, without = _accuracies(found), _accuracies(plain)
-    if not accuracy:
-        return f"| {spec} | does not apply: {found[0].reason} | – | – | – | – | – |"
+    if len(accuracy) < len(found):
+        reason = next(each.reason for each in found if each.reason)
+        return f"| {spec} | no result: {reason} | – | – | – | – | – |"
     tail = [sum(each.losses[-10:]) / 10 for each in found if each.losses]
     seconds = sum(each.cpu_seconds for each in found) / len(found)
     sent = found[-1].released

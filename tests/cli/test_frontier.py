@@ -12,9 +12,10 @@ import pytest
 
 from gradleak.audit import frontier as audit_frontier
 from gradleak.audit.frontier import read_header, read_trained
+from gradleak.audit.store import read_records
 from gradleak.audit.utility import Interval
 from gradleak.core.errors import UsageError
-from gradleak.report.frontier import Point, Sweep, mark_front, remarks
+from gradleak.report.frontier import Point, Sweep, mark_front, read_sweep, remarks
 from gradleak.report.recommend import Limits, recommend
 from gradleak.report.summary import Pooled
 
@@ -219,6 +220,20 @@ def test_a_setting_that_was_not_tested_says_so() -> None:
     assert [text.split(":")[0] for text in remarks(swept)] == ["u", "n"]
     missing = replace(_point("m", 0.2, 0.8), accuracy=None, drop=None, reason="No place for this stage.")
     assert remarks(_sweep(missing)) == ("m: No place for this stage.",)
+
+
+def test_one_failed_training_spoils_the_point(
+    gradleak: Callable[..., Any], sweep: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    gradleak(*sweep, "--out", out)
+    lines = [json.loads(line) for line in (out / "utility.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines[-1] |= {"accuracy": None, "reason": "The update holds NaN."}
+    (out / "utility.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    swept = read_sweep(out, read_records(out))
+    assert swept is not None and swept.points[-1].accuracy is None and not swept.points[-1].front
+    assert remarks(swept) == ("100: The update holds NaN.",)
+    assert swept.points[1].accuracy is not None
 
 
 def test_estimates_alone_do_not_suffice() -> None:

@@ -35,7 +35,8 @@ class Point:
         guessing: the same metric without any update.
         tested: False if no attack on this setting ended in a result that may count.
         adaptive: True if at least one such attack modeled every stage of the defense.
-        accuracy, drop: over seeds; the drop pairs equal seeds. None if the defense does not apply to the training.
+        accuracy, drop: over seeds; the drop pairs equal seeds. None if it could not be
+            trained under the defense with every seed.
         seconds, kept_bytes: of one training, means over seeds.
         reason: why there is no accuracy.
         front: no other point leaks less at no lower accuracy, or has higher accuracy at no more leakage.
@@ -131,7 +132,9 @@ def _point(knob: str | None, name: str, members: Sequence[Cell], trained: Sequen
     best = max(scored, key=lambda cell: cell.scores[metric].value, default=None)
     tested = [cell for cell in scored if cell.tested()]
     own = [each for each in trained if each.defense == name]
-    accuracy = {each.seed: each.accuracy for each in own if each.accuracy is not None}
+    # One failed training spoils the point: a mean over the seeds that survived would flatter the defense.
+    failed = any(each.accuracy is None for each in own)
+    accuracy = {} if failed else {each.seed: each.accuracy for each in own if each.accuracy is not None}
     plain = {each.seed: each.accuracy for each in trained if each.defense == "none" and each.accuracy is not None}
     privacy = members[0].records[0].privacy
     baseline = members[0].baseline.get(metric)
@@ -222,7 +225,7 @@ def _row(point: Point) -> Row:
         leakage="not tested" if point.leakage is None else between(point.leakage),
         guessing="–" if point.guessing is None else f"{point.guessing:.3f}",
         attack=point.attack,
-        accuracy="does not apply" if point.accuracy is None else between(point.accuracy),
+        accuracy="no result" if point.accuracy is None else between(point.accuracy),
         drop="–" if point.drop is None else between(point.drop),
         guarantee=point.guarantee,
         seconds=f"{point.seconds:.1f}",
