@@ -29,7 +29,7 @@ DEFENSES = [
     "none", "clip(max_norm=0.01)", "gaussian(relative_std=1.0)", "gaussian(relative_std=10.0)", "prune(fraction=0.99)",
     "random_mask(fraction=0.99)", "low_rank(rank=1)", "sign()", "qsgd(levels=4)", "ada_defense()", "dgc(fraction=0.99)",
     "soteria(fraction=0.5)", "outpost()", "grad_defense()",
-    "grad_defense(std=1.0)", "censor()", "frozen_embeddings()", "frozen_blocks(blocks=1)",
+    "grad_defense(std=1.0)", "censor()", "token_shadow()", "frozen_embeddings()", "frozen_blocks(blocks=1)",
 ]  # fmt: skip
 
 
