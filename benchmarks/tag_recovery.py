@@ -1,0 +1,89 @@
+"""What TAG's settings do to its recovery on MiniLM, at equal iterations times restarts.
+
+    python benchmarks/tag_recovery.py [--sentences 6] [--steps 200] [--seed 0] [--settings a,b]
+
+The sentences are the first eight word pieces of shipped messages, drawn by the seed. Prints, for every setting, the mean
+share of words found and of tokens in place (special tokens counted), and the mean of the attack's own objective. The
+objective depends on ``balance`` and ``l1``, so it can be compared only among settings that share them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from importlib.resources import files
+from statistics import mean, stdev
+
+import torch
+
+from gradleak.attacks.tag import TAG
+from gradleak.core.batch import Batch
+from gradleak.core.knowledge import Knowledge
+from gradleak.core.observation import Observation
+from gradleak.core.rng import derive
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import Subject, load_subject
+
+LENGTH = 10
+SETTINGS: dict[str, dict[str, float | int]] = {
+    "default": {},
+    "balance=0.5": {"balance": 0.5},
+    "lr=0.1": {"lr": 0.1},
+    "l1=0.1": {"l1": 0.1},
+    "balance=0": {"balance": 0.0},
+    "screened=1": {"screened": 1},
+    "restarts=2": {"restarts": 2},
+    "lr=1": {"lr": 1.0},
+}
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Texts of shipped messages that are longer than the length, so that all have eight words."""
+    text = files("gradleak").joinpath("data/messages.csv").read_text(encoding="utf-8")
+    rows = [row["text"] for row in csv.DictReader(text.splitlines()) if len(row["text"].split()) >= LENGTH]
+    order = torch.randperm(len(rows), generator=derive(seed, "sentences"))
+    return [rows[i] for i in order[:count].tolist()]
+
+
+def trial(subject: Subject, text: str, arguments: dict[str, float | int], steps: int) -> tuple[float, float, float]:
+    """Share of words found, share of tokens in place, and the objective of one attack."""
+    assert subject.tokenizer is not None
+    ids, mask = subject.tokenizer.encode([text], LENGTH)
+    trainer = ClientTrainer(subject=subject, training=LocalTraining())
+    update = trainer.update(Batch(inputs=ids, mask=mask, labels=torch.tensor([1])), derive(0, "training"))
+    facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "seq_len": ids.shape[1], "stages": ()}
+    iterations = steps // int(arguments.get("restarts", 1))
+    attack = TAG(**({"iterations": iterations, "patience": iterations} | arguments))  # pyright: ignore[reportArgumentType]
+    observation = Observation(update=update, knowledge=Knowledge(facts=facts))
+    found = attack(observation, rng=derive(0, "attack", text))
+    guess, truth = found.records[0].tolist(), ids[0].tolist()
+    words = [token for token in truth if token not in subject.tokenizer.special_ids]
+    bag = sum(min(words.count(token), guess.count(token)) for token in set(words))
+    placed = sum(a == b for a, b in zip(truth, guess, strict=False))
+    assert found.objective is not None
+    return bag / len(words), placed / len(truth), found.objective
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sentences", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    subject = load_subject("minilm", loss="classification", classes=2)
+    texts = sentences(arguments.sentences, arguments.seed)
+    print("| setting | words found (sd) | in place (sd) | objective | CPU s per sentence |\n|---|---|---|---|---|")
+    for name in arguments.settings.split(","):
+        cpu = time.process_time()
+        runs = [trial(subject, text, SETTINGS[name], arguments.steps) for text in texts]
+        cpu = (time.process_time() - cpu) / len(texts)
+        bags, places, values = zip(*runs, strict=True)
+        shares = " | ".join(f"{mean(share):.2f} ({stdev(share):.2f})" for share in (bags, places))
+        print(f"| {name} | {shares} | {mean(values):.3g} | {cpu:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
