@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(TASKS), default="topics")
     parser.add_argument("--rounds", type=int, default=240)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--defenses", nargs="*", default=DEFENSES, help="only these, beside none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     schedule = Schedule(rounds=arguments.rounds, seeds=arguments.seeds)
@@ -55,7 +56,7 @@ def main() -> None:
     print("| defense | accuracy | drop, paired | last loss | CPU s | clients keep | entries sent |")
     print("|---|---|---|---|---|---|---|")
     print(row("none", plain, plain), flush=True)
-    for spec in DEFENSES:
+    for spec in arguments.defenses:
         found = [train(arguments.task, read_chain(spec), seed, schedule) for seed in range(schedule.seeds)]
         print(row(spec, found, plain), flush=True)
 
