@@ -18,6 +18,7 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
+from gradleak.core.update import Update
 from gradleak.defenses.clip import Clip
 from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
@@ -75,7 +76,9 @@ def attack(subject: Subject, batch: Batch, *stages: Stage) -> Reconstruction:
         "batch_size": batch.size,
         "seq_len": batch.inputs.shape[1],
     }
-    update = channel.observe(batch, derive(0, "channel"))
+    released = channel.observe(batch, derive(0, "channel"))
+    # The span alone is predicted here; the rows of the embedding's gradient would tell the tokens by themselves.
+    update = Update({name: t for name, t in released.items() if name != subject.anatomy.token_embedding})
     return Span()(Observation(update=update, knowledge=Knowledge(facts=facts)), rng=derive(0, "attack"))
 
 
