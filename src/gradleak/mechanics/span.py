@@ -191,9 +191,11 @@ def column_space(
     # Only the rounding part of the noise grows with the number of summands.
     highest = edge * (1.0 + summands * (1.0 - stage_share))
     precision = math.hypot(_INPUT_ROUNDING, extra_precision)
-    columns = summands + _OVERSAMPLING
-    if columns <= _WORTH_SKETCHING * min(features, outputs):
-        found = _sketched(whitened, columns, low=edge, high=highest, precision=precision)
+    most = _WORTH_SKETCHING * min(features, outputs)
+    # Where the number of summands allows (or is not known to exclude) a large space, a small one is still tried first.
+    ladder = [summands] if summands + _OVERSAMPLING <= most else [64, 256]
+    for columns in (rank + _OVERSAMPLING for rank in ladder):
+        found = _sketched(whitened, columns, low=edge, high=highest, precision=precision) if columns <= most else None
         if found is not None:
             return found
     found = _decomposed(whitened, low=edge, high=highest, precision=precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from gradleak.core.knowledge import FACTS, ORACLE_FACTS, THREATS
 from gradleak.core.record import Record
+from gradleak.mechanics.training import LocalTraining
 from gradleak.report import words
 from gradleak.report.charts import context
 from gradleak.report.summary import (
@@ -189,7 +191,16 @@ def _setting(key: str, value: Any) -> str:
         return ", ".join(str(part) for part in (value.get("name"), _size(value.get("size"))) if part)
     if key == "parameters" and isinstance(value, int):
         return f"{value:,}"
+    if key == "share" and isinstance(value, Mapping):
+        return plain_text({"type": value["type"], "args": _chosen(str(value["type"]), value["args"])})
     return plain_text(value)
+
+
+def _chosen(share: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of local training that say something: not left as they are, or what every delta has."""
+    usual = {f.name: f.default for f in dataclasses.fields(LocalTraining)}
+    always = {"steps", "lr", "optimizer"} if share == "delta" else set()
+    return {name: value for name, value in args.items() if name in always or value != usual.get(name)}
 
 
 def _size(size: Any) -> str:
