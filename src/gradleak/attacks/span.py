@@ -84,7 +84,8 @@ class Span(Attack):
             if bag is None:
                 raise
             return bag
-        bag = None if found.status is Status.EXACT else _bag_of_embeddings(case, found.message)
+        complete = found.ordered and len(found.records) == case.batch_size
+        bag = None if complete else _bag_of_embeddings(case, found.message)
         return found if bag is None or _covers_half(found.records, bag.records[0]) else bag
 
     def _search(

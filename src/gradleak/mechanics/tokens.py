@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 _FALSE_ALARM = 0.05
+_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,8 @@ def token_support(rows: Float[Tensor, "vocab model"], *, at_most: int | None = N
         rows: gradient of the token embedding.
         at_most: upper bound on the number of distinct tokens (batch size × length), if known.
     """
-    energy = rows.double().square().sum(1)
+    # Block by block: a large vocabulary in float64 would be the largest tensor of all.
+    energy = torch.cat([part.double().square().sum(1) for part in rows.split(_ROWS)])
     nonzero = int((energy > 0).sum())
     exact = nonzero <= rows.shape[0] // 2
     if exact:
