@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -107,7 +107,7 @@ def write_lines(
     write_chart(path, title=title, x=Axis(label=x, log=log[0]), y=Axis(label=y, log=log[1]), series=series)
 
 
-def _curve(one: Series, points: Sequence[Point], color: str, at) -> list[str]:  # type: ignore[no-untyped-def]
+def _curve(one: Series, points: Sequence[Point], color: str, at: Callable[[Point], Point]) -> list[str]:
     places = [at(point) for point in points]
     parts = []
     for (value, _), (low, high) in zip(points, one.bars, strict=False):

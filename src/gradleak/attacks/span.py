@@ -56,6 +56,8 @@ class Span(Attack):
 
     Guarantees:
         EXACT is reported only if the recomputed update equals the released one up to rounding.
+        Where fewer records than the batch holds are found, and they cover less than half of the tokens that the rows of the
+        embedding's gradient tell exactly, that bag of tokens is returned instead.
         Not visible, whatever the effort: how often a record is repeated; a record that is a prefix of another one; the
         last token of each record under a causal language-model loss.
 
