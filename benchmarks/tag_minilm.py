@@ -18,6 +18,7 @@ from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
+from gradleak.mechanics.framing import Framing
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
@@ -36,7 +37,15 @@ def main() -> None:
     ids, mask = subject.tokenizer.encode([SENTENCE], 32)
     trainer = ClientTrainer(subject=subject, training=LocalTraining())
     update = trainer.update(Batch(inputs=ids, mask=mask, labels=torch.tensor([1])), derive(0, "training"))
-    facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "seq_len": ids.shape[1], "stages": ()}
+    framing = Framing.of(subject.tokenizer)
+    facts = {
+        "subject": subject,
+        "trainer": trainer,
+        "batch_size": 1,
+        "seq_len": ids.shape[1],
+        "stages": (),
+        "framing": framing,
+    }
     observation = Observation(update=update, knowledge=Knowledge(facts=facts))
     attack = TAG(iterations=arguments.iterations, patience=arguments.iterations)
     print(

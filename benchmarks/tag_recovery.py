@@ -22,6 +22,7 @@ from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
+from gradleak.mechanics.framing import Framing
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
@@ -52,7 +53,15 @@ def trial(subject: Subject, text: str, arguments: dict[str, float | int], steps:
     ids, mask = subject.tokenizer.encode([text], LENGTH)
     trainer = ClientTrainer(subject=subject, training=LocalTraining())
     update = trainer.update(Batch(inputs=ids, mask=mask, labels=torch.tensor([1])), derive(0, "training"))
-    facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "seq_len": ids.shape[1], "stages": ()}
+    framing = Framing.of(subject.tokenizer)
+    facts = {
+        "subject": subject,
+        "trainer": trainer,
+        "batch_size": 1,
+        "seq_len": ids.shape[1],
+        "stages": (),
+        "framing": framing,
+    }
     iterations = steps // int(arguments.get("restarts", 1))
     attack = TAG(**({"iterations": iterations, "patience": iterations} | arguments))  # pyright: ignore[reportArgumentType]
     observation = Observation(update=update, knowledge=Knowledge(facts=facts))

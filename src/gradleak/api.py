@@ -213,6 +213,7 @@ def capture(
     classes: int | None = None,
     batch_size: int | None = None,
     seq_len: int | None = None,
+    framed: bool | None = None,
     share: str | None = None,
     defenses: str | None = None,
     mask: Tensor | None = None,
@@ -223,6 +224,7 @@ def capture(
     Everything left out is unknown to the adversary; attacks that need it say so.
 
     Args:
+        framed: whether the records are texts as the model's tokenizer frames and pads them.
         share: how the client trained, such as ``"gradient"``; without it no attack can replay the client.
         defenses: the chain in use, ``"none"`` if there is none.
 
@@ -242,6 +244,7 @@ def capture(
         classes=classes,
         batch_size=batch_size,
         seq_len=seq_len,
+        framed=framed,
         mask=None if mask is None else mask.bool().tolist(),
         labels=None if labels is None else labels.tolist(),
         stages=stages,

@@ -26,6 +26,7 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.specs import build, spec_of
 from gradleak.core.update import Update
+from gradleak.mechanics.framing import Framing
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject
 
@@ -38,6 +39,7 @@ class Manifest(BaseModel):
     """What ``observation.json`` holds: everything the holder knows, as plain data. None is unknown.
 
     Attributes:
+        framed: whether every record has the special tokens that the model's tokenizer puts around a text.
         stages: the defense in use, empty for none.
         training: the local training, a ``LocalTraining`` as plain data; without it no attack can replay the client.
     """
@@ -51,6 +53,7 @@ class Manifest(BaseModel):
     classes: int | None = None
     batch_size: int | None = None
     seq_len: int | None = None
+    framed: bool | None = None
     mask: list[Any] | None = None
     labels: list[Any] | None = None
     stages: list[Call] | None = None
@@ -70,6 +73,7 @@ def save_observation(observation: Observation, path: str | Path) -> None:
             classes=None if subject is None else subject.classes,
             batch_size=facts.get("batch_size"),
             seq_len=facts.get("seq_len"),
+            framed=True if facts.get("framing") is not None else None,
             mask=_listed(facts.get("mask")),
             labels=_listed(facts.get("labels")),
             stages=None if stages is None else [Call.of(spec_of(stage)) for stage in stages],
@@ -156,6 +160,7 @@ def _facts(manifest: Manifest, trainer: ClientTrainer) -> dict[str, Any]:
         "subject": trainer.subject,
         "batch_size": manifest.batch_size,
         "seq_len": manifest.seq_len,
+        "framing": Framing.of(trainer.subject.tokenizer) if manifest.framed else None,
     }
     if manifest.training is not None:
         facts["trainer"] = trainer

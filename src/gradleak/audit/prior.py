@@ -17,6 +17,7 @@ from torch import Tensor
 from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import Modality
 from gradleak.core.errors import DataError
+from gradleak.mechanics.framing import Framing
 from gradleak.models import Tokenizer
 
 _MID_GRAY = 0.5
@@ -89,11 +90,5 @@ def _majority_text(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> 
         (token, copy) for content in contents for token, count in Counter(content).items() for copy in range(count)
     )
     ranked = sorted(votes, key=lambda pair: (-votes[pair], pair))
-    before, after = _frame(next(row for row in rows if set(row) - special), special)
-    return torch.tensor([*before, *(token for token, _ in ranked[:length]), *after])
-
-
-def _frame(row: list[int], special: frozenset[int]) -> tuple[list[int], list[int]]:
-    """The special tokens before the first and after the last content token."""
-    places = [place for place, token in enumerate(row) if token not in special]
-    return row[: places[0]], row[places[-1] + 1 :]
+    frame = Framing.of(tokenizer) or Framing(before=(), after=())
+    return torch.tensor([*frame.before, *(token for token, _ in ranked[:length]), *frame.after])

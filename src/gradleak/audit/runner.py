@@ -32,6 +32,7 @@ from gradleak.core.rng import derive
 from gradleak.core.specs import build
 from gradleak.core.stage import Run
 from gradleak.core.update import Update
+from gradleak.mechanics.framing import Framing
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject
 from gradleak.privacy.claim import claim
@@ -182,10 +183,18 @@ def _facts(setting: _Setting, channel: Channel) -> dict[str, Any]:
         "stages": channel.stages,
         "batch_size": batch.size,
         "seq_len": batch.inputs.shape[1] if batch.modality == "text" else None,
+        "framing": _framing(setting),
         "mask": batch.mask,
         "labels": labels,
         "candidates": _closed_world(setting),
     }
+
+
+def _framing(setting: _Setting) -> Framing | None:
+    """What the protocol's tokenizer puts around a text; None for records that were not made by it, such as own ids."""
+    found = Framing.of(setting.subject.tokenizer)
+    batch = setting.batch
+    return found if found is not None and found.holds_in(batch.inputs, batch.mask) else None
 
 
 def _closed_world(setting: _Setting) -> tuple[Tensor, ...] | None:

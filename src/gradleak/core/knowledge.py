@@ -18,6 +18,7 @@ FACTS: Mapping[str, str] = MappingProxyType(
         "stages": "the defense in use, with its settings",
         "batch_size": "the number of records in the batch",
         "seq_len": "the padded length of the batch",
+        "framing": "the special tokens that the tokenizer puts before and after every record",
         "mask": "the length of every record",
         "labels": "the label of every record",
         "candidates": "a closed world: plausible records in random order, the private ones among them",
@@ -38,7 +39,7 @@ class Threat:
     facts: frozenset[str]
 
 
-_SERVER = frozenset({"subject", "trainer", "stages", "batch_size", "seq_len"})
+_SERVER = frozenset({"subject", "trainer", "stages", "batch_size", "seq_len", "framing"})
 
 THREATS: Mapping[str, Threat] = MappingProxyType(
     {

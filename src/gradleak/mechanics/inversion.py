@@ -23,6 +23,7 @@ from gradleak.core.specs import name_of
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.factored import OuterSum, Simulated
+from gradleak.mechanics.framing import UNKNOWN, Framing
 from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.objectives import Objective, Target
 from gradleak.mechanics.readout import nearest_tokens, token_table
@@ -31,7 +32,7 @@ from gradleak.mechanics.search import Optimizer, Stopping, Variables
 from gradleak.mechanics.training import ClientTrainer
 
 NEEDS = frozenset({"subject", "trainer", "batch_size"})
-USES = frozenset({"seq_len", "stages", "mask", "labels"})
+USES = frozenset({"seq_len", "framing", "stages", "mask", "labels"})
 
 _TARGET_SHARPNESS = 20.0
 """Inverse temperature of the nearest-token label estimate: a cosine lead of 0.3 gives e⁶ to one."""
@@ -129,8 +130,8 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
     observed = _simulable(update, trainer, stages)
     weights = _weights(observed, balance=parts.balance)
     if text:
-        table = token_table(subject)
-        center, scale, shape = table.mean(0), table.std(0), (batch_size, mask.shape[1], table.shape[1])
+        center, scale = _text_space(view, token_table(subject), batch_size, mask.shape[1])
+        shape = tuple(center.shape)
     else:
         center, scale = torch.tensor(0.5), torch.tensor(0.25)
         shape = (batch_size, *subject.pixel_shape)
@@ -193,6 +194,21 @@ def objective(update: Update, view: View, parts: Matching) -> core.Objective:
             return float(_value(problem, parts, inputs, targets))
 
     return evaluate
+
+
+def _text_space(view: View, table: Tensor, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
+    """Center and scale of every place: those of the token table; where the framing tells the token, that token and 0."""
+    center = table.mean(0).expand(batch_size, seq_len, -1)
+    scale = table.std(0).expand(batch_size, seq_len, -1)
+    framing: Framing | None = view.get("framing")
+    if framing is None:
+        return center, scale
+    mask = view.get("mask")
+    # Padding goes to the longest record: one record alone has none.
+    lengths = torch.full((batch_size,), seq_len if batch_size == 1 else 0) if mask is None else mask.sum(1)
+    known = framing.known(lengths, seq_len).unsqueeze(-1)
+    told = known != UNKNOWN
+    return torch.where(told, table[known.squeeze(-1).clamp_min(0)], center), torch.where(told, 0.0, scale)
 
 
 def _simulable(update: Update, trainer: ClientTrainer, stages: tuple[Stage, ...]) -> dict[str, Tensor]:
