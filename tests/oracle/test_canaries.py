@@ -11,7 +11,7 @@ import torch
 
 from gradleak.core.errors import UsageError
 from gradleak.privacy.canaries import SquareLoss, ascend
-from gradleak.privacy.step_audit import StepAudit, audit_step
+from gradleak.privacy.step_audit import StepAudit, audit_step, releases_needed
 
 CLIP = 0.5
 
@@ -133,11 +133,17 @@ def audit(
     return audit_step(present, without, reference, trigger, clip=CLIP, noise_multiplier=z)
 
 
-@pytest.mark.parametrize("z", [0.5, 1.0])
+@pytest.mark.parametrize("z", [0.5, 1.0, 4.0])
 def test_the_audit_of_a_correct_step_is_tight(z: float) -> None:
-    found = audit(np.random.default_rng(0), z=z)
+    found = audit(np.random.default_rng(0), z=z, count=releases_needed(z))
     assert not found.violated
     assert 0.9 <= found.tightness <= 1.0
+
+
+@pytest.mark.parametrize(("z", "tightness"), [(0.0, 0.9), (1.0, 1.0), (1e9, 0.99)])
+def test_a_plan_for_an_audit_that_cannot_be_is_refused(z: float, tightness: float) -> None:
+    with pytest.raises(UsageError):
+        releases_needed(z, tightness=tightness)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -10,10 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 
 from gradleak.core.errors import UsageError
 from gradleak.privacy import auditing
 from gradleak.privacy.candidates import Matrix
+
+MOST_RELEASES = 2**40
+"""No audit is that long; a plan that would need more is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,3 +82,45 @@ def audit_step(
         significance=significance,
     )
     return StepAudit(mu_lower=mu_lower, mu_claimed=1.0 / noise_multiplier, significance=significance)
+
+
+def releases_needed(noise_multiplier: float, *, tightness: float = 0.95, significance: float = 0.01) -> int:
+    """How many releases of each world ``audit_step`` needs to prove the share ``tightness`` of a correct claim.
+
+    A correct step with a canary of norm ≥ C is above the threshold with probability Φ(μ/2) in one world and Φ(-μ/2) in the
+    other, μ = 1/z. The bound is taken at these expected counts, and n doubled and halved until it just reaches the share.
+    Roughly n grows with z²: a claim of little leakage takes many releases to confirm.
+
+    Args:
+        noise_multiplier: z of the claim, positive.
+        tightness: in (0, 1); the proved μ over the claimed one.
+        significance: of the audit, in (0, 1).
+
+    Returns:
+        n; about half of all audits of that length prove a little more, half a little less.
+
+    Raises:
+        UsageError: for an argument out of range, or if more than 2^40 releases would be needed.
+    """
+    if not (noise_multiplier > 0 and 0 < tightness < 1):
+        raise UsageError(
+            f"noise_multiplier={noise_multiplier} must be positive and tightness={tightness} between 0 and 1."
+        )
+    mu = 1.0 / noise_multiplier
+    true_rate, false_rate = float(ndtr(mu / 2)), float(ndtr(-mu / 2))
+
+    def enough(count: int) -> bool:
+        hits, false_alarms = round(count * true_rate), round(count * false_rate)
+        proved = auditing.membership_mu(hits, count, false_alarms, count, significance=significance)
+        return proved >= tightness * mu
+
+    high = 2
+    while not enough(high):
+        high *= 2
+        if high > MOST_RELEASES:
+            raise UsageError(f"z = {noise_multiplier} would take more than 2^40 releases. Ask for a smaller tightness.")
+    low = high // 2
+    while high - low > max(1, low // 1000):
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
