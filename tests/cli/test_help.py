@@ -8,7 +8,19 @@ import sys
 from pathlib import Path
 
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
-VERBS = ("audit", "attack", "predict", "account", "report", "recommend", "list", "explain", "doctor")
+VERBS = (
+    "audit",
+    "attack",
+    "predict",
+    "account",
+    "report",
+    "compare",
+    "check",
+    "recommend",
+    "list",
+    "explain",
+    "doctor",
+)
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,8 @@ from gradleak.cli.attack import attack
 from gradleak.cli.audit import audit
 from gradleak.cli.bound import bound
 from gradleak.cli.catalogue import explain, list_
+from gradleak.cli.check import check
+from gradleak.cli.compare import compare
 from gradleak.cli.doctor import doctor
 from gradleak.cli.predict import predict
 from gradleak.cli.recommend import recommend
@@ -21,7 +23,7 @@ from gradleak.cli.spread import SpreadCommand
 app = typer.Typer(
     name="gradleak",
     help="Audits what one shared update of a transformer gives away: attacks, defenses, a verdict with evidence.",
-    epilog="Audit your own models and protocols only. Exit codes: 0 done, 1 a lint or a claim failed, 2 usage error, 3 nothing "
+    epilog="Audit your own models and protocols only. Exit codes: 0 done, 1 a lint, a claim or a policy failed, 2 usage error, 3 nothing "
     "conclusive.",
     no_args_is_help=True,
     add_completion=False,
@@ -50,6 +52,8 @@ app.command("predict", cls=SpreadCommand)(predict)
 app.command("account")(account)
 app.command("bound", cls=SpreadCommand)(bound)
 app.command("report")(report)
+app.command("compare")(compare)
+app.command("check")(check)
 app.command("recommend")(recommend)
 app.command("list")(list_)
 app.command("explain")(explain)
