@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -79,11 +80,14 @@ class TrainingData:
         inputs: token ids ``[batch seq]`` (int64), embeddings ``[batch seq model]`` or pixels ``[batch channels height width]``.
         targets: label probabilities ``[batch classes]`` or ``[batch seq vocab]``; an all-zero row carries no loss.
         mask: as in ``Batch``.
+        noise: what layers that draw at random drew for these records, by name, the records' axis first; empty where the
+            model has none, or they compute with their mean.
     """
 
     inputs: Num[Tensor, "batch ..."]
     targets: Float[Tensor, "batch ..."]
     mask: Bool[Tensor, "batch ..."]
+    noise: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

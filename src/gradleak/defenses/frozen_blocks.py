@@ -5,19 +5,13 @@ transformer is common anyway. Must not touch the module that it is given.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import takewhile
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
-from torch.utils._pytree import tree_map
+from typing import ClassVar
 
 from gradleak.core.errors import ModelError
 from gradleak.core.stage import ModelStage
 from gradleak.defenses._tensors import require
 from gradleak.models import Subject
-from gradleak.models.anatomy import Block
-from gradleak.models.attention import sample_inputs
+from gradleak.models.flow import block_module, parameters_above
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,35 +50,8 @@ class FrozenBlocks(ModelStage):
                 f"frozen_blocks: {subject.name} has {len(anatomy.blocks)} blocks, so at most {len(anatomy.blocks) - 1} "
                 f"can be frozen, not {self.blocks}."
             )
-        frozen = frozenset(subject.trainable()) - _above(subject, anatomy.blocks[self.blocks])
+        frozen = frozenset(subject.trainable()) - parameters_above(subject, block_module(anatomy.blocks[self.blocks]))
         frozen |= {name for name in (anatomy.token_embedding, anatomy.position_embedding) if name is not None}
         if not subject.trainable().keys() - frozen:
             raise ModelError(f"frozen_blocks: nothing of {subject.name} would be left to train.")
         return replace(subject, frozen=subject.frozen | frozen)
-
-
-def _above(subject: Subject, block: Block) -> frozenset[str]:
-    """The parameters that still get a gradient if none flows past the input of ``block``: in it, and after it."""
-    levels = zip(*(linear.module.split(".") for linear in block.maps()), strict=False)
-    shared = takewhile(lambda level: len(set(level)) == 1, levels)
-    home = subject.module.get_submodule(".".join(level[0] for level in shared))
-
-    def cut(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return tree_map(_detached, args), tree_map(_detached, kwargs)
-
-    handle = home.register_forward_pre_hook(cut, with_kwargs=True)
-    try:
-        with torch.enable_grad():
-            sample = sample_inputs(subject.module)
-            image = subject.modality == "image"
-            logits = subject.logits(pixels=sample) if image else subject.logits(embeddings=sample)
-            reached = subject.trainable()
-            total = logits.square().sum()
-            slopes = torch.autograd.grad(total, list(reached.values()), allow_unused=True)
-    finally:
-        handle.remove()
-    return frozenset(name for name, slope in zip(reached, slopes, strict=True) if slope is not None)
-
-
-def _detached(thing: Any) -> Any:
-    return thing.detach() if isinstance(thing, torch.Tensor) else thing

@@ -8,7 +8,8 @@ makes a matching attack adaptive.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gradleak.core import attack as core
-from gradleak.core.batch import soft_labels
+from gradleak.core.batch import TrainingData, soft_labels
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
@@ -30,6 +31,7 @@ from gradleak.mechanics.readout import nearest_tokens, token_table
 from gradleak.mechanics.replay import Replay
 from gradleak.mechanics.search import Optimizer, Stopping, Variables
 from gradleak.mechanics.training import ClientTrainer
+from gradleak.models.noisy import noise_name, noisy_layers
 
 NEEDS = frozenset({"subject", "trainer", "batch_size"})
 USES = frozenset({"seq_len", "framing", "stages", "mask", "labels"})
@@ -39,6 +41,9 @@ _TARGET_SHARPNESS = 20.0
 
 _LABEL_STARTS = 4
 """Most label hypotheses that a search starts from."""
+
+_NOISE = "noise of "
+"""What the names of variables that stand for noise begin with."""
 
 _NEGLIGIBLE = 1e-5
 """Tensors smaller than this share of the largest hold mostly rounding noise of the number format."""
@@ -73,6 +78,8 @@ class Problem:
     Attributes:
         replay: the channel as the adversary simulates it.
         observed: those released tensors that a replay can simulate, times their weights; weights: by name.
+        noise: what noisy layers of the model draw for one batch, name → shape, to be searched along with the inputs; empty
+            where the adversary does not know the stages or the update comes from several draws.
     """
 
     replay: Replay
@@ -84,6 +91,7 @@ class Problem:
     center: Tensor
     scale: Tensor
     shape: tuple[int, ...]
+    noise: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def trainer(self) -> ClientTrainer:
@@ -92,9 +100,17 @@ class Problem:
     def inputs(self, u: Tensor) -> Tensor:
         return self.center + self.scale * u
 
-    def simulate(self, inputs: Tensor, targets: Tensor) -> Simulated:
+    def simulate(
+        self, inputs: Tensor, targets: Tensor, noise: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Simulated:
         """Updates of candidate batches ``[restarts batch ...]``, as the adversary expects to see them released."""
-        return self._weighted(self.replay.simulate(inputs, targets, self.mask))
+        return self._weighted(self.replay.simulate(inputs, targets, self.mask, noise))
+
+    def drawn(self, variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the noisy layers drew, according to the variables."""
+        layers = noisy_layers(self.trainer.subject.module)
+        names = {noise_name(path): layer for path, layer in layers.items()}
+        return {name: names[name].relaxed(variables[_NOISE + name]) for name in self.noise}
 
     def _weighted(self, found: Simulated) -> Simulated:
         return {
@@ -135,7 +151,7 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
     else:
         center, scale = torch.tensor(0.5), torch.tensor(0.25)
         shape = (batch_size, *subject.pixel_shape)
-    return Problem(
+    problem = Problem(
         replay=Replay(
             trainer=trainer,
             stages=stages,
@@ -152,6 +168,13 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
         scale=scale,
         shape=shape,
     )
+    return replace(problem, noise=_searched_noise(problem)) if stages and trainer.training.single else problem
+
+
+def _searched_noise(problem: Problem) -> dict[str, tuple[int, ...]]:
+    start = problem.inputs(torch.zeros(problem.shape))
+    targets = torch.zeros(problem.batch_size, problem.trainer.subject.classes)
+    return problem.trainer.noise_shapes(TrainingData(inputs=start, targets=targets, mask=problem.mask))
 
 
 def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, clock: core.Clock) -> core.Reconstruction:
@@ -266,13 +289,13 @@ class MatchingFunction:
 
     def __call__(self, variables: Mapping[str, Tensor]) -> Tensor:
         inputs, targets = self._candidates(variables)
-        return _value(self.problem, self.parts, inputs, targets)
+        return _value(self.problem, self.parts, inputs, targets, self.problem.drawn(variables))
 
     def simulated(self, variables: Mapping[str, Tensor]) -> Simulated:
         """The updates of the candidates as they would be released, attached to the variables."""
         inputs, targets = self._candidates(variables)
         with torch.enable_grad():
-            return self.problem.simulate(inputs, targets)
+            return self.problem.simulate(inputs, targets, self.problem.drawn(variables))
 
     def compare(self, simulated: Simulated) -> Tensor:
         """The value of candidates whose updates are ``simulated``, priors left out."""
@@ -293,10 +316,16 @@ def objective_function(problem: Problem, parts: Matching) -> MatchingFunction:
     return MatchingFunction(problem=problem, parts=parts)
 
 
-def _value(problem: Problem, parts: Matching, inputs: Tensor, targets: Tensor) -> Tensor:
+def _value(
+    problem: Problem,
+    parts: Matching,
+    inputs: Tensor,
+    targets: Tensor,
+    noise: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Tensor:
     # Taking the update's derivative needs grad mode even when only the value is asked for.
     with torch.enable_grad():
-        simulated = problem.simulate(inputs, targets)
+        simulated = problem.simulate(inputs, targets, noise)
     value = parts.objective(simulated, problem.observed)
     if parts.total_variation and problem.trainer.subject.modality == "image":
         value = value + parts.total_variation * _total_variation(inputs)
@@ -326,6 +355,8 @@ def _screen(
 
     def draw() -> Variables:
         found: Variables = {"inputs": torch.randn(restarts, *problem.shape, generator=rng)}
+        # Noise starts at its mean: that is the best guess before anything is known of the draw.
+        found |= {_NOISE + name: torch.zeros(restarts, *shape) for name, shape in problem.noise.items()}
         if search_labels:
             logits = 0.5 * torch.randn(restarts, problem.batch_size, classes, generator=rng)
             leaning = torch.arange(restarts) % classes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Num
@@ -15,6 +16,7 @@ from torch import Tensor
 from gradleak.core.stage import ProtocolStage, ReleaseStage, Stage, TrainingStage
 from gradleak.mechanics.factored import OuterSum, Simulated, scale, simulate_gradients, squared_norm
 from gradleak.mechanics.training import ClientTrainer
+from gradleak.models.noisy import noisy_layers
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -47,15 +49,17 @@ class Replay:
         inputs: Num[Tensor, "restarts batch ..."],
         targets: Float[Tensor, "restarts batch ..."],
         mask: Bool[Tensor, "batch ..."],
+        noise: Mapping[str, Float[Tensor, "restarts batch ..."]] = MappingProxyType({}),
     ) -> Simulated:
         """Candidate updates by name, in factors where nothing asks for dense tensors.
 
         Args:
             inputs: embeddings or pixels; or token ids, which bring the token table's gradient but no derivative.
+            noise: what noisy layers of the model are assumed to have drawn; their mean if empty, and behind a protocol.
         """
         before, protocol, after = self._split()
         if protocol is None:
-            return self._client(inputs, targets, mask, before)
+            return self._client(inputs, targets, mask, before, noise)
         clients = protocol.clients()
         parts = zip(
             inputs.tensor_split(clients, 1), targets.tensor_split(clients, 1), mask.tensor_split(clients), strict=True
@@ -77,8 +81,15 @@ class Replay:
         )
         return before, protocol, after
 
-    def _client(self, inputs: Tensor, targets: Tensor, mask: Tensor, stages: tuple[ReleaseStage, ...]) -> Simulated:
-        found = self._trained(inputs, targets, mask)
+    def _client(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        stages: tuple[ReleaseStage, ...],
+        noise: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Simulated:
+        found = self._trained(inputs, targets, mask, noise)
         while stages:
             # Stages that only rescale act on the factors; the first one that does more needs dense tensors.
             norm = squared_norm(found).clamp_min(_TINY).sqrt()
@@ -98,13 +109,14 @@ class Replay:
         # A parameter that broadcasts over records comes without its axis of one; stages look at shapes.
         return {name: part.reshape(restarts, *self.released[name].shape) for name, part in dense.items()}
 
-    def _trained(self, inputs: Tensor, targets: Tensor, mask: Tensor) -> Simulated:
+    def _trained(self, inputs: Tensor, targets: Tensor, mask: Tensor, noise: Mapping[str, Tensor]) -> Simulated:
         """Local training: in one pass for all restarts where the factored gradients have a rule for every module."""
         restarts = inputs.shape[0]
         training = next((stage for stage in self.stages if isinstance(stage, TrainingStage)), None)
         follow = inputs.is_floating_point()
         local = self.trainer.training
-        if training is None and local.share == "gradient" and local.plain and follow:
+        plain_layers = not noisy_layers(self.trainer.subject.module)
+        if training is None and local.share == "gradient" and local.plain and follow and plain_layers:
             stacked = mask.repeat(restarts, *[1] * (mask.ndim - 1))
             found = simulate_gradients(
                 self.trainer.subject,
@@ -117,7 +129,9 @@ class Replay:
             if found is not None:
                 return found
         single = [
-            self.trainer.replay(x, y, mask, stage=training, differentiable=follow)
-            for x, y in zip(inputs, targets, strict=True)
+            self.trainer.replay(
+                x, y, mask, stage=training, differentiable=follow, noise={n: drawn[row] for n, drawn in noise.items()}
+            )
+            for row, (x, y) in enumerate(zip(inputs, targets, strict=True))
         ]
         return {name: torch.stack([one[name] for one in single]) for name in self.names}

@@ -7,143 +7,25 @@ Must not know any attack or defense.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from gradleak.core.batch import Batch, TrainingData, soft_labels
-from gradleak.core.errors import ModelError, NotApplicableError, SpecError
+from gradleak.core.errors import ModelError, NotApplicableError
 from gradleak.core.stage import ModelStage, TrainingStage
 from gradleak.core.update import Update
+from gradleak.mechanics.local_training import DTYPES, LocalTraining
 from gradleak.mechanics.losses import group_losses
-from gradleak.models import LoRA, Subject
+from gradleak.mechanics.optimizers import Moments, optimizer_step
+from gradleak.models import Subject
+from gradleak.models.noisy import Noisy, listening, noise_name, noisy_layers
 
-DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ADAM_BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LocalTraining:
-    """What the client does with its batch before it shares the result.
-
-    Attributes:
-        share: ``gradient`` of the mean loss, or ``delta`` = weights after the local steps minus before.
-        steps: full-batch steps (delta only).
-        mini_batch: records of a step, where a delta runs over ``epochs`` passes instead of ``steps``. Every pass draws a
-            new order from the client's generator and keeps a smaller last step; None for the full batch.
-        epochs: passes over the batch (with ``mini_batch`` only).
-        micro_batch: records whose mean gradient is taken at once; a step uses the plain mean of these means, as training
-            loops do that divide each loss by the number of micro-batches. Under the language-model losses, or with a
-            smaller last micro-batch, that is another gradient than that of the mean loss. None for all at once.
-        lr: learning rate of the local steps (delta only).
-        optimizer: ``sgd`` or ``adamw`` (betas .9/.999, eps 1e-8, as torch's defaults).
-        momentum: of ``sgd``, in [0, 1): b ← momentum · b + g, and the step goes along b, as torch's ``SGD`` does.
-        weight_decay: decoupled decay of ``adamw``.
-        dropout: train with the model's own dropout.
-        dtype: number format of the released tensors: ``float32``, ``bf16`` or ``fp16``.
-        lora_rank: rank of the adapters that are trained, and shared, in the place of the model's own weights; 0 for none.
-            ``lora_alpha``, ``lora_targets`` and ``lora_b_std`` are those of ``models.LoRA``.
-
-    Raises:
-        SpecError: for a value outside its range.
-    """
-
-    share: Literal["gradient", "delta"] = "gradient"
-    steps: int = 1
-    lr: float = 1e-3
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    weight_decay: float = 0.01
-    dropout: bool = False
-    dtype: Literal["float32", "bf16", "fp16"] = "float32"
-    lora_rank: int = 0
-    lora_alpha: int | None = None
-    lora_targets: Literal["attention", "query_value", "all"] = "attention"
-    lora_b_std: float = 0.0
-    epochs: int = 1
-    mini_batch: int | None = None
-    micro_batch: int | None = None
-    momentum: float = 0.0
-
-    @property
-    def plain(self) -> bool:
-        """True if a step's gradient is that of the mean loss of all records, so that their order does not matter."""
-        return self.mini_batch is None and self.micro_batch is None
-
-    @property
-    def single(self) -> bool:
-        """True if what is shared comes from one gradient, whatever the number of records."""
-        return self.steps == 1 and self.mini_batch is None
-
-    def local_steps(self, records: int) -> int:
-        """Optimizer steps on a batch of so many records."""
-        return self.steps if self.mini_batch is None else self.epochs * math.ceil(records / self.mini_batch)
-
-    @property
-    def lora(self) -> LoRA | None:
-        """The adapters to train; None to train the model's own weights."""
-        if self.lora_rank == 0:
-            return None
-        return LoRA(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets, b_std=self.lora_b_std)
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("share", self.share, ("gradient", "delta")),
-            ("optimizer", self.optimizer, ("sgd", "adamw")),
-            ("dtype", self.dtype, tuple(DTYPES)),
-        ):
-            if value not in choices:
-                raise SpecError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
-        if self.steps < 1 or not self.lr > 0 or self.weight_decay < 0:
-            raise SpecError(f"Local training needs steps ≥ 1, lr > 0 and weight_decay ≥ 0, got {self}.")
-        if self.share == "gradient" and self.steps != 1:
-            raise SpecError(
-                f"A gradient is one step, got steps={self.steps}. Write --share 'delta(steps={self.steps})'."
-            )
-        self._check_batches()
-        # Its own checks speak.
-        _ = self.lora
-
-    def check_stage(self, stage: TrainingStage) -> None:
-        """Raises ``SpecError`` if a step's gradient is not that of the whole batch, which ``stage`` would replace."""
-        if not self.plain:
-            raise SpecError(
-                f"{type(stage).__name__} replaces the aggregation of full-batch steps, and its privacy accounting counts "
-                "those. Leave micro_batch and mini_batch out of --share."
-            )
-
-    def _check_batches(self) -> None:
-        for name in ("mini_batch", "micro_batch"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise SpecError(f"{name}={size} must be at least 1 record. Leave it out for the whole batch.")
-        if self.epochs < 1:
-            raise SpecError(f"epochs={self.epochs} must be at least 1.")
-        if self.share == "gradient" and self.mini_batch is not None:
-            raise SpecError(
-                "A gradient is one step on the whole batch and takes no mini_batch. Write --share "
-                f"'delta(mini_batch={self.mini_batch})', or micro_batch={self.mini_batch} for gradient accumulation."
-            )
-        if self.mini_batch is None and self.epochs != 1:
-            raise SpecError(
-                f"epochs={self.epochs} needs a mini_batch. For full-batch steps write delta(steps={self.epochs})."
-            )
-        if self.mini_batch is not None and self.steps != 1:
-            raise SpecError(
-                f"mini_batch={self.mini_batch} counts epochs, not steps: got steps={self.steps}. Give epochs instead."
-            )
-        if self.mini_batch is not None and self.micro_batch is not None and self.micro_batch > self.mini_batch:
-            raise SpecError(
-                f"micro_batch={self.micro_batch} is larger than the step's mini_batch={self.mini_batch}. Leave it out."
-            )
-        if not 0 <= self.momentum < 1:
-            raise SpecError(f"momentum={self.momentum} must lie in [0, 1).")
-        if self.momentum > 0 and (self.share, self.optimizer) != ("delta", "sgd"):
-            raise SpecError(f"momentum={self.momentum} belongs to SGD: write delta(optimizer=sgd, momentum=...).")
+__all__ = ["DTYPES", "ClientTrainer", "LocalTraining"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,6 +94,7 @@ class ClientTrainer:
             self.training.check_stage(stage)
 
         def gradient(weights: Mapping[str, Tensor], part: TrainingData, step: int) -> dict[str, Tensor]:
+            part = self.with_noise(part, rng)
             if stage is None:
                 return self._accumulated(weights, part, differentiable=False)
             iteration = round * self.training.steps + step
@@ -229,6 +112,7 @@ class ClientTrainer:
         *,
         stage: TrainingStage | None = None,
         differentiable: bool = True,
+        noise: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
         """The update of a candidate batch as a differentiable function of it.
 
@@ -238,6 +122,7 @@ class ClientTrainer:
             mask: ``[batch seq]``, or ``[batch]`` for images.
             stage: simulated through its surrogate, in the client's first round.
             differentiable: keep the graph; without it only the values are wanted.
+            noise: what the model's noisy layers are assumed to have drawn, the same in every step; their mean if empty.
 
         Returns:
             name → tensor; the token embedding, which embeddings bypass, then holds only its output-side part, if any.
@@ -249,7 +134,7 @@ class ClientTrainer:
         self.require_replay()
         if stage is not None:
             self.training.check_stage(stage)
-        data = TrainingData(inputs=inputs, targets=targets, mask=mask)
+        data = TrainingData(inputs=inputs, targets=targets, mask=mask, noise=noise)
 
         def gradient(weights: Mapping[str, Tensor], part: TrainingData, step: int) -> dict[str, Tensor]:
             if stage is None:
@@ -304,9 +189,45 @@ class ClientTrainer:
         return weight * ((1.0 - t.lr * t.weight_decay) ** t.local_steps(records or 0) - 1.0)
 
     def loss(self, data: TrainingData, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The mean loss, differentiable in weights and data."""
-        logits = self.subject.logits(weights, mask=data.mask, **{self._key(data.inputs): data.inputs})
-        return group_losses(logits, data.targets, self.subject.loss).sum()
+        """The mean loss, penalties of noisy layers included, differentiable in weights, data and noise."""
+        return self._loss(data, weights, data.mask)
+
+    def _loss(self, data: TrainingData, weights: Mapping[str, Tensor] | None, mask: Tensor | None) -> Tensor:
+        given = {self._key(data.inputs): data.inputs}
+        if not noisy_layers(self.subject.module):
+            return group_losses(self.subject.logits(weights, mask=mask, **given), data.targets, self.subject.loss).sum()
+        penalties: list[Tensor] = []
+
+        def hear(path: str, layer: Noisy, x: Tensor) -> None:
+            penalty = layer.penalty(x)
+            if penalty is not None:
+                penalties.append(penalty.mean())
+
+        with listening(self.subject.module, hear):
+            logits = self.subject.logits({**(weights or {}), **data.noise}, mask=mask, **given)
+        return group_losses(logits, data.targets, self.subject.loss).sum() + sum(penalties)
+
+    def noise_shapes(self, data: TrainingData) -> dict[str, tuple[int, ...]]:
+        """Name and shape of what the model's noisy layers draw for ``data``; empty for a model without any."""
+        found: dict[str, tuple[int, ...]] = {}
+        if not noisy_layers(self.subject.module):
+            return found
+
+        def hear(path: str, layer: Noisy, x: Tensor) -> None:
+            found[noise_name(path)] = layer.noise_shape(x)
+
+        with torch.no_grad(), listening(self.subject.module, hear):
+            _ = self.subject.logits(None, mask=data.mask, **{self._key(data.inputs): data.inputs})
+        return found
+
+    def with_noise(self, data: TrainingData, rng: torch.Generator) -> TrainingData:
+        """The data with a new draw of every noisy layer; as it is for a model without any."""
+        shapes = self.noise_shapes(data)
+        if not shapes:
+            return data
+        layers = noisy_layers(self.subject.module)
+        drawn = {noise_name(path): layer.draw(shapes[noise_name(path)], rng) for path, layer in layers.items()}
+        return replace(data, noise=drawn)
 
     def _key(self, inputs: Tensor) -> str:
         if self.subject.modality == "image":
@@ -351,14 +272,14 @@ class ClientTrainer:
         return dict(zip(leaves, found, strict=True))
 
     def _vectorized(self, weights: Mapping[str, Tensor], data: TrainingData) -> dict[str, Tensor]:
-        key = self._key(data.inputs)
+        def loss(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
+            one = {name: drawn.unsqueeze(0) for name, drawn in noise.items()}
+            example = TrainingData(inputs=x.unsqueeze(0), targets=y.unsqueeze(0), mask=data.mask[:1], noise=one)
+            # The examples of a group have one length: without a mask the model does not branch on data.
+            return self._loss(example, parameters, None)
 
-        def loss(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            logits = self.subject.logits(parameters, **{key: x.unsqueeze(0)})
-            return group_losses(logits, y.unsqueeze(0), self.subject.loss).sum()
-
-        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different")
-        return each(dict(weights), data.inputs, data.targets)
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
+        return each(dict(weights), data.inputs, data.targets, dict(data.noise))
 
     def _steps(
         self,
@@ -370,45 +291,24 @@ class ClientTrainer:
             if self.training.share == "gradient":
                 return gradient(start, next(iter(parts)), 0)
             weights: dict[str, Tensor] = start
-            moments: dict[str, tuple[Tensor, Tensor]] = {}
+            moments: Moments = {}
             for step, part in enumerate(parts):
-                weights = self._step(weights, gradient(weights, part, step), moments, step + 1)
+                weights = optimizer_step(self.training, weights, gradient(weights, part, step), moments, step + 1)
             return {name: weights[name] - start[name] for name in start}
-
-    def _step(
-        self,
-        weights: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        moments: dict[str, tuple[Tensor, Tensor]],
-        step: int,
-    ) -> dict[str, Tensor]:
-        t = self.training
-        if t.optimizer == "sgd":
-            along = dict(gradients)
-            if t.momentum > 0:
-                along = {n: g + t.momentum * moments[n][0] if n in moments else g for n, g in along.items()}
-                moments.update({n: (b, b) for n, b in along.items()})
-            return {name: weight - t.lr * along[name] for name, weight in weights.items()}
-        new: dict[str, Tensor] = {}
-        first, second = _ADAM_BETAS
-        for name, weight in weights.items():
-            g = gradients[name]
-            m, v = moments.get(name, (torch.zeros_like(g), torch.zeros_like(g)))
-            m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
-            moments[name] = (m, v)
-            # The tiny term keeps the square root differentiable where a gradient is exactly zero.
-            scale = (v / (1 - second**step) + torch.finfo(g.dtype).tiny).sqrt() + _ADAM_EPS
-            new[name] = weight * (1 - t.lr * t.weight_decay) - t.lr * (m / (1 - first**step)) / scale
-        return new
 
 
 def _cut(data: TrainingData, places: list[int], length: int | None, *, targets_too: bool) -> TrainingData:
     """Some records, without the padding behind their common length."""
     inputs, targets, mask = data.inputs[places], data.targets[places], data.mask[places]
+    noise = {name: drawn[places] for name, drawn in data.noise.items()}
     if length is not None:
+        padded = mask.shape[1]
         inputs, mask = inputs[:, :length], mask[:, :length]
         targets = targets[:, :length] if targets_too else targets
-    return TrainingData(inputs=inputs, targets=targets, mask=mask)
+        noise = {
+            n: drawn[:, :length] if drawn.shape[1] == padded and drawn.ndim > 2 else drawn for n, drawn in noise.items()
+        }
+    return TrainingData(inputs=inputs, targets=targets, mask=mask, noise=noise)
 
 
 @contextmanager
