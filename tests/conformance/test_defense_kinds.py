@@ -22,7 +22,7 @@ from gradleak.core.errors import ModelError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.core.specs import Spec
+from gradleak.core.specs import Spec, parse_chain
 from gradleak.core.stage import ClientStage, ProtocolStage
 from gradleak.core.update import Update
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
@@ -53,7 +53,8 @@ def batch_of(modality: str, seed: int = 0) -> Batch:
 
 def channel_of(spec: Spec, modality: str, **training: Any) -> Channel:
     trainer = ClientTrainer(subject=subject_of(modality), training=LocalTraining(**training))
-    return Channel(trainer=trainer, stages=(catalogue.make("defenses", spec),))
+    behind = parse_chain(catalogue.find("defenses", spec.type).behind)
+    return Channel(trainer=trainer, stages=tuple(catalogue.make("defenses", each) for each in (*behind, spec)))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_every_defense_has_an_example(name: str, examples_of: Callable[[str], li
 
 def test_changes_the_release(client_spec: Spec, modality: str) -> None:
     channel, batch = channel_of(client_spec, modality), batch_of(modality)
-    if isinstance(channel.stages[0], ProtocolStage | ClientStage):
+    if isinstance(channel.stages[-1], ProtocolStage | ClientStage):
         # Sums show in a delta only, and a bound only on an update that is longer than it.
         channel = channel_of(client_spec, modality, share="delta", steps=2, lr=5.0)
     plain = channel.trainer.train(channel.trainer.prepare(batch), derive(0, "channel"))
@@ -148,11 +149,15 @@ def test_an_attack_on_it_is_well_formed(client_spec: Spec, modality: str) -> Non
     assert isinstance(found, Reconstruction) and client_spec.type in found.adapted
 
 
-def test_knowing_the_stage_is_no_disadvantage(client_spec: Spec, modality: str) -> None:
+def test_knowing_the_stage_is_no_disadvantage(
+    client_spec: Spec, modality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the truth the informed simulation is at least as close to the release as the uninformed one.
 
-    Without the noise and the sampling of a mechanism: neither of the two can know them, and they would make it a toss-up.
+    Without the noise and the sampling of a mechanism, and the draws of random layers: neither of the two can know them, and
+    they would make it a toss-up.
     """
+    monkeypatch.setattr(ClientTrainer, "with_noise", lambda self, data, rng: data)
     channel, batch = channel_of(_quiet(client_spec), modality), batch_of(modality)
     subject = subject_of(modality)
     inputs = batch.inputs if modality == "image" else subject.embed(batch.inputs).detach()

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -69,7 +69,13 @@ class Run:
 
 
 class Stage:
-    """A step of the channel. Subclasses are frozen dataclasses, one per file, of exactly one of the kinds below."""
+    """A step of the channel. Subclasses are frozen dataclasses, one per file, of exactly one of the kinds below.
+
+    Attributes:
+        behind: a chain, as it is written on the command line, that a stage of this class cannot do without before it.
+    """
+
+    behind: ClassVar[str] = ""
 
     def bind(self, preceding: tuple[Stage, ...]) -> Self:
         """This stage with what it inherits from the stages before it (a noise multiplier needs the clip's norm)."""

@@ -42,6 +42,7 @@ class PPP(ClientStage):
     summary: ClassVar[str] = (
         "Adds noise to the tensors below a random bottleneck only (needs precode or cvb before it)."
     )
+    behind: ClassVar[str] = "precode()"
 
     relative_std: float
 
