@@ -26,9 +26,8 @@ def show(found: dict[str, Any]) -> None:
         console.print(_clip(found["clip"]), soft_wrap=True, highlight=False, markup=False)
     console.print("\nLint", style="bold")
     if not found["lint"]:
-        console.print(
-            "nothing found" + ("" if found["plan"]["claimed"] else " (no [claimed] table to compare the plan with)")
-        )
+        compared = "" if found["plan"]["claimed"] else " (no [claimed] table to compare the plan with)"
+        console.print("nothing found" + compared, markup=False)
     for finding in found["lint"]:
         line = Text(f"{finding['severity']} ", style="bold red" if finding["severity"] == "error" else "bold yellow")
         line.append(f"{finding['code']}: {finding['message']} ", style="not bold default")

@@ -250,6 +250,8 @@ def _method_notes(release: Release) -> tuple[str, ...]:
         return ("ε is for an adversary who knows the batches; hidden batches only help, by an unknown amount",)
     if release.sampling == "fixed":
         return ("fixed-size batches: ε is the smaller of no sampling at all and Rényi accounting without replacement",)
+    if release.batch_limit is not None:
+        return (f"batches longer than {release.batch_limit} are cut, so a record can push another one out",)
     return ()
 
 
@@ -259,13 +261,15 @@ def _guess(release: Release) -> float:
     if release.mechanism == "laplace":
         return 1.0
     scaled = tuple(replace(p, noise_multiplier=p.noise_multiplier / distance) for p in release.phases)
-    found = rdp_epsilon(replace(release, phases=scaled, relation="add_or_remove", group=1), 1e-5)
+    found = rdp_epsilon(replace(release, phases=scaled, relation="add_or_remove", group=1, batch_limit=None), 1e-5)
     return 1.0 if found is None or not math.isfinite(found) else found
 
 
 def _interval(epsilon: float) -> float:
-    """Width of the pieces of privacy loss: relative to ε, because the cost is their number."""
-    return min(1e-2, max(2e-6, 6e-5 * epsilon))
+    """Width of the pieces of privacy loss. The cost is their number, ε over the width; what rounding up adds grows with the steps
+    and the square of the width, so a large ε, which needs many steps, gets pieces that are finer in proportion.
+    """
+    return min(1e-2, max(2e-6, min(6e-5 * epsilon, 1e-3), 3e-6 * epsilon))
 
 
 @contextmanager

@@ -72,6 +72,8 @@ def _step(release: Release, phase: Phase, engine: Engine) -> DpEvent | None:
         return dp_event.SampledWithoutReplacementDpEvent(
             share.denominator, share.numerator, dp_event.GaussianDpEvent(z)
         )
+    if release.batch_limit is not None:
+        return _truncated(release, z) if engine == "pld" and release.group == 1 else None
     if release.group > 1:
         return _binomial(release, z) if engine == "pld" and release.relation != "replace_one" else None
     if engine == "rdp" and release.relation == "replace_one":
@@ -89,6 +91,19 @@ def _laplace(release: Release, scale: float, engine: Engine) -> DpEvent | None:
     if engine == "pld" and release.sampling == "poisson" and release.group == 1 and release.relation != "replace_one":
         return dp_event.PoissonSampledDpEvent(release.rate, event)
     return None
+
+
+def _truncated(release: Release, z: float) -> DpEvent:
+    """Poisson batches cut to a limit: whoever is in may push another out."""
+    from dp_accounting import dp_event
+
+    assert release.records is not None and release.batch_limit is not None
+    return dp_event.TruncatedSubsampledGaussianDpEvent(
+        dataset_size=release.records,
+        sampling_probability=release.rate,
+        truncated_batch_size=release.batch_limit,
+        noise_multiplier=z,
+    )
 
 
 def _binomial(release: Release, z: float) -> DpEvent | None:

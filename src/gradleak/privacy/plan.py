@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from gradleak.core.errors import UnknownNameError, UsageError
 
-Mechanism = Literal["gaussian", "laplace"]
+Mechanism = Literal["gaussian", "laplace", "tree"]
 Clip = Literal["example", "update", "tensor", "data", "none"]
 Sampled = Literal["records", "clients"]
 Sampling = Literal["none", "poisson", "fixed", "shuffle"]
@@ -32,7 +32,7 @@ class Phase:
     Attributes:
         noise_multiplier: standard deviation of the Gaussian noise on the *sum* of clipped terms, in units of the clip norm; for
             Laplace noise its scale in units of the L1 clip norm. At least 0.
-        steps: number of releases, at least 1.
+        steps: number of releases, at least 1; for a tree the number of its leaves.
 
     Raises:
         UsageError: for a value out of range.
@@ -88,7 +88,8 @@ class Plan:
     Attributes:
         phases: noise and number of steps, in order.
         delta: the δ at which ε is stated, in (0, 1).
-        mechanism: ``gaussian``, or ``laplace`` with an L1 clip.
+        mechanism: ``gaussian``, ``laplace`` with an L1 clip, or ``tree``: DP-FTRL, Gaussian noise on every node of a binary
+            tree over the steps of a phase (restarted with the next phase), where the unit takes part at most once in a tree.
         clip: what is clipped to C before it is summed. ``example``: each example's gradient over all parameters. ``update``: the
             whole update of one client. ``tensor``: each of ``tensors`` parts of an example's gradient at C by itself.
             ``data``: the bound follows the private data. ``none``.
@@ -98,6 +99,7 @@ class Plan:
         sampling: how: ``none`` (every step uses all), ``poisson`` (each by its own coin), ``fixed`` (a fresh batch of fixed size in
             each step), ``shuffle`` (a permutation cut into batches, each epoch).
         sampling_rate: q in (0, 1], the expected share that a step uses.
+        batch_limit: Poisson batches longer than this are cut to a random part of this size; None = they are used whole.
         relation: which data sets count as neighbors. ``zero_out``: one term of the sum becomes zero, nothing else changes.
         view: what the adversary sees.
         clients: for ``secure_aggregation``, the number M of honest clients whose noise is in the sum.
@@ -123,6 +125,7 @@ class Plan:
     sampled: Sampled | None = None
     sampling: Sampling = "none"
     sampling_rate: float = 1.0
+    batch_limit: int | None = None
     relation: Relation = "add_or_remove"
     view: Viewpoint = "final_model"
     clients: int = 1
@@ -150,7 +153,7 @@ class Plan:
             self.sampling_rate,
             "above 0 and at most 1 (a share: 1 % is 0.01)",
         )
-        for name in ("tensors", "clients", "records_per_user", "participations", "records"):
+        for name in ("tensors", "clients", "records_per_user", "participations", "records", "batch_limit"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
         self._require_consistent()
@@ -162,6 +165,16 @@ class Plan:
             )
         if self.participations is not None and self.participations > self.steps:
             raise UsageError(f"participations={self.participations} is more than the {self.steps} steps of the plan.")
+        if self.batch_limit is not None and (self.sampling != "poisson" or self.records is None):
+            raise UsageError(
+                f"batch_limit={self.batch_limit} cuts Poisson batches, which are cut more often the more records there are. "
+                "Say sampling poisson, and records: how many there are."
+            )
+        if self.mechanism == "tree" and self.sampling != "none":
+            raise UsageError(
+                f"A tree adds noise over steps in any order and claims nothing from sampling {self.sampling}. Leave the sampling out; "
+                "each phase is one tree, in which the unit takes part at most once."
+            )
         if self.tensors > 1 and self.clip != "tensor":
             raise UsageError(f"tensors={self.tensors} is for clip tensor only, and clip is {self.clip}.")
 

@@ -24,6 +24,7 @@ class Release:
         sampling, rate: the part of the sampling that is secret.
         group: k, records of the protected unit; each is drawn by itself.
         relation: the neighboring relation that the numbers are for.
+        batch_limit, records: where Poisson batches of so many records are cut to a limit; both None otherwise.
         notes: what had to be assumed.
     """
 
@@ -33,6 +34,8 @@ class Release:
     rate: float
     group: int
     relation: Relation
+    batch_limit: int | None = None
+    records: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -70,24 +73,41 @@ def resolve(plan: Plan) -> Release:
         factor *= math.sqrt(plan.clients)
         notes.append(f"{plan.clients} honest clients add independent noise and none of them colludes with the server")
     if plan.clip == "tensor" and plan.tensors > 1:
-        factor /= math.sqrt(plan.tensors) if plan.mechanism == "gaussian" else plan.tensors
+        factor /= plan.tensors if plan.mechanism == "laplace" else math.sqrt(plan.tensors)
         notes.append(f"{plan.tensors} parts clipped to C each have sensitivity √{plan.tensors}·C together")
-    relation = plan.relation
-    if sampling in ("shuffle", "fixed") and relation == "add_or_remove":
-        relation = "zero_out"
+    if plan.mechanism == "tree":
+        phases = tuple(Phase(noise_multiplier=p.noise_multiplier / math.sqrt(nodes(p.steps))) for p in phases)
         notes.append(
-            "removing a record would move others to other batches of fixed size; accounted for a record set to zero"
+            "the unit takes part at most once in each tree; a tree counts as one Gaussian release of all its nodes"
         )
+    relation = plan.relation
+    if relation == "add_or_remove" and (sampling in ("shuffle", "fixed") or plan.mechanism == "tree"):
+        relation = "zero_out"
+        notes.append("removing a record would move others to other steps; accounted for a record set to zero")
     group = plan.records_per_user if plan.unit == "user" and plan.clip != "update" else 1
+    limit = plan.batch_limit if sampling == "poisson" and rate < 1.0 else None
     return Release(
-        mechanism=plan.mechanism,
+        mechanism="laplace" if plan.mechanism == "laplace" else "gaussian",
         phases=tuple(Phase(noise_multiplier=p.noise_multiplier * factor, steps=p.steps) for p in phases),
         sampling="none" if rate == 1.0 and sampling != "shuffle" else sampling,
         rate=rate,
         group=group,
         relation=relation,
+        batch_limit=limit,
+        records=None if limit is None else plan.records,
         notes=tuple(notes),
     )
+
+
+def nodes(leaves: int) -> int:
+    """The most nodes of a binary tree over so many leaves that one leaf is part of: ⌊log₂ leaves⌋ + 1.
+
+    A node is released once all its leaves are in, so the deepest leaf lies in one node of every size 1, 2, 4, … up to the
+    largest power of two that is not above ``leaves``. A unit in one leaf moves each of them by at most C: √nodes·C in all.
+
+    Source: Kairouz et al., arXiv 2103.00039, for the mechanism; the count is derived here.
+    """
+    return leaves.bit_length()
 
 
 def _least_noisy(phases: tuple[Phase, ...], steps: int) -> tuple[Phase, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradleak.privacy.plan import Plan
-from gradleak.privacy.views import Release
+from gradleak.privacy.views import Release, nodes
 
 VIEWS = {
     "final_model": "the model, at any step; who was sampled stays secret",
@@ -53,7 +53,11 @@ def _mechanism(plan: Plan, release: Release | None) -> str:
         return "none"
     levels = sorted({p.noise_multiplier for p in release.phases})
     shown = f"{levels[0]:g}" if len(levels) == 1 else f"{levels[0]:g} to {levels[-1]:g}"
-    kind = {"gaussian": "Gaussian noise, multiplier", "laplace": "Laplace noise, scale over the L1 clip norm"}
+    kind = {
+        "gaussian": "Gaussian noise, multiplier",
+        "laplace": "Laplace noise, scale over the L1 clip norm",
+        "tree": "Gaussian noise on the nodes of a binary tree, as one release with multiplier",
+    }
     return f"{kind[plan.mechanism]} {shown}"
 
 
@@ -65,6 +69,8 @@ def _sensitivity(plan: Plan) -> str:
         "data": "unknown: the clipping bound follows the data",
         "none": "unbounded: nothing is clipped",
     }[plan.clip]
+    if plan.mechanism == "tree":
+        clipped += f", in at most {nodes(max(p.steps for p in plan.phases))} nodes of a tree"
     return clipped + (", distance 2C between neighbors" if plan.relation == "replace_one" else "")
 
 
@@ -73,6 +79,8 @@ def _sampling(plan: Plan, release: Release | None) -> str:
         return "none: every step uses the unit"
     how = {"poisson": "Poisson", "fixed": "fixed-size batches", "shuffle": "shuffled epochs"}[plan.sampling]
     text = f"{how} of {plan.sampled or 'records'}, rate {plan.sampling_rate:g}"
+    if plan.batch_limit is not None:
+        text += f", cut to {plan.batch_limit} of {plan.records}"
     if release is not None and release.sampling != plan.sampling:
         text += ", which this adversary sees: no amplification"
     return text
@@ -80,6 +88,8 @@ def _sampling(plan: Plan, release: Release | None) -> str:
 
 def _composition(plan: Plan, release: Release | None) -> str:
     steps = plan.steps if release is None else release.steps
+    if plan.mechanism == "tree":
+        return f"{len(plan.phases)} tree{'s' if len(plan.phases) != 1 else ''} over {plan.steps} steps"
     levels = len({p.noise_multiplier for p in plan.phases})
     return f"{steps} release{'s' if steps != 1 else ''}" + (
         f", {levels} noise levels fixed in advance" if levels > 1 else ""
