@@ -53,8 +53,8 @@ def batch_of(modality: str, seed: int = 0) -> Batch:
 
 def channel_of(spec: Spec, modality: str, **training: Any) -> Channel:
     trainer = ClientTrainer(subject=subject_of(modality), training=LocalTraining(**training))
-    behind = parse_chain(catalogue.find("defenses", spec.type).behind)
-    return Channel(trainer=trainer, stages=tuple(catalogue.make("defenses", each) for each in (*behind, spec)))
+    chain = "+".join(filter(None, (catalogue.find("defenses", spec.type).behind, str(spec))))
+    return Channel(trainer=trainer, stages=tuple(catalogue.make("defenses", each) for each in parse_chain(chain)))
 
 
 @pytest.fixture
@@ -170,6 +170,6 @@ def test_knowing_the_stage_is_no_disadvantage(
 
 
 def _quiet(spec: Spec) -> Spec:
-    still = {"noise_multiplier": 0.0, "sampling_rate": 1.0}
+    still = {"noise_multiplier": 0.0, "sampling_rate": 1.0, "relative_std": 1e-9}
     names = {f.name for f in dataclasses.fields(catalogue.find("defenses", spec.type))}
     return Spec(type=spec.type, args={**spec.args, **{key: value for key, value in still.items() if key in names}})
