@@ -15,6 +15,9 @@ from gradleak.core.errors import SpecError
 from gradleak.core.specs import Spec, build
 from gradleak.core.stage import UpdateStage
 
+BRIEF = {"steps": 2}
+"""Arguments that say how long a defense works; its contract is the same after two steps, and the default takes long."""
+
 
 def trial_values(annotation: Any) -> tuple[Any, ...]:
     """Values to try for an argument of this type."""
@@ -30,10 +33,12 @@ def examples(name: str) -> Iterator[Spec]:
     types = get_type_hints(cls)
     fields = [f for f in dataclasses.fields(cls) if f.init]
     required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    bases: list[dict[str, Any]] = [{}]
+    bases: list[dict[str, Any]] = [{key: value for key, value in BRIEF.items() if key in types}]
     for key in required:
         bases = [{**base, key: value} for base in bases for value in trial_values(types[key])]
-    optional = [{f.name: value} for f in fields if f.name not in required for value in trial_values(types[f.name])]
+    optional = [
+        {f.name: value} for f in fields if f.name not in (*required, *BRIEF) for value in trial_values(types[f.name])
+    ]
     for base in bases:
         for extra in ({}, *optional):
             try:
