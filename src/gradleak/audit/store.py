@@ -33,7 +33,7 @@ class RunFolder:
         self.path = path
         _check_is_run(path)
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _acquire(path / LOCK)
+        self._lock = acquire(path / LOCK)
         try:
             _check_plan(path / PLAN, plan)
             self.records = list(_recover(path / RECORDS))
@@ -119,7 +119,7 @@ def _check_is_run(path: Path) -> None:
         )
 
 
-def _acquire(path: Path) -> TextIO:
+def acquire(path: Path) -> TextIO:
     file = path.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

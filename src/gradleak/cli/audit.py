@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from gradleak.cli.options import (
     parse_budget,
     parse_settings,
 )
-from gradleak.cli.output import INCONCLUSIVE, INTERRUPTED, err, errors_shown, new_folder, out, print_json
+from gradleak.cli.output import FAILED, INCONCLUSIVE, INTERRUPTED, err, errors_shown, new_folder, out, print_json
 
 if TYPE_CHECKING:
     from gradleak.audit.prepare import Prepared
@@ -97,6 +97,22 @@ def audit(
     utility_seeds: Annotated[
         int | None, typer.Option("--utility-seeds", help="Trainings per value of the knob.")
     ] = None,
+    bound: Annotated[
+        str | None,
+        typer.Option(
+            "--bound",
+            metavar="PRIOR",
+            help="Beside a frontier over a noise multiplier: what anyone could recover of a secret from sentences, token or "
+            "attribute; see `gradleak bound`.",
+        ),
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option("--candidates", metavar="K", help="Length of the list of --bound. Default: up to 512.")
+    ] = None,
+    measured: Annotated[
+        int | None,
+        typer.Option("--measured", metavar="N", help="Secrets that --bound attacks at each noise level. Default: 30."),
+    ] = None,
     as_json: Json = False,
     reveal: Reveal = False,
 ) -> None:
@@ -104,9 +120,17 @@ def audit(
     with errors_shown():
         overrides, seconds = parse_settings(settings), parse_budget(budget)
         from gradleak.audit.prepare import Request, prepare
+        from gradleak.cli.bounding import Bounding
         from gradleak.cli.frontier import Wanted
 
         wanted = Wanted.read(frontier, knobs, defenses, rounds=utility_rounds, seeds=utility_seeds)
+        bounding = Bounding.read(
+            bound,
+            candidates=candidates,
+            measured=measured,
+            frontier=None if wanted is None else (wanted.template, wanted.knobs),
+            attacks=attacks,
+        )
         chains = defenses if wanted is None else wanted.chains()
         prepared = prepare(
             Request(
@@ -131,12 +155,17 @@ def audit(
         folder = out_dir or new_folder(prepared.plan.model)
         if wanted is not None:
             prepared = wanted.checked(prepared, folder)
+        if bounding is not None:
+            prepared = bounding.checked(prepared)
         if prepared.subject.extent is not None and not as_json:
             err().print(prepared.subject.loaded, soft_wrap=True, highlight=False)
         _run(prepared, folder, quiet=as_json)
         if wanted is not None:
             wanted.measure(prepared, folder, quiet=as_json)
-        _show(folder, as_json=as_json, reveal=reveal)
+        chain = None if bounding is None else bounding.run(prepared, folder, quiet=as_json)
+        _show(folder, chain, as_json=as_json, reveal=reveal)
+        if chain is not None and any(step["violated"] for step in chain["steps"]):
+            raise typer.Exit(FAILED)
 
 
 def _run(prepared: Prepared, folder: Path, *, quiet: bool) -> None:
@@ -157,10 +186,11 @@ def _run(prepared: Prepared, folder: Path, *, quiet: bool) -> None:
             raise typer.Exit(INTERRUPTED) from None
 
 
-def _show(folder: Path, *, as_json: bool, reveal: bool) -> None:
+def _show(folder: Path, chain: dict[str, Any] | None, *, as_json: bool, reveal: bool) -> None:
     from dataclasses import asdict
 
     from gradleak.audit.store import read_records
+    from gradleak.cli.bound import show_chain
     from gradleak.report import write
     from gradleak.report.frontier import read_sweep, remarks, terminal_table
     from gradleak.report.terminal import table
@@ -176,6 +206,7 @@ def _show(folder: Path, *, as_json: bool, reveal: bool) -> None:
                 "report": str(page),
                 "verdict": asdict(reading),
                 **({} if sweep is None else {"frontier": sweep.to_plain()}),
+                **({} if chain is None else {"bounds": chain}),
                 "records": [asdict(r) for r in records],
             }
         )
@@ -186,6 +217,8 @@ def _show(folder: Path, *, as_json: bool, reveal: bool) -> None:
             console.print(terminal_table(sweep))
             for remark in remarks(sweep):
                 console.print(f"  {remark}", markup=False, highlight=False)
+        if chain is not None:
+            show_chain(chain, sweep)
         console.print(reading.headline, style="bold", markup=False)
         for sentence in reading.sentences:
             console.print(f"  {sentence}", markup=False, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradleak.cli.options import Json, Loss, Out, Seed, Settings, parse_settings
-from gradleak.cli.output import FAILED, err, errors_shown, new_folder, out, print_json
+from gradleak.cli.options import Attacks, Json, Loss, Out, Seed, Settings, parse_settings
+from gradleak.cli.output import FAILED, INTERRUPTED, err, errors_shown, new_folder, out, print_json
 from gradleak.core.errors import SpecError
 
 if TYPE_CHECKING:
-    from gradleak.audit.bound import Bounds
+    from gradleak.report.frontier import Sweep
 
 
 def bound(
@@ -47,7 +48,19 @@ def bound(
     values: Annotated[
         str | None, typer.Option("--values", metavar="A,B,C", help="Words that the attribute is one of.")
     ] = None,
-    max_norm: Annotated[float, typer.Option("--max-norm", help="Norm C to which the update is clipped.")] = 1.0,
+    max_norm: Annotated[
+        float | None,
+        typer.Option("--max-norm", help="Norm C to which the update is clipped. Default 1.", show_default=False),
+    ] = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            "--defense",
+            metavar="SPEC",
+            help="In place of clip and noise of the update, such as 'dpsgd(max_norm=1.0, noise_multiplier={knob})'.",
+        ),
+    ] = None,
+    attacks: Attacks = None,
     noise_multipliers: Annotated[
         str, typer.Option("--noise-multipliers", metavar="Z,Z,..", help="Noise levels, in units of C.")
     ] = "0.05,0.1,0.2,0.3,0.5,1,2",
@@ -71,7 +84,9 @@ def bound(
     """Compare an attack with what anyone could recover and with what the noise guarantees."""
     with errors_shown():
         overrides, levels = parse_settings(settings), parse_levels(noise_multipliers)
+        template = mechanism(defense, max_norm)
         from gradleak.audit import bound as audit_bound
+        from gradleak.audit import catalogue
         from gradleak.audit.candidate_priors import Wanted, make_prior
         from gradleak.audit.data import load_pool
         from gradleak.audit.defaults import MODEL
@@ -79,44 +94,81 @@ def bound(
         from gradleak.report import write_bounds
 
         chosen = audit_bound.Settings(
-            max_norm=max_norm,
+            defense=template,
             noise_multipliers=levels,
             releases=releases,
             delta=delta,
             measured=measured,
             seed=seed,
         )
+        built = tuple(catalogue.make_attacks(attacks)) if attacks else ()
         pool = load_pool(data, text_column=text_column, label_column=label_column)
         classes = max(2, len(pool.label_names or ()))
         subject = load_subject(model or MODEL, loss=loss, classes=classes, settings=overrides, seed=seed)
         words = tuple(values.split(",")) if values else ()
         wanted = Wanted(count=candidates, values=words, max_length=max_length, seed=seed)
         listed = make_prior(prior, pool, subject, wanted)
-        with _progress(quiet=as_json) as progress:
-            found = audit_bound.bound(subject, listed, chosen, progress)
         folder = out_dir or new_folder(model or MODEL, "-bounds")
-        stored = audit_bound.save(found, folder)
+        with bound_progress(quiet=as_json, folder=folder) as progress:
+            found = audit_bound.bound(subject, listed, chosen, folder, attacks=built, progress=progress)
         page = write_bounds(folder)
         if as_json:
-            print_json({"run": str(folder), "report": str(page), **found.to_plain()})
+            print_json({"run": str(folder), "report": str(page), **found})
         else:
-            _print(found, stored, page)
-        if found.violated():
+            show_chain(found)
+            out().print(f"\nReport: {page}", markup=False, soft_wrap=True)
+        if audit_bound.is_violated(found["steps"]):
             raise typer.Exit(FAILED)
 
 
-def parse_levels(text: str) -> tuple[float, ...]:
-    """Reads ``0.1,0.5,1``. Raises ``SpecError`` for anything else."""
+def mechanism(defense: str | None, max_norm: float | None) -> str:
+    """The template of the mechanism. Raises ``SpecError`` for a clip norm that is out of range, or given twice."""
+    if defense is None:
+        norm = 1.0 if max_norm is None else max_norm
+        if not (norm > 0 and math.isfinite(norm)):
+            raise SpecError(f"--max-norm {norm} is out of range. It must be positive and finite.")
+        return f"clip(max_norm={norm})+gaussian(noise_multiplier={{knob}})"
+    if max_norm is not None:
+        raise SpecError("--defense says its own clip norm. Leave --max-norm out.")
+    return defense
+
+
+def parse_levels(text: str) -> tuple[str, ...]:
+    """Reads ``0.1,0.5,1`` and leaves the numbers as typed. Raises ``SpecError`` for anything else."""
+    levels = tuple(part.strip() for part in text.split(",") if part.strip())
     try:
-        return tuple(float(part) for part in text.split(","))
+        values = [float(level) for level in levels]
     except ValueError:
         raise SpecError(
             f"Cannot read --noise-multipliers {text!r}. Write numbers separated by commas, such as 0.1,0.5,1."
         ) from None
+    for value in values:
+        if not (value > 0 and math.isfinite(value)):
+            raise SpecError(
+                f"A noise multiplier of {value} is out of range. It must be positive: without noise there is no bound, and "
+                "every candidate with a gradient of its own is recovered."
+            )
+    if len(set(values)) < len(values):
+        raise SpecError(f"--noise-multipliers {text} holds a number twice. Leave one out.")
+    return levels
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[float, str], None]]:
+def bound_progress(*, quiet: bool, folder: Path) -> Iterator[Callable[[float, str], None]]:
+    """As ``progress_bar``; if it is interrupted, says how to go on."""
+    try:
+        with progress_bar(quiet=quiet) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        err().print(
+            f"Interrupted: the noise levels that are done are stored. To resume, repeat the same command with --out {folder}",
+            soft_wrap=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[Callable[[float, str], None]]:
     """A live bar on a terminal; a line for each new stage elsewhere; nothing if ``quiet``."""
     console = err()
     if quiet:
@@ -140,10 +192,10 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[float, str], None]]:
         yield lambda fraction, message: bars.update(task, completed=fraction, description=message)
 
 
-def _print(found: Bounds, stored: Path, page: Path) -> None:
+def show_chain(plain: dict[str, Any], sweep: Sweep | None = None) -> None:
+    """Prints the chain of one prior, with the accuracies of ``sweep``."""
     from gradleak.report.bounds import terminal_table
 
-    plain: dict[str, Any] = found.to_plain()
     console = out()
     console.print(
         f"Secret: {plain['prior']['description']} ({plain['prior']['distinct']} differ, guessing succeeds with "
@@ -151,10 +203,12 @@ def _print(found: Bounds, stored: Path, page: Path) -> None:
         markup=False,
         highlight=False,
     )
-    console.print(terminal_table(plain))
+    console.print(terminal_table(plain, sweep))
     for step in plain["steps"]:
+        z = step["rung"]["noise_multiplier"]
+        for each in step["measured"]:
+            if each["rate"] is None:
+                console.print(f"noise multiplier {z:g}: {each['attack']}: {each['reason']}", style="dim", markup=False)
         for text in step["findings"]:
             style = "bold red" if text.startswith("VIOLATION") else "dim"
-            z = step["rung"]["noise_multiplier"]
             console.print(f"noise multiplier {z:g}: {text}", style=style, markup=False, highlight=False)
-    console.print(f"\nNumbers: {stored}\nReport: {page}", markup=False, soft_wrap=True)

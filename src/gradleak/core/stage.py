@@ -171,6 +171,11 @@ class TrainingStage(Stage, ABC):
         """Standard deviation per entry of the noise in one step's gradient."""
         return 0.0
 
+    def example_bound(self) -> float | None:
+        """C: a bound on the norm of one example's summand, over all tensors, in units of which ``describe`` speaks of noise;
+        None if there is none."""
+        return None
+
 
 class ReleaseStage(Stage, ABC):
     """What stages on a single client's update have in common: the informed attacker's simulation."""

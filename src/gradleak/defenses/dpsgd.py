@@ -80,6 +80,9 @@ class DPSGD(TrainingStage):
     def step_noise_std(self, batch_size: int, iteration: int = 0) -> float:
         return self.noise_multiplier * self.max_norm / self._expected(batch_size)
 
+    def example_bound(self) -> float:
+        return self.max_norm
+
     def describe(self, run: Run) -> Mapping[str, Any]:
         plan = self.mechanism().describe(run.tensors)
         sampling = "none" if self.sampling_rate == 1.0 else self.batches

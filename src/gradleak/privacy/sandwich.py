@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradleak.core.errors import UsageError
-from gradleak.privacy import bayes, gaussian, instance, reconstruction
+from gradleak.privacy import bayes, gaussian, instance, reconstruction, sampled
+from gradleak.privacy.accountant import account, success
 from gradleak.privacy.bayes import Bayes, Rate
 from gradleak.privacy.candidates import Candidates
+from gradleak.privacy.plan import Phase, Plan
+from gradleak.privacy.sampled import Sampling
 
 PESSIMISTIC = 2.0
 """Mechanism bound over instance bound from which on the worst case says little about this data."""
@@ -41,7 +43,8 @@ class Rung:
 
     Attributes:
         noise_multiplier: z of one release.
-        releases: T releases of the same gradient with independent noise; all that follows is for z/√T.
+        releases: T releases of the same gradient with independent noise; all that follows is for all of them together.
+        sampling_rate: q, the chance that a release holds the record.
         best: Bayes-optimal success, leaked bits and the plain matched attack (estimated, with intervals).
         bits_cap: no release carries more bits (certified for this data).
         instance: cap for this data (certified; depends on the data, internal use).
@@ -52,6 +55,7 @@ class Rung:
 
     noise_multiplier: float
     releases: int
+    sampling_rate: float
     best: Bayes
     bits_cap: float
     instance: float
@@ -99,6 +103,7 @@ def rung(
     rng: np.random.Generator,
     *,
     releases: int = 1,
+    sampling_rate: float = 1.0,
     delta: float = 1e-5,
     trials: int = bayes.TRIALS,
     confidence: float = 0.99,
@@ -109,28 +114,62 @@ def rung(
         candidates: merged, so that no two are the same.
         noise_multiplier: z, positive.
         releases: T, at least 1: releases of the *same* gradient, each with fresh noise.
+        sampling_rate: q in (0, 1], the chance that a release holds the record; drawn in secret.
         delta: at which ε is stated, in (0, 1).
         trials, confidence: of the Bayes rate.
 
     Raises:
         UsageError: for an argument out of range.
     """
-    if releases < 1:
-        raise UsageError(f"releases={releases} is out of range. A record is released at least once.")
+    law = Sampling(noise_multiplier=noise_multiplier, releases=releases, rate=sampling_rate)
+    if sampling_rate < 1.0:
+        return _sampled(
+            candidates, law, sampled.optimal(candidates, law, rng, trials=trials, confidence=confidence), delta
+        )
     z = noise_multiplier / math.sqrt(releases)
-    best = bayes.optimal(candidates, z, rng, trials=trials, confidence=confidence)
     epsilon = gaussian.epsilon(z, delta)
     return Rung(
         noise_multiplier=noise_multiplier,
         releases=releases,
-        best=best,
+        sampling_rate=1.0,
+        best=bayes.optimal(candidates, z, rng, trials=trials, confidence=confidence),
         bits_cap=bayes.bits_cap(candidates, z),
         instance=instance.bound(candidates, z),
         mechanism=reconstruction.gaussian(candidates.kappa, 1.0 / z),
         epsilon=epsilon,
         delta=delta,
-        approximate=min(1.0, math.exp(min(epsilon, 700.0)) * candidates.kappa + delta),
+        approximate=_approximate(epsilon, delta, candidates.kappa),
     )
+
+
+def _sampled(candidates: Candidates, law: Sampling, best: Bayes, delta: float) -> Rung:
+    """Of several caps that all hold, the smallest: what the coins' secrecy buys shows in the accountant's alone."""
+    plan = Plan(
+        phases=(Phase(noise_multiplier=law.noise_multiplier, steps=law.releases),),
+        delta=delta,
+        sampled="records",
+        sampling="poisson",
+        sampling_rate=law.rate,
+    )
+    epsilon, kappa = account(plan).epsilon, candidates.kappa
+    approximate = _approximate(epsilon, delta, kappa)
+    mechanism = min(approximate, success(plan, kappa), sampled.mechanism_bound(kappa, law))
+    return Rung(
+        noise_multiplier=law.noise_multiplier,
+        releases=law.releases,
+        sampling_rate=law.rate,
+        best=best,
+        bits_cap=sampled.bits_cap(candidates, law),
+        instance=min(mechanism, sampled.instance_bound(candidates, law)),
+        mechanism=mechanism,
+        epsilon=epsilon,
+        delta=delta,
+        approximate=approximate,
+    )
+
+
+def _approximate(epsilon: float, delta: float, kappa: float) -> float:
+    return min(1.0, math.exp(min(epsilon, 700.0)) * kappa + delta)
 
 
 def violations(step: Rung, measured: Mapping[str, Rate]) -> tuple[Violation, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from gradleak.audit.bound import read_bounds
+from gradleak.audit.bound_store import read_bounds
 from gradleak.audit.plan import Plan
 from gradleak.audit.store import read_plan, read_records, write_atomically
 from gradleak.core.record import Record
@@ -104,7 +104,7 @@ def _context(run: Path, plan: Plan, records: Sequence[Record], *, reveal: bool) 
         "frontier": frontier.section(run, records),
         "walls": _walls(run, found, reveal=reveal),
         "records_per_cell": RECORDS_PER_CELL,
-        "bounds": bounds.sections(read_bounds(run)),
+        "bounds": bounds.sections(read_bounds(run), frontier.read_sweep(run, records)),
         "panels": charts.convergence(found),
         "panels_shown": PANELS_SHOWN,
         "command": plan.command or plan.command_line(),

@@ -65,7 +65,7 @@ def chain(
     *,
     lines: Iterable[tuple[str, Sequence[Point]]],
     band: Sequence[tuple[float, float, float]],
-    dots: Iterable[tuple[float, float, float, float]],
+    dots: Iterable[tuple[str, float, float, float, float]],
     grid: Iterable[float],
     label: str,
 ) -> Markup:
@@ -74,7 +74,7 @@ def chain(
     Args:
         lines: kind and points of each curve; the kind is its class in the style sheet.
         band: x, low and high of an interval that is drawn as an area.
-        dots: x, value, low and high of what was measured.
+        dots: kind, x, value, low and high of what was measured.
     """
     head = '<svg class="curves chain" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{}">'
     parts = [Markup(head).format(label)]
@@ -82,11 +82,13 @@ def chain(
     outline = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
     parts.append(Markup('<polygon class="band" points="{}"/>').format(_points(outline)))
     parts += [Markup('<polyline class="{}" points="{}"/>').format(kind, _points(points)) for kind, points in lines]
-    for x, value, low, high in dots:
+    for kind, x, value, low, high in dots:
         bar, dot = _points([(x, low), (x, high)]), _points([(x, value), (x, value)])
         # A line of no length with round ends is a dot that the stretched drawing does not distort.
         parts.append(
-            Markup('<polyline class="range" points="{}"/><polyline class="dot" points="{}"/>').format(bar, dot)
+            Markup('<polyline class="range {0}" points="{1}"/><polyline class="dot {0}" points="{2}"/>').format(
+                kind, bar, dot
+            )
         )
     return Markup("").join([*parts, Markup("</svg>")])
 
