@@ -64,7 +64,9 @@ def test_tables_and_page_hold_no_private_word(
     page = (out / "bounds.html").read_text(encoding="utf-8")
     assert "What anyone could recover" in page and "<polygon" in page
     for word in ("swordfish", "surgery", "doctor"):
-        assert word not in page + result.stdout + "".join(p.read_text(encoding="utf-8") for p in out.glob("bounds-*.json*"))
+        assert word not in page + result.stdout + "".join(
+            p.read_text(encoding="utf-8") for p in out.glob("bounds-*.json*")
+        )
 
 
 def test_bounds_join_the_report_of_an_audit(

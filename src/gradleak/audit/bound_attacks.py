@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradleak.audit.naming import named
 from gradleak.audit.release_law import ReleaseLaw
 from gradleak.audit.trial import propose
 from gradleak.core.attack import Attack, Clock, Reconstruction, Status
@@ -83,8 +84,8 @@ class Game:
     ) -> tuple[Measured, ...]:
         """Attacks ``games`` secrets, each drawn anew and released ``releases`` times by the channel's own code.
 
-        ``NEAREST`` reads all releases of a secret, attacks of the catalogue the first. A hit is the whole record, token for
-        token; a list of equal gradients counts as one candidate.
+        ``NEAREST`` reads all releases of a secret, attacks of the catalogue the first. What they propose names the candidate
+        that is most alike (``naming.named``); a proposal that means several is a miss, candidates of equal gradient are one.
         """
         hits = {NEAREST: 0} | {str(spec_of(attack)): 0 for attack in self.attacks}
         refused: dict[str, str] = {}
@@ -103,7 +104,8 @@ class Game:
                 )
                 if found.status is Status.NOT_APPLICABLE:
                     refused[name] = found.message
-                hits[name] += self._named(found) == {int(self.owner[truth])}
+                meant = {int(self.owner[place]) for place in named(found, self.records)}
+                hits[name] += meant == {int(self.owner[truth])}
             progress((game + 1) / games, f"releases at noise multiplier {law.noise_multiplier:g}")
         return tuple(
             Measured(attack=name, rate=None, reason=refused[name])
@@ -142,13 +144,6 @@ class Game:
         }
         observation = Observation(update=update, knowledge=knowledge_of(find_threat(THREAT), facts))
         return propose(attack, observation, self.batch.modality, rng=rng, clock=Clock())
-
-    def _named(self, found: Reconstruction) -> set[int]:
-        """The groups of candidates that a proposal means; empty if it is no candidate."""
-        first = found.ranking or (found.records if found.ordered else ())
-        if not first:
-            return set()
-        return {int(self.owner[k]) for k, record in enumerate(self.records) if torch.equal(record, first[0])}
 
 
 def record_of(batch: Batch, place: int) -> Batch:

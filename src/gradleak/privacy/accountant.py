@@ -25,6 +25,10 @@ _ZOOMS, _PIECES = 4, 9
 """ε is searched on 81 points, then four times on 9 points between the neighbors of the best: to 1e-4 of the first spacing."""
 
 
+_HOPELESS = 1e4
+"""Beyond this ε the privacy loss would be cut into millions of pieces for a number that promises nothing: read without sampling."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guarantee:
     """What a plan guarantees, and on what that rests.
@@ -137,6 +141,8 @@ def pld_curve(release: Release) -> Curve | None:
     from dp_accounting.pld import PLDAccountant
 
     guess = _guess(release)
+    if guess > _HOPELESS:
+        return None
     accountant = PLDAccountant(neighboring(release.relation), _interval(guess)).compose(event)
 
     def success(kappa: float) -> float:
