@@ -26,7 +26,7 @@ _ZOOMS, _PIECES = 4, 9
 
 
 _HOPELESS = 1e4
-"""Beyond this ε the privacy loss would be cut into millions of pieces for a number that promises nothing: read without sampling."""
+"""Where one step alone can lose so much, the loss would be cut into millions of pieces for an ε that promises nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,13 +136,11 @@ def curve(release: Release) -> Curve:
 def pld_curve(release: Release) -> Curve | None:
     """By dp-accounting's privacy loss distributions, rounded pessimistically; None where it has no such event."""
     event = describe(release, "pld")
-    if event is None:
+    if event is None or _largest_loss(release) > _HOPELESS:
         return None
     from dp_accounting.pld import PLDAccountant
 
     guess = _guess(release)
-    if guess > _HOPELESS:
-        return None
     accountant = PLDAccountant(neighboring(release.relation), _interval(guess)).compose(event)
 
     def success(kappa: float) -> float:
@@ -269,6 +267,18 @@ def _guess(release: Release) -> float:
     scaled = tuple(replace(p, noise_multiplier=p.noise_multiplier / distance) for p in release.phases)
     found = rdp_epsilon(replace(release, phases=scaled, relation="add_or_remove", group=1, batch_limit=None), 1e-5)
     return 1.0 if found is None or not math.isfinite(found) else found
+
+
+def _largest_loss(release: Release) -> float:
+    """The privacy loss of one step ten standard deviations out: d²/2 + 10·d at distance d in units of the noise."""
+    if release.mechanism == "laplace":
+        return 0.0
+    d = (
+        (2.0 if release.relation == "replace_one" else 1.0)
+        * release.group
+        / min(p.noise_multiplier for p in release.phases)
+    )
+    return d * d / 2 + 10 * d
 
 
 def _interval(epsilon: float) -> float:

@@ -173,8 +173,9 @@ def _section(plain: Mapping[str, Any], trained: _Trained | None) -> Section:
 
 
 def _claim(plain: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What ε of one release rests on; the noise multiplier stands in the table."""
+    """What ε of one release rests on; its noise multiplier stands in the table."""
     claim = plain["steps"][0]["claim"]
+    claim = {**claim, "mechanism": str(claim["mechanism"]).partition(", multiplier")[0]}
     keys = ("mechanism", "sensitivity", "sampling", "composition", "relation", "view", "unit")
     composed = plain["settings"]["releases"]
     rows = tuple((key, str(claim[key])) for key in keys)
