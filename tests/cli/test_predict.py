@@ -137,3 +137,17 @@ def test_stand_in_is_reproducible_and_distinct() -> None:
     one, two, other = (stand_in_batch(subject, batch_size=3, seq_len=9, seed=s) for s in (0, 0, 1))
     assert torch.equal(one.inputs, two.inputs) and not torch.equal(one.inputs, other.inputs)
     assert one.inputs.unique().numel() == 27
+
+
+def test_the_spectrum_says_its_precision_and_what_it_does_not_resolve(gradleak: Call) -> None:
+    spectrum = plain(gradleak, "random:bert", "--batch-size", 1, "--seq-len", 8, *SETTINGS)["spectrum"]
+    assert (spectrum["dtype"], spectrum["unknowns"], spectrum["null"]) == ("float64", 256, 8)
+    assert spectrum["resolution"] in {"MET", "AT_MOST", "FLOOR"}
+    assert 0 < spectrum["rank_low"] <= spectrum["rank_high"] <= 248
+    assert spectrum["floor"] < spectrum["smallest"] < spectrum["largest"]
+
+
+def test_several_local_steps_have_no_spectrum_and_say_so(gradleak: Call) -> None:
+    share = "delta(steps=3, lr=0.01, optimizer=sgd)"
+    found = plain(gradleak, "random:bert", "--batch-size", 1, "--seq-len", 8, "--share", share, *SETTINGS)
+    assert "local steps" in found["spectrum"]["not_computed"]

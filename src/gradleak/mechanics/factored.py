@@ -225,7 +225,9 @@ def _factor(
     with _tapped(subject.module, paths, inputs.shape[0]) as tap:
         if tap is None:
             return None
-        frozen = {name: value.detach() for name, value in subject.parameters().items()}
+        # The number format is that of the candidates; token ids leave the model's own.
+        dtype = inputs.dtype if inputs.is_floating_point() else None
+        frozen = {name: value.detach().to(dtype) for name, value in subject.parameters().items()}
         logits = subject.logits(frozen | tap.expanded, mask=mask, **{_key(subject, inputs): inputs})
     loss = group_losses(logits, targets, subject.loss, groups=restarts).sum()
     points = [seen.output for seen in tap.seen] + list(tap.expanded.values())
@@ -327,7 +329,7 @@ def _gradients(seen: _Seen, slope: Tensor, restarts: int) -> dict[str, Part]:
         x = seen.input.reshape(restarts, -1, seen.input.shape[-1])
         left, right = (x, delta) if isinstance(seen.module, Conv1D) else (delta, x)
         found[f"{prefix}weight"] = OuterSum(left=left, right=right)
-    else:
+    elif "weight" in dict(seen.module.named_parameters(recurse=False)):
         unit = _normalized(seen.module, seen.input).reshape(restarts, -1, slope.shape[-1])
         found[f"{prefix}weight"] = (delta * unit).sum(1)
     return found
@@ -357,7 +359,7 @@ def _patch_gradients(seen: _Seen, slope: Tensor, restarts: int, prefix: str) -> 
 
 def _embedding_gradient(seen: _Seen, slope: Tensor, restarts: int) -> RowSum:
     """The error signals with the rows of the lookup table that they go to."""
-    table = seen.module.get_parameter("weight").detach()
+    table = seen.module.get_parameter("weight").detach().to(slope.dtype)
     index, factor = _looked_up(seen, table)
     rows = factor * slope.reshape(restarts, -1, table.shape[1])
     return RowSum(index=index.reshape(restarts, -1), rows=rows, height=table.shape[0])

@@ -1,8 +1,5 @@
-"""Why: matching by Levenberg–Marquardt on a real model. The update's derivative is only needed in products, and the
-weight-sized part of those products can be left out: with a gradient in factors, G = Σ_t l_t r_tᵀ, a tangent is
-dG = Σ_t dl_t r_tᵀ + l_t dr_tᵀ, and Jᵀ(dG) needs dG r_t and dGᵀ l_t only, which are sums over pairs of tokens.
-One product with JᵀJ therefore costs a pass through the activations, for all restarts together, whatever the model's
-width. Must not know attacks.
+"""Why: matching by Levenberg–Marquardt on a real model, where the update's derivative is only needed in products
+(``normal_product``). Must not know attacks.
 """
 
 from __future__ import annotations
@@ -16,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.core.attack import Clock, Status
-from gradleak.mechanics.factored import OuterSum, Simulated
+from gradleak.mechanics.factored import Simulated
 from gradleak.mechanics.least_squares import LevenbergMarquardt, conjugate_gradients
+from gradleak.mechanics.normal_product import NormalProduct
 from gradleak.mechanics.search import Best, Found, Function, Stopping, Variables, flatten, stop_now, unflatten
 
 
@@ -109,18 +107,9 @@ class _Problem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Local:
-    """Value, slope and products at one point. Values are Σ (g' − g)² · ``scale``, so JᵀJ counts 2 · ``scale``.
+    """Value, slope and products at one point. Values are Σ (g' − g)² · ``scale``, so JᵀJ counts 2 · ``scale``."""
 
-    Attributes:
-        factors: the tensors that make up the simulated update, attached to the variables; pulled: their adjoint applied
-            to ``cotangents``, attached to those: a backward pass through it is the forward product.
-    """
-
-    leaves: Variables
-    simulated: Simulated
-    factors: list[Tensor]
-    cotangents: list[Tensor]
-    pulled: tuple[Tensor, ...]
+    product: NormalProduct
     value: Tensor
     slope: Tensor
     scale: float
@@ -131,18 +120,8 @@ class _Local:
     def of(
         leaves: Variables, simulated: Simulated, values: Tensor, slopes: tuple[Any, ...], problem: _Problem
     ) -> _Local:
-        factors = [each for part in simulated.values() for each in _tensors(part)]
-        factors = [each for each in factors if each.requires_grad]
-        cotangents = [torch.zeros_like(each).requires_grad_() for each in factors]
-        pulled = torch.autograd.grad(
-            factors, list(leaves.values()), cotangents, create_graph=True, allow_unused=True, materialize_grads=True
-        )
         local = _Local(
-            leaves=leaves,
-            simulated=simulated,
-            factors=factors,
-            cotangents=cotangents,
-            pulled=pulled,
+            product=NormalProduct.of(list(leaves.values()), simulated),
             value=values.detach().nan_to_num(nan=torch.inf),
             slope=torch.cat([torch.nan_to_num(s).detach().flatten(1) for s in slopes], 1),
             scale=problem.function.weight(simulated),
@@ -154,28 +133,7 @@ class _Local:
 
     def normal(self, direction: Float[Tensor, "restarts unknowns"]) -> Float[Tensor, "restarts unknowns"]:
         """The Gauss–Newton part of the Hessian of the value."""
-        moved = list(unflatten(direction, self.problem.shapes).values())
-        attached = [(p, m) for p, m in zip(self.pulled, moved, strict=True) if p.requires_grad]
-        tangents = torch.autograd.grad(
-            [p for p, _ in attached],
-            self.cotangents,
-            [m for _, m in attached],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        by_factor = {id(factor): tangent for factor, tangent in zip(self.factors, tangents, strict=True)}
-        weights: dict[int, Tensor] = {}
-        for part in self.simulated.values():
-            _contract(part, by_factor, weights)
-        back = torch.autograd.grad(
-            self.factors,
-            list(self.leaves.values()),
-            [weights[id(factor)] for factor in self.factors],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        back = self.product(list(unflatten(direction, self.problem.shapes).values()))
         return 2 * self.scale * torch.cat([torch.nan_to_num(b).flatten(1) for b in back], 1)
 
     def step(self, damping: Tensor) -> Tensor:
@@ -185,28 +143,3 @@ class _Local:
             iterations=self.problem.inner,
             tolerance=self.problem.tolerance,
         )
-
-
-def _tensors(part: Tensor | OuterSum) -> tuple[Tensor, ...]:
-    return (part.left, part.right) if isinstance(part, OuterSum) else (part,)
-
-
-def _contract(part: Tensor | OuterSum, tangents: Mapping[int, Tensor], weights: dict[int, Tensor]) -> None:
-    """Adds the adjoint of "factors to update" applied to the update's tangent, factor by factor."""
-    if isinstance(part, Tensor):
-        if id(part) in tangents:
-            weights[id(part)] = weights.get(id(part), 0) + tangents[id(part)]
-        return
-    left, right = part.left.detach(), part.right.detach()
-    d_left, d_right = (tangents.get(id(part.left)), tangents.get(id(part.right)))
-    to_left, to_right = torch.zeros_like(left), torch.zeros_like(right)
-    if d_left is not None:
-        # dG = Σ dl_t r_tᵀ:  dG r_s = Σ_t (r_t · r_s) dl_t,  dGᵀ l_s = Σ_t (dl_t · l_s) r_t.
-        to_left = to_left + (right @ right.mT) @ d_left
-        to_right = to_right + (left @ d_left.mT) @ right
-    if d_right is not None:
-        to_left = to_left + (right @ d_right.mT) @ left
-        to_right = to_right + (left @ left.mT) @ d_right
-    for factor, weight in ((part.left, to_left), (part.right, to_right)):
-        if id(factor) in tangents:
-            weights[id(factor)] = weights.get(id(factor), 0) + weight

@@ -118,6 +118,51 @@ def lanczos(product: Product, start: Tensor, steps: int) -> tuple[Tensor, Tensor
     return torch.tensor(diagonal, dtype=torch.float64), torch.tensor(off, dtype=torch.float64), square
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spectrum:
+    """What one probe shows of the eigenvalues of a positive semidefinite matrix.
+
+    Attributes:
+        ritz: estimates of eigenvalues, ascending; the extreme ones lie inside the true extremes.
+        residuals: of each: within this distance there is an eigenvalue.
+        diagonal, off, square: of the Lanczos run.
+    """
+
+    ritz: Float[Tensor, " steps"]
+    residuals: Float[Tensor, " steps"]
+    diagonal: Float[Tensor, " steps"]
+    off: Float[Tensor, " steps"]
+    square: float
+
+    def below(self, cut: float) -> tuple[float, float]:
+        """Bracket of vᵀ 1[A < cut] v, whose expectation over sign vectors v is the number of eigenvalues below ``cut``.
+
+        A rule with a node at ``cut`` that is exact to degree 2k separates the weight on its two sides: what the other
+        nodes below carry is a lower bound, and with the node's own weight an upper one.
+
+        Source: the Chebyshev–Markov–Stieltjes inequalities for Gauss–Radau rules.
+        """
+        size = len(self.diagonal)
+        off, extended = self.off[:-1], self.diagonal
+        if float(self.off[-1]) > 0:
+            off, extended = self.off, torch.cat((self.diagonal, _radau_entry(self.diagonal, self.off, cut).reshape(1)))
+        values, vectors = torch.linalg.eigh(torch.diag(extended) + torch.diag(off, 1) + torch.diag(off, -1))
+        weights = self.square * vectors[0].square()
+        if len(extended) == size:
+            sure = float(weights[values < cut].sum())
+            return sure, sure
+        node = int((values - cut).abs().argmin())
+        sure = float(weights[:node].sum())
+        return sure, sure + float(weights[node])
+
+
+def spectrum(product: Product, probe: Tensor, *, steps: int) -> Spectrum:
+    """``steps`` Lanczos steps from ``probe``; fewer if they span the space."""
+    diagonal, off, square = lanczos(product, probe, steps)
+    values, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off[:-1], 1) + torch.diag(off[:-1], -1))
+    return Spectrum(ritz=values, residuals=off[-1] * vectors[-1].abs(), diagonal=diagonal, off=off, square=square)
+
+
 def _first_entry_of_inverse(diagonal: Tensor, off: Tensor, shift: float) -> float:
     """[(T + shift)⁻¹]₁₁, from eigenvalues clamped at zero: rounding must not make A indefinite."""
     matrix = torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1)
@@ -125,9 +170,12 @@ def _first_entry_of_inverse(diagonal: Tensor, off: Tensor, shift: float) -> floa
     return float((vectors[0].square() / (values.clamp_min(0.0) + shift)).sum())
 
 
-def _radau_entry(diagonal: Tensor, off: Tensor) -> Tensor:
-    """β_k² [T_k⁻¹]_kk, with which the extended matrix has the eigenvalue 0."""
+def _radau_entry(diagonal: Tensor, off: Tensor, node: float = 0.0) -> Tensor:
+    """node + β_k² [(T_k − node)⁻¹]_kk, with which the extended matrix has the eigenvalue ``node``."""
     matrix = torch.diag(diagonal) + torch.diag(off[:-1], 1) + torch.diag(off[:-1], -1)
     values, vectors = torch.linalg.eigh(matrix)
     tiny = 1e-14 * values.max().clamp_min(torch.finfo(torch.float64).tiny)
-    return off[-1].square() * (vectors[-1].square() / values.clamp_min(tiny)).sum()
+    # At the left end rounding must not make the matrix indefinite.
+    gaps = values.clamp_min(tiny) if node == 0.0 else values - node
+    gaps = torch.where(gaps.abs() < tiny, tiny, gaps)
+    return node + off[-1].square() * (vectors[-1].square() / gaps).sum()

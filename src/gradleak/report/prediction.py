@@ -39,6 +39,7 @@ def _parts(foreseen: Foreseen) -> Iterator[RenderableType]:
     yield _section(
         "What no gradient of this model sees", _invariances(p), *(_note(f"· {each}") for each in p.invisible)
     )
+    yield _section("How firmly the gradient fixes the embeddings", *_spectrum(p))
     yield _section("Where span attacks end", _noise(p), *_noise_notes(p))
     if foreseen.noise is not None:
         yield _section("What the captured update shows", *_reading(foreseen))
@@ -107,6 +108,31 @@ def _invariances(p: Prediction) -> Table:
         answer = Text("invisible", style="bold") if each.holds else Text("seen", style="dim")
         table.add_row(each.name, f"{each.ratio:.0e} of a random change", answer)
     return table
+
+
+def _spectrum(p: Prediction) -> Iterator[RenderableType]:
+    s = p.spectrum
+    if isinstance(s, str):
+        yield _note(f"Not computed: {s}")
+        return
+    table = _grid("singular values of the update's derivative, in units of its own noise", "")
+    table.add_row("largest", _number(s.largest))
+    table.add_row("smallest, null directions taken out", f"{_number(s.smallest)}  ({s.resolution.value})")
+    seen = f"{s.rank_low:,.0f}" if s.rank_high - s.rank_low < 1 else f"{s.rank_low:,.0f} to {s.rank_high:,.0f}"
+    sure = f" ± {s.rank_error:,.0f}" if s.rank_error >= 1 else ""
+    table.add_row(
+        f"numerical rank: how many are above {_number(s.cut)}",
+        f"{seen}{sure} of {s.unknowns - s.null:,} (of {s.unknowns:,} unknowns {s.null:,} are null directions)",
+    )
+    yield table
+    records = "the whole batch" if s.records == p.batch_size else "the first record, the others known"
+    yield _note(
+        f"For {records}; {s.steps} products in {s.dtype}, whose rounding shows below {_number(s.floor)}. The unit is the update's "
+        f"noise ({s.format} rounding and {p.noise.unit.replace('_', ' ')} {p.noise.value:g}) per standard deviation of an "
+        "embedding. Well below 1 a direction of the data is known no better than before the release, however long an attack "
+        "runs; well above 1 the error along it is the inverse, to first order. "
+        "Labels count as known, the token table's own gradient is left out. More products narrow the range of the rank."
+    )
 
 
 def _noise(p: Prediction) -> Table:

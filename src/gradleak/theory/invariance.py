@@ -60,21 +60,32 @@ def probe_invariances(subject: Subject, rng: torch.Generator, *, tokens: int = 5
         return _distance(moved, start) / max(_distance(random, start), torch.finfo(torch.float32).tiny)
 
     turned = torch.tensor([1, 0])
-    size = x.norm() / x.numel() ** 0.5
-    whole = _first_normalized(subject, ids)
     found = [
         ("order of the records", False, 0, ratio(x[turned], records=turned)),
         ("order of the tokens in a record", False, 0, ratio(x.roll(1, dims=1))),
         ("sign of every embedding", False, 0, ratio(-x)),
-        ("a constant added to every feature of a token", True, 1, ratio(x + size * _per_token(x, rng))),
     ]
-    if whole is not None:
-        stretched = x + 0.2 * _per_token(x, rng) * whole
-        found.append(("the length of a token's embedding with its position", True, 1, ratio(stretched)))
+    for name, direction in directions(subject, ids).items():
+        found.append((name, True, 1, ratio(x + _per_token(x, rng) * direction)))
     return tuple(
         Invariance(name=name, continuous=continuous, dimensions=dimensions, ratio=value)
         for name, continuous, dimensions, value in found
     )
+
+
+def directions(subject: Subject, ids: Tensor) -> Mapping[str, Float[Tensor, "batch seq model"]]:
+    """Candidates for directions of a token's embedding that no gradient sees, by name; each token has its own.
+
+    What LayerNorm and RMSNorm remove. Rotations of queries and keys, and the constant that softmax ignores in the keys,
+    are no directions of the data: the gradients of the other maps see every change of an input.
+    """
+    x = subject.embed(ids).detach()
+    size = x.norm() / x.numel() ** 0.5
+    found = {"a constant added to every feature of a token": size * torch.ones_like(x)}
+    whole = _first_normalized(subject, ids)
+    if whole is not None:
+        found["the length of a token's embedding with its position"] = 0.2 * whole
+    return found
 
 
 def _per_token(x: Tensor, rng: torch.Generator) -> Float[Tensor, "batch seq 1"]:

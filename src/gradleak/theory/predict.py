@@ -5,7 +5,7 @@ backward pass gives the sizes that the laws need, a second one in float64 confir
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject
 from gradleak.theory.contexts import distinct_contexts
 from gradleak.theory.counting import AttentionShape
+from gradleak.theory.data_spectrum import DataSpectrum, data_spectrum
 from gradleak.theory.flow import Flow, flow_through
 from gradleak.theory.input_law import InputLaw, read_input_law
 from gradleak.theory.invariance import Invariance, probe_invariances
@@ -68,8 +69,9 @@ def predict(
     found = distinct_contexts(batch.inputs, batch.mask, causal=causal, within=reach.output)
     invariances = probe_invariances(subject, derive(seed, "invariances"))
     equations = _equations(subject, law, invariances, tokens=int(batch.mask.sum()))
+    gradient = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed, "gradient"))
     table = tuple(_row(cell, seen, batch) for cell, seen in zip(cells, _seen(subject, batch, law), strict=True))
-    forecasts = tuple(_forecasts(subject, batch, {p: flows[p] for p in maps}, graph, training, noise))
+    forecasts = tuple(_forecasts(subject, batch, {p: flows[p] for p in maps}, graph, gradient, training, noise))
     room = block.mlp_inputs[0].in_features - 1
     candidates = anatomy.vocab_size * (batch.inputs.shape[1] if law.positional else 1)
     ambiguity = ambiguity_of(graph, law)
@@ -88,6 +90,7 @@ def predict(
         context_room=room,
         equations=equations,
         invariances=invariances,
+        spectrum=_spectrum(subject, batch, gradient, invariances, training, noise, seed),
         dtype=training.dtype,
         noise=noise,
         forecasts=forecasts,
@@ -193,19 +196,18 @@ def _forecasts(
     batch: Batch,
     flows: dict[str, Flow],
     graph: TokenPositionGraph,
+    gradient: Mapping[str, Tensor],
     training: LocalTraining,
     noise: Noise,
 ) -> Iterator[NoiseForecast]:
     """One per shared map of the first attention; noise in the user's unit."""
-    trainer = ClientTrainer(subject=subject, training=LocalTraining())
-    gradient = trainer.update(batch, torch.Generator().manual_seed(0))
-    norm = math.sqrt(math.fsum(float(t.double().square().sum()) for t in gradient.values()))
+    norm = _norm(gradient)
     candidates = subject.anatomy.vocab_size * (batch.inputs.shape[1] if graph.positional else 1)
     pairs = graph.pair_of[batch.mask]
     for m in subject.anatomy.blocks[0].attention_inputs:
         flow = flows[m.module]
         inputs, errors = _merged(flow.inputs[batch.mask], flow.errors[batch.mask], pairs, graph.pairs)
-        rms = float(gradient[m.weight].double().square().mean().sqrt())
+        rms = _rms(gradient[m.weight])
         yield forecast(
             m.weight,
             inputs,
@@ -216,6 +218,37 @@ def _forecasts(
             update_norm=norm,
             candidates=candidates,
         )
+
+
+def _spectrum(
+    subject: Subject,
+    batch: Batch,
+    gradient: Mapping[str, Tensor],
+    invariances: Sequence[Invariance],
+    training: LocalTraining,
+    noise: Noise,
+    seed: int,
+) -> DataSpectrum | str:
+    """In units of the rounding of what is shared, and of the user's noise on top of it."""
+    if training.share == "delta" and training.local_steps(batch.size) > 1:
+        return "the derivative of several local steps has no fast product here; one step or a gradient has."
+    norm = _norm(gradient)
+    stds = {
+        name: math.hypot(
+            rounding_std(training.dtype, rms), noise.value * (norm if noise.unit == "noise_multiplier" else rms)
+        )
+        for name, rms in ((name, _rms(tensor)) for name, tensor in gradient.items())
+    }
+    null = tuple(each.name for each in invariances if each.continuous and each.holds)
+    return data_spectrum(subject, batch, noise_std=stds, null=null, format=training.dtype, seed=seed)
+
+
+def _norm(gradient: Mapping[str, Tensor]) -> float:
+    return math.sqrt(math.fsum(float(t.double().square().sum()) for t in gradient.values()))
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt())
 
 
 def _merged(inputs: Tensor, errors: Tensor, pairs: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gradleak.core.errors import SpecError
 from gradleak.theory.counting import Verdict
+from gradleak.theory.data_spectrum import DataSpectrum
 from gradleak.theory.input_law import InputLaw
 from gradleak.theory.invariance import Invariance
 from gradleak.theory.noise_forecast import NoiseForecast
@@ -107,7 +108,7 @@ class Conclusion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """Everything that is known before an attack."""
+    """Everything that is known before an attack; ``spectrum`` is a sentence where it was not computed."""
 
     model: str
     loss: str
@@ -123,6 +124,7 @@ class Prediction:
     context_room: int
     equations: Equations
     invariances: tuple[Invariance, ...]
+    spectrum: DataSpectrum | str
     dtype: str
     noise: Noise
     forecasts: tuple[NoiseForecast, ...]
@@ -136,6 +138,10 @@ class Prediction:
         """Plain data for JSON."""
         plain = asdict(self)
         plain["invariances"] = [asdict(each) | {"holds": each.holds} for each in self.invariances]
+        if isinstance(self.spectrum, str):
+            plain["spectrum"] = {"not_computed": self.spectrum}
+        else:
+            plain["spectrum"]["resolution"] = self.spectrum.resolution.name
         for conclusion in plain["conclusions"]:
             verdict = conclusion.pop("verdict")
             conclusion |= {"verdict": verdict["uniqueness"].name, "reason": verdict["reason"]}

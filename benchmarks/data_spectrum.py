@@ -1,0 +1,73 @@
+"""The spectrum of an update's derivative in its data, as `gradleak predict` reads it, and what noise leaves of it.
+
+python benchmarks/data_spectrum.py > benchmarks/results/data_spectrum.md
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from chart import write_lines
+from gradleak.mechanics.training import LocalTraining
+from gradleak.models import load_subject
+from gradleak.theory.data_spectrum import DataSpectrum
+from gradleak.theory.predict import predict
+from gradleak.theory.prediction import Noise
+from gradleak.theory.stand_in import stand_in_batch
+
+PLOTS = Path(__file__).parents[1] / "docs" / "theory"
+
+
+def read(model: str, records: int, length: int, *, noise: float = 0.0, dtype: str = "float32") -> DataSpectrum:
+    subject = load_subject(model)
+    batch = stand_in_batch(subject, batch_size=records, seq_len=length, seed=0)
+    found = predict(
+        subject, batch, training=LocalTraining(dtype=dtype), noise=Noise(value=noise), origin="stand-in"
+    ).spectrum
+    assert isinstance(found, DataSpectrum)
+    return found
+
+
+def models() -> None:
+    print("## Three models, 4 × 32, float32 update, no noise\n")
+    print(
+        "| model | records | unknowns | null | largest | smallest at most | resolved | rank above the floor | floor | products | in | CPU s of `predict` |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for model in ("minilm", "random:llama", "random:gpt2"):
+        start = time.process_time()
+        s = read(model, 4, 32)
+        print(
+            f"| {model} | {s.records} | {s.unknowns} | {s.null} | {s.largest:.2g} | {s.smallest:.2g} | {s.resolution.name} | "
+            f"{s.rank_low:.0f} to {s.rank_high:.0f} ± {s.rank_error:.0f} | {s.floor:.2g} | {s.steps} | {s.dtype} | "
+            f"{time.process_time() - start:.0f} |"
+        )
+
+
+def noise() -> None:
+    print("\n## MiniLM 1 × 16 under noise: directions that the noise leaves\n")
+    print(
+        "| noise multiplier | largest | smallest at most | rank at least | rank at most | of |\n|---|---|---|---|---|---|"
+    )
+    low, high = [], []
+    for value in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0):
+        s = read("minilm", 1, 16, noise=value)
+        left = s.unknowns - s.null
+        print(f"| {value:g} | {s.largest:.3g} | {s.smallest:.2g} | {s.rank_low:.0f} | {s.rank_high:.0f} | {left} |")
+        low.append((value, s.rank_low / left))
+        high.append((value, s.rank_high / left))
+    write_lines(
+        PLOTS / "data-spectrum.svg",
+        "Directions of the data above the noise, MiniLM 1 × 16",
+        {"at least": low, "at most": high},
+        x="noise multiplier",
+        y="share of directions",
+        log=(True, False),
+    )
+
+
+if __name__ == "__main__":
+    print("# Singular values of the update's derivative in the data\n")
+    models()
+    noise()
