@@ -1,75 +1,85 @@
 """Is an attack that knows the defense at least as strong as one that does not? Same updates, same starts, two adversaries.
 
-    python benchmarks/adaptive.py [--defenses "sign()" "prune(fraction=0.9)"]
+    python benchmarks/adaptive.py --out runs/adaptive [--model random:gpt2] [--repeats 10]
 
-Prints mean token recall of the adaptive and of the naive attack, and the mean paired difference with its Student 95 %
-interval over batches.
+Two ordinary audits of the same batches, by ``honest_server`` (knows the defense) and by ``naive_server`` (does not), then
+``gradleak compare``: mean token recall of both, and the mean paired difference with its Student 95 % interval over
+batches. No interval: the attack did the same in every batch, or the gain was the same in all. Resumes.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from scipy import stats
 
 from gradleak.audit.prepare import Request, prepare
 from gradleak.audit.runner import run
 from gradleak.audit.store import RunFolder
+from gradleak.report.compare import Difference, compare
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-DEFENSES = ["clip(max_norm=0.01)", "prune(fraction=0.9)", "prune(fraction=0.9, scope=tensor)", "sign()"]
-ATTACKS = ["dlg(iterations={n})", "inverting_gradients(iterations={n})", "tag(iterations={n})"]
+DEFENSES = (
+    "gaussian(relative_std=0.1)",
+    "laplace(scale=0.001)",
+    "clip(max_norm=0.01)",
+    "prune(fraction=0.9)",
+    "prune(fraction=0.9, scope=tensor)",
+    "sign()",
+    "quantize(dtype=int8)",
+)
+ATTACKS = "token_support,span,dlg(iterations={n}),inverting_gradients(iterations={n}),tag(iterations={n})"
+ADAPTIVE, NAIVE = "honest_server", "naive_server"
 
 
-def recalls(model: str, defense: str, attack: str, threat: str, repeats: int) -> list[float]:
-    """Token recall on the defended update of every batch."""
+def measure(folder: Path, threat: str, arguments: argparse.Namespace) -> None:
+    """One adversary against every defense."""
     prepared = prepare(
         Request(
-            model=model,
+            model=arguments.model,
             batch_size=1,
             max_length=16,
             loss="classification",
-            attacks=attack,
-            defenses=(defense,),
+            attacks=arguments.attacks.format(n=arguments.iterations),
+            defenses=tuple(arguments.defenses),
             threat=threat,
-            repeats=repeats,
-            settings=SMALL if model.startswith("random:") else {},
+            repeats=arguments.repeats,
+            settings=SMALL if arguments.model.startswith("random:") else {},
         )
     )
-    with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run", prepared.plan) as store:
+    with RunFolder(folder, prepared.plan) as store:
         run(prepared.plan, prepared.subject, prepared.source, store)
-        return [float(r.scores["token_recall"]["value"]) for r in store.records if r.defenses]
+
+
+def table(differences: Iterable[Difference]) -> str:
+    lines = ["| defense | attack | adaptive | naive | difference [95 % interval] | batches |", "|---" * 6 + "|"]
+    for one in differences:
+        if one.metric == "token_recall" and one.defense != "none":
+            spread = "" if one.low is None or one.high is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
+            gain = f"{one.gain:+.2f}{spread}"
+            lines.append(
+                f"| {one.defense} | {one.attack} | {one.second:.2f} | {one.first:.2f} | {gain} | {one.pairs} |"
+            )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="random:bert")
+    parser.add_argument("--model", default="random:gpt2")
     parser.add_argument("--defenses", nargs="*", default=DEFENSES)
-    parser.add_argument("--attacks", nargs="*", default=ATTACKS)
+    parser.add_argument("--attacks", default=ATTACKS, help="specs; {n} stands for --iterations")
     parser.add_argument("--iterations", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("runs/adaptive"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| defense | attack | adaptive | naive | difference [95 % interval] |\n|---|---|---|---|---|")
-    for defense in arguments.defenses:
-        for form in arguments.attacks:
-            attack = form.format(n=arguments.iterations)
-            adaptive, naive = (
-                recalls(arguments.model, defense, attack, threat, arguments.repeats)
-                for threat in ("honest_server", "naive_server")
-            )
-            gains = [a - b for a, b in zip(adaptive, naive, strict=True)]
-            mean = statistics.fmean(gains)
-            reach = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
-            print(
-                f"| {defense} | {attack} | {statistics.fmean(adaptive):.2f} | {statistics.fmean(naive):.2f} "
-                f"| {mean:+.2f} [{mean - reach:+.2f}, {mean + reach:+.2f}] |",
-                flush=True,
-            )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    folders = {threat: arguments.out / threat for threat in (NAIVE, ADAPTIVE)}
+    for threat, folder in folders.items():
+        measure(folder, threat, arguments)
+    print(table(compare(folders[NAIVE], folders[ADAPTIVE]).differences))
 
 
 if __name__ == "__main__":
