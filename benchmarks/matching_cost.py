@@ -35,7 +35,7 @@ def cases() -> tuple[dict[str, tuple[Callable[[], None], Callable[[], None]]], i
     update = trainer.update(Batch(inputs=ids, mask=mask, labels=torch.tensor([1])), torch.Generator())
     facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "seq_len": ids.shape[1]}
     view = View(declared=inversion.NEEDS | inversion.USES, _facts=facts)
-    problem = inversion.pose(update, view, TAG(balance=0.0).parts())
+    problem = inversion.pose(update, view, TAG(balance=0.0).parts("text"))
     u = torch.randn(1, *problem.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     names = [n for n in trainer.names() if n in problem.observed]
@@ -69,10 +69,10 @@ def cases() -> tuple[dict[str, tuple[Callable[[], None], Callable[[], None]]], i
     def void(_: object) -> None: ...
 
     return {
-        "dlg (L2)": (ours(DLG(balance=0.0).parts()), lambda: bare(l2)),
-        "tag (L2 + L1)": (ours(TAG(balance=0.0).parts()), lambda: bare(l2_l1)),
+        "dlg (L2)": (ours(DLG(balance=0.0).parts("text")), lambda: bare(l2)),
+        "tag (L2 + L1)": (ours(TAG(balance=0.0).parts("text")), lambda: bare(l2_l1)),
         "inverting_gradients (cosine)": (
-            ours(InvertingGradients(balance=0.0).parts(image=False)),
+            ours(InvertingGradients(balance=0.0).parts("text")),
             lambda: bare(cosine),
         ),
     }, ids.shape[1]

@@ -49,7 +49,7 @@ def test_slope_and_curvature_are_those_of_the_objective(model: str, loss: str) -
     update = trainer.update(Batch(inputs=inputs, mask=mask, labels=labels), rng(0))
     facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "seq_len": None if vision else 4}
     view = View(declared=inversion.NEEDS | inversion.USES, _facts=facts)
-    parts = GaussNewton().parts()
+    parts = GaussNewton().parts("text")
     function = inversion.objective_function(inversion.pose(update, view, parts), parts)
     start = {"inputs": torch.randn(2, *function.problem.shape, generator=rng(1))}
     problem = _Problem(function=function, shapes={"inputs": start["inputs"].shape}, inner=5, tolerance=0.1)

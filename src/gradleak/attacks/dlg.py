@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from gradleak.core.attack import Attack, Clock, Objective, Reconstruction
-from gradleak.core.errors import SpecError
-from gradleak.core.knowledge import View
-from gradleak.core.update import Update
-from gradleak.mechanics import inversion
+from gradleak.core.batch import Modality
+from gradleak.core.specs import require_ranges
+from gradleak.mechanics.inversion import Matching
+from gradleak.mechanics.matching_attack import MatchingAttack
 from gradleak.mechanics.objectives import Distance
 from gradleak.mechanics.search import LBFGS, Stopping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DLG(Attack):
+class DLG(MatchingAttack):
     """Deep Leakage from Gradients.
 
     min over (x', y')  ‖∇L(x', y') − g‖² / ‖g‖²,  y' = softmax(free logits), by L-BFGS.
@@ -33,8 +30,6 @@ class DLG(Attack):
     """
 
     summary: ClassVar[str] = "Gradient matching in the Euclidean distance by L-BFGS, soft labels searched too."
-    needs: ClassVar[frozenset[str]] = inversion.NEEDS
-    uses: ClassVar[frozenset[str]] = inversion.USES
 
     iterations: int = 120
     restarts: int = 2
@@ -43,11 +38,10 @@ class DLG(Attack):
     patience: int = 40
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.restarts, self.screened) < 1:
-            raise SpecError("dlg: iterations, restarts and screened must be at least 1.")
+        require_ranges(self, counts=("iterations", "restarts", "screened"))
 
-    def parts(self) -> inversion.Matching:
-        return inversion.Matching(
+    def parts(self, modality: Modality) -> Matching:
+        return Matching(
             objective=Distance(),
             optimizer=LBFGS(iterations=self.iterations),
             stopping=Stopping(target=1e-10, patience=self.patience),
@@ -56,9 +50,3 @@ class DLG(Attack):
             balance=self.balance,
             labels="search",
         )
-
-    def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
-        return inversion.invert(update, view, self.parts(), rng, clock)
-
-    def objective(self, update: Update, view: View) -> Objective:
-        return inversion.objective(update, view, self.parts())

@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from gradleak.core.attack import Attack, Clock, Objective, Reconstruction
-from gradleak.core.errors import SpecError
-from gradleak.core.knowledge import View
-from gradleak.core.update import Update
-from gradleak.mechanics import inversion
+from gradleak.core.batch import Modality
+from gradleak.core.specs import require_ranges
 from gradleak.mechanics.gauss_newton import GaussNewton as Solver
+from gradleak.mechanics.inversion import Matching
+from gradleak.mechanics.matching_attack import MatchingAttack
 from gradleak.mechanics.objectives import Distance
 from gradleak.mechanics.search import Stopping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GaussNewton(Attack):
+class GaussNewton(MatchingAttack):
     """Gradient matching as the least-squares problem that it is.
 
     min over (x', y')  ‖∇L(x', y') − g‖² / ‖g‖²,  by (JᵀJ + μ) δ = −Jᵀ(∇L − g),  J the derivative of the simulated update.
@@ -39,8 +36,6 @@ class GaussNewton(Attack):
     summary: ClassVar[str] = (
         "Gradient matching in the Euclidean distance by Levenberg–Marquardt, soft labels searched too."
     )
-    needs: ClassVar[frozenset[str]] = inversion.NEEDS
-    uses: ClassVar[frozenset[str]] = inversion.USES
 
     iterations: int = 40
     inner: int = 40
@@ -50,11 +45,10 @@ class GaussNewton(Attack):
     patience: int = 8
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.inner, self.restarts, self.screened) < 1:
-            raise SpecError("gauss_newton: iterations, inner, restarts and screened must be at least 1.")
+        require_ranges(self, counts=("iterations", "inner", "restarts", "screened"))
 
-    def parts(self) -> inversion.Matching:
-        return inversion.Matching(
+    def parts(self, modality: Modality) -> Matching:
+        return Matching(
             objective=Distance(),
             optimizer=Solver(iterations=self.iterations, inner=self.inner),
             stopping=Stopping(target=1e-8, patience=self.patience),
@@ -62,9 +56,3 @@ class GaussNewton(Attack):
             screened=self.screened,
             balance=self.balance,
         )
-
-    def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
-        return inversion.invert(update, view, self.parts(), rng, clock)
-
-    def objective(self, update: Update, view: View) -> Objective:
-        return inversion.objective(update, view, self.parts())

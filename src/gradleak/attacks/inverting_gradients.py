@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from gradleak.core.attack import Attack, Clock, Objective, Reconstruction
-from gradleak.core.errors import SpecError
-from gradleak.core.knowledge import View
-from gradleak.core.update import Update
-from gradleak.mechanics import inversion
+from gradleak.core.batch import Modality
+from gradleak.core.specs import require_ranges
+from gradleak.mechanics.inversion import Matching
+from gradleak.mechanics.matching_attack import MatchingAttack
 from gradleak.mechanics.objectives import Cosine
 from gradleak.mechanics.search import Adam, Stopping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InvertingGradients(Attack):
+class InvertingGradients(MatchingAttack):
     """Gradient matching in the cosine distance.
 
     min over x'  1 − cos(∇L(x', y), g) + total_variation · TV(x'),  Adam on the sign of the gradient, pixels boxed.
@@ -35,8 +32,6 @@ class InvertingGradients(Attack):
     """
 
     summary: ClassVar[str] = "Gradient matching in the cosine distance; total variation on images."
-    needs: ClassVar[frozenset[str]] = inversion.NEEDS
-    uses: ClassVar[frozenset[str]] = inversion.USES
 
     iterations: int = 400
     lr: float = 0.3
@@ -47,15 +42,13 @@ class InvertingGradients(Attack):
     patience: int = 150
 
     def __post_init__(self) -> None:
-        if min(self.iterations, self.restarts, self.screened) < 1 or not self.lr > 0 or self.total_variation < 0:
-            raise SpecError(
-                "inverting_gradients: iterations, restarts and screened must be at least 1, lr positive and "
-                "total_variation not negative."
-            )
+        counts = ("iterations", "restarts", "screened")
+        require_ranges(self, counts=counts, positive=("lr",), not_negative=("total_variation",))
 
-    def parts(self, *, image: bool) -> inversion.Matching:
+    def parts(self, modality: Modality) -> Matching:
+        image = modality == "image"
         optimizer = Adam(iterations=self.iterations, lr=self.lr, signed=image, box=(-2.0, 2.0) if image else None)
-        return inversion.Matching(
+        return Matching(
             objective=Cosine(),
             optimizer=optimizer,
             stopping=Stopping(target=1e-7, patience=self.patience),
@@ -64,13 +57,3 @@ class InvertingGradients(Attack):
             balance=self.balance,
             total_variation=self.total_variation if image else 0.0,
         )
-
-    def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
-        return inversion.invert(update, view, self.parts(image=_is_image(view)), rng, clock)
-
-    def objective(self, update: Update, view: View) -> Objective:
-        return inversion.objective(update, view, self.parts(image=_is_image(view)))
-
-
-def _is_image(view: View) -> bool:
-    return bool(view["subject"].modality == "image")

@@ -11,19 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from gradleak.cli.options import (
-    Attacks,
-    Budget,
-    FirstBlocks,
-    Json,
-    Loss,
-    Out,
-    Reveal,
-    Seed,
-    Settings,
-    parse_budget,
-    parse_settings,
-)
+from gradleak.cli import options
 from gradleak.cli.output import INCONCLUSIVE, errors_shown, out, print_json
 
 if TYPE_CHECKING:
@@ -40,19 +28,19 @@ def attack(
         ),
     ],
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="The model that was trained, as for `audit`.")],
-    attacks: Attacks = None,
-    loss: Loss = None,
-    seed: Seed = 0,
-    budget: Budget = None,
-    out_dir: Out = None,
-    settings: Settings = None,
-    first_blocks: FirstBlocks = None,
-    as_json: Json = False,
-    reveal: Reveal = False,
+    attacks: options.Attacks = None,
+    loss: options.Loss = None,
+    seed: options.Seed = 0,
+    budget: options.Budget = None,
+    out_dir: options.Out = None,
+    settings: options.Settings = None,
+    first_blocks: options.FirstBlocks = None,
+    as_json: options.Json = False,
+    reveal: options.Reveal = False,
 ) -> None:
     """Attack one captured update."""
     with errors_shown():
-        overrides, seconds = parse_settings(settings), parse_budget(budget)
+        overrides, seconds = options.parse_settings(settings), options.parse_budget(budget)
         from gradleak.audit.captured import attack_capture, save_findings
 
         findings = attack_capture(

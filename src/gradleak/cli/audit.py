@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradleak.cli.options import (
-    Attacks,
-    Budget,
-    FirstBlocks,
-    Json,
-    Loss,
-    Out,
-    Reveal,
-    Seed,
-    Settings,
-    parse_budget,
-    parse_settings,
-)
+from gradleak.cli import options
 from gradleak.cli.output import FAILED, INCONCLUSIVE, INTERRUPTED, err, errors_shown, new_folder, out, print_json
 
 if TYPE_CHECKING:
@@ -42,17 +30,15 @@ def audit(
             "--data", metavar="FILE", help="Private records: .txt (one a line), .csv, .jsonl, or a folder of images."
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option("--text-column", help="Column of the text in .csv and .jsonl.")
-    ] = None,
+    text_column: options.TextColumn = None,
     label_column: Annotated[
         str | None, typer.Option("--label-column", help="Column of the label in .csv and .jsonl.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Records in the shared batch.")] = None,
+    batch_size: options.BatchSize = None,
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=1, help="Tokens per record; longer ones are cut.")
     ] = None,
-    loss: Loss = None,
+    loss: options.Loss = None,
     share: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +47,7 @@ def audit(
             help="gradient(dtype=bf16, micro_batch=4), delta(epochs=10, mini_batch=4, lr=0.001, momentum=0.9) or lora(rank=16).",
         ),
     ] = None,
-    attacks: Attacks = None,
+    attacks: options.Attacks = None,
     defenses: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,12 +60,12 @@ def audit(
         str | None,
         typer.Option("--threat", metavar="NAME", help="What the adversary knows; see `gradleak list threats`."),
     ] = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Batches to draw; more narrow the intervals.")] = 1,
-    budget: Budget = None,
-    out_dir: Out = None,
-    settings: Settings = None,
-    first_blocks: FirstBlocks = None,
+    budget: options.Budget = None,
+    out_dir: options.Out = None,
+    settings: options.Settings = None,
+    first_blocks: options.FirstBlocks = None,
     frontier: Annotated[
         str | None,
         typer.Option(
@@ -113,12 +99,12 @@ def audit(
         int | None,
         typer.Option("--measured", metavar="N", help="Secrets that --bound attacks at each noise level. Default: 30."),
     ] = None,
-    as_json: Json = False,
-    reveal: Reveal = False,
+    as_json: options.Json = False,
+    reveal: options.Reveal = False,
 ) -> None:
     """Attack a model's shared update, judge what was recovered, write a report."""
     with errors_shown():
-        overrides, seconds = parse_settings(settings), parse_budget(budget)
+        overrides, seconds = options.parse_settings(settings), options.parse_budget(budget)
         from gradleak.audit.prepare import Request, prepare
         from gradleak.cli.bounding import Bounding
         from gradleak.cli.frontier import Wanted

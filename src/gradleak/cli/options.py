@@ -21,6 +21,8 @@ Loss = Annotated[
     str | None,
     typer.Option("--loss", metavar="NAME", help="classification, causal-lm or masked-lm. Default: the model's own."),
 ]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the text in .csv and .jsonl.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Records in the shared batch.")]
 Attacks = Annotated[
     str | None,
     typer.Option(

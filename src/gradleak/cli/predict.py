@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gradleak.cli.options import Json, Loss, Seed, Settings, parse_settings
+from gradleak.cli import options
 from gradleak.cli.output import errors_shown, out, print_json
 
 
@@ -22,12 +22,10 @@ def predict(
         Path | None,
         typer.Option("--data", metavar="FILE", help="Read the laws for your own records instead of a stand-in batch."),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option("--text-column", help="Column of the text in .csv and .jsonl.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Records in the shared batch.")] = None,
+    text_column: options.TextColumn = None,
+    batch_size: options.BatchSize = None,
     seq_len: Annotated[int | None, typer.Option("--seq-len", min=2, help="Tokens per record.")] = None,
-    loss: Loss = None,
+    loss: options.Loss = None,
     share: Annotated[
         str | None,
         typer.Option("--share", metavar="SPEC", help="gradient or delta(steps=1, lr=0.001, optimizer=sgd)."),
@@ -50,13 +48,13 @@ def predict(
         Path | None,
         typer.Option("--observation", metavar="PATH", help="Also read the noise of a captured update off itself."),
     ] = None,
-    seed: Seed = 0,
-    settings: Settings = None,
-    as_json: Json = False,
+    seed: options.Seed = 0,
+    settings: options.Settings = None,
+    as_json: options.Json = False,
 ) -> None:
     """Say what theory expects of attacks on this model's update; run none."""
     with errors_shown():
-        overrides = parse_settings(settings)
+        overrides = options.parse_settings(settings)
         from gradleak.audit.prediction import PredictRequest, foresee
 
         foreseen = foresee(

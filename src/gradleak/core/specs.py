@@ -83,6 +83,29 @@ def build(cls: type, args: Mapping[str, Any]) -> Any:
     return cls(**{key: _coerce(name, key, value, str(known[key].type)) for key, value in args.items()})
 
 
+def require_ranges(
+    method: Any, *, counts: tuple[str, ...] = (), positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()
+) -> None:
+    """Checks the knobs of a method, for its ``__post_init__``.
+
+    Args:
+        counts: fields that must be at least 1.
+
+    Raises:
+        SpecError: naming the method, the field and its value.
+    """
+    rules = (
+        (counts, "at least 1", lambda value: value >= 1),
+        (positive, "positive", lambda value: value > 0),
+        (not_negative, "not negative", lambda value: value >= 0),
+    )
+    for names, words, holds in rules:
+        for name in names:
+            value = getattr(method, name)
+            if not holds(value):
+                raise SpecError(f"{name_of(method)}: {name} must be {words}, not {_format_value(value)}.")
+
+
 def _coerce(name: str, key: str, value: Any, annotation: str) -> Any:
     wants = {part.strip() for part in annotation.split("|")}
     if isinstance(value, int) and not isinstance(value, bool) and "int" not in wants and "float" in wants:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
-from gradleak import __version__
+from gradleak.core.version import VERSION
 from gradleak.report.policy import Answer, Finding, Outcome
 
 
@@ -43,7 +43,7 @@ def sarif(answer: Answer, policy: Path) -> str:
     ]
     driver = {
         "name": "gradleak",
-        "version": __version__,
+        "version": VERSION,
         "rules": [{"id": name, "shortDescription": {"text": text}} for name, text in rules.items()],
     }
     log = {
