@@ -101,6 +101,11 @@ def cells() -> list[Cell]:
     found += [Cell(group="encoder", batch=b, length=n, model="minilm", data="text") for b, n in sizes]
     kinds = ("bert", "roberta", "distilbert")
     found += [Cell(group="encoder", batch=8, length=16, model=f"random:{kind}") for kind in kinds]
+    sizes, kinds = [(8, 16, "random", True), (4, 16, "text", False)], ("bf16", "fp16")
+    for b, n, d, full in sizes:
+        base = Cell(group="encoder-noise", batch=b, length=n, model="minilm", data=d, full=full)
+        found += [replace(base, dtype=t) for t in kinds] + [replace(base, stage="quantize(dtype=int8)")]
+        found += [replace(base, stage=f"gaussian(relative_std={s})") for s in (1e-3, 1e-2)]
     found += [Cell(group="fedavg", batch=16, length=16, share="delta", steps=10, lr=5e-4)]
     return found
 

@@ -15,8 +15,11 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.adapters import adapter_families
+from gradleak.mechanics.first_input import read_first_input
+from gradleak.mechanics.heads import relative_rotations
 from gradleak.mechanics.probe import linear_inputs, reads_position
 from gradleak.mechanics.soft_bag import Bag, Places, find_bag
+from gradleak.models import Subject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,30 +45,60 @@ class AdapterBag(Attack):
     summary: ClassVar[str] = "The bag of tokens from LoRA gradients, at step 0 and beyond the adapter's rank."
     modalities: ClassVar[frozenset[Modality]] = frozenset({"text"})
     needs: ClassVar[frozenset[str]] = frozenset({"subject", "batch_size", "seq_len"})
+    uses: ClassVar[frozenset[str]] = frozenset({"mask"})
 
     confidence: float = 0.5
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         subject = view["subject"]
         anatomy = subject.anatomy
-        families = adapter_families(update, anatomy, subject.parameters())
+        turns = None
+        if anatomy.adapters and anatomy.position_kind == "rotary":
+            turns = relative_rotations(subject, length=int(view["seq_len"]), rng=rng)
+        families = adapter_families(update, anatomy, subject.parameters(), turns)
         if not families:
             raise NotApplicableError(
                 "The update holds no gradient of the first block's attention projections nor of adapters on them, or only zeros."
             )
         path = anatomy.blocks[0].attention_inputs[0].module
+        length = int(view["seq_len"])
         places = Places(
-            records=int(view["batch_size"]),
-            length=int(view["seq_len"]),
-            positional=reads_position(subject, path, torch.arange(4), positions=int(view["seq_len"])),
+            counts=_readable(view, subject),
+            positional=reads_position(subject, path, torch.arange(4), positions=length),
             causal=anatomy.kind == "decoder",
         )
-
-        def inputs(ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens width features"]:
-            return linear_inputs(subject, (path,), ids.unsqueeze(1).expand(-1, places.width))[path]
-
+        width = length if places.positional else 1
+        law = read_first_input(subject, path, positions=width)
+        inputs = _Run(subject=subject, path=path, width=width) if law is None else law
         bag = find_bag(families, inputs, places, vocab_size=anatomy.vocab_size, rng=rng, clock=clock)
         return _conclude(bag, self.confidence, places, spent=clock.spent())
+
+
+def _readable(view: View, subject: Subject) -> Int64[Tensor, " length"]:
+    """Records with a token at every position that some loss depends on; all are full where lengths are not known."""
+    mask = view.get("mask")
+    if mask is None:
+        mask = torch.ones(int(view["batch_size"]), int(view["seq_len"]), dtype=torch.bool)
+    counts = mask.sum(0)
+    # The last token of a record predicts nothing and is read by nothing under a causal language-model loss.
+    return torch.cat((counts[1:], counts.new_zeros(1))) if subject.loss == "causal-lm" else counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """A layer's input by running the module, where it follows no law."""
+
+    subject: Subject
+    path: str
+    width: int
+
+    def rows(self, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens width features"]:
+        return linear_inputs(self.subject, (self.path,), ids.unsqueeze(1).expand(-1, self.width))[self.path]
+
+    def project(
+        self, ids: Int64[Tensor, " tokens"], directions: Float[Tensor, "features columns"]
+    ) -> Float[Tensor, "tokens width columns"]:
+        return self.rows(ids) @ directions
 
 
 def _conclude(bag: Bag, confidence: float, places: Places, *, spent: bool) -> Reconstruction:

@@ -20,7 +20,7 @@ Must not know attacks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -90,12 +90,18 @@ def adapter_spaces(
 
 
 def adapter_families(
-    update: Mapping[str, Tensor], anatomy: Anatomy, parameters: Mapping[str, Tensor]
+    update: Mapping[str, Tensor],
+    anatomy: Anatomy,
+    parameters: Mapping[str, Tensor],
+    rotations: Float[Tensor, "length head_dim head_dim"] | None = None,
 ) -> tuple[Family, ...]:
     """What the first block's attention adapters tell about the tokens of a batch of any size, for ``soft_bag``.
 
     The stacked rows of dL/dA, where they are not zero, and the left factors of the query and key adapters, head by head.
     In a model without adapters, the gradients of the attention's own projections, which are sums of inputs too.
+
+    Args:
+        rotations: R_d by which a key (and a query) turns over a distance of d positions; None where none turns.
     """
     block = anatomy.blocks[0]
     adapters = {a.target: a for a in anatomy.adapters_of(block.attention_inputs)}
@@ -105,8 +111,31 @@ def adapter_families(
         here, there = parts[mine], parts[other]
         adapter = adapters.get(here.map.module)
         if adapter is not None and adapter.up.weight in update and bool(update[adapter.up.weight].any()):
-            found.append(_left_family(update, adapter, here, there, block, parameters, centered=mine == 0))
+            left = _left_family(update, adapter, here, there, block, parameters, centered=mine == 0)
+            # A key stands before the query that reads it, by d: seen from the query it is turned back.
+            turns = None if rotations is None else rotations.transpose(1, 2) if mine == 0 else rotations
+            found.append(left if turns is None else _coherent(left, turns))
     return tuple(found)
+
+
+def _coherent(family: Family, turns: Float[Tensor, "length rows rows"]) -> Family:
+    """The family in those rows in which vectors of one token at different distances still add up.
+
+    Over the distances d of a record, Σ_d ω_d R_d keeps a share s² of the energy of a direction; the rest looks like noise.
+    Directions that keep less than half are left out. ω_d = Σ_{t > d} (t − 1)/t³, the energy under uniform attention.
+    """
+    t = torch.arange(1, len(turns) + 1, dtype=torch.float64)
+    energy = ((t - 1) / t**3).flip(0).cumsum(0).flip(0)
+    mean = torch.einsum("d,dij->ij", energy / energy.sum(), turns.double())
+    left, kept, _ = torch.linalg.svd(mean)
+    chosen = left[:, kept.square() > 0.5]
+    dtype = family.weights.dtype
+    return replace(
+        family,
+        weights=((chosen.T @ mean) @ family.weights.double()).to(dtype),
+        offsets=(family.offsets.double() @ mean.T @ chosen).to(dtype),
+        sums=(chosen.T @ family.sums.double()).to(family.sums.dtype),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,6 +65,23 @@ class FirstInput:
         """x for rows of token ids ``[batch seq]`` that start at the first position."""
         return self.scale * self.table[ids] + self.positions[: ids.shape[1]]
 
+    def project(
+        self, ids: Int64[Tensor, " tokens"], directions: Float[Tensor, "features columns"]
+    ) -> Float[Tensor, "tokens positions columns"]:
+        """Products of directions with the layer's input of tokens at every position: one per token and one per position."""
+        norm, folded = self.norm, self.norm.fold(directions)
+        token, place = norm.center(self.scale * self.table[ids]), norm.center(self.positions)
+        made = (token @ folded).unsqueeze(1) + place @ folded
+        if norm.normalized:
+            squares = token.square().sum(1, keepdim=True) + place.square().sum(1) + 2 * token @ place.T
+            sigma = (squares.clamp(min=1e-30) / token.shape[1]).sqrt()
+            made = made / sigma.unsqueeze(-1)
+        return made + norm.offset @ directions
+
+    def rows(self, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens positions features"]:
+        """The layer's input of tokens at every position."""
+        return self.project(ids, torch.eye(self.table.shape[1], dtype=self.table.dtype, device=self.table.device))
+
 
 def read_first_input(
     subject: Subject, path: str, *, positions: int, parameters: Mapping[str, Tensor] | None = None

@@ -111,6 +111,26 @@ def read_heads(
     return heads if _is_faithful(heads, subject, rows, parameters) else None
 
 
+def relative_rotations(
+    subject: Subject, *, length: int, rng: torch.Generator
+) -> Float[Tensor, "length head_dim head_dim"] | None:
+    """R_d with key(token, position p) = R_p · key(token, first position), read off the keys of random tokens.
+
+    The identity where keys do not turn; None if keys are no linear function of their first position's, as where the
+    position enters the layer's input.
+    """
+    width = subject.anatomy.hidden_size // subject.anatomy.blocks[0].heads
+    tokens = torch.randint(subject.anatomy.vocab_size, (4 * width, 1), generator=rng)
+    heads = read_heads(subject, tokens.expand(-1, length))
+    if heads is None:
+        return None
+    keys = heads.key.transpose(1, 2).flatten(0, 1).double()
+    turned = torch.linalg.lstsq(keys[:, 0], keys.flatten(1)).solution.unflatten(1, (length, -1))
+    if not bool((torch.einsum("nd,dle->nle", keys[:, 0], turned) - keys).norm() <= _TOLERANCE * keys.norm()):
+        return None
+    return turned.permute(1, 2, 0)
+
+
 def _bias_of(call: AttentionCall, seq: int) -> Tensor:
     return call.query.new_zeros(1, seq, seq) if call.bias is None else call.bias[0, :, :seq, :seq].to(call.query.dtype)
 

@@ -4,31 +4,45 @@ the sums, first alone, then given all the others. Must not know where the sums c
 
     M_j = Σ_t f_j(z_t) c_tjᵀ,   f_j(z) = F_j z + b_j known,  c_tj unknown,  t over the tokens of the batch.
 
-With c_tj Gaussian the columns of M_j have covariance Σ_j = Σ_t w f_j(z_t) f_j(z_t)ᵀ, and the log-likelihood ratio of one
-more token is that of a scale mixture:  ½ [κ/(1+κ) |a|² − m log(1+κ)],  a = Mᵀ Σ⁻¹ f / √(fᵀ Σ⁻¹ f),  κ = w fᵀ Σ⁻¹ f.
-Summed over many sums j, weak evidence becomes certainty.
+With c_tj Gaussian the columns of M_j have covariance Σ_j = Σ_t w_t f_j(z_t) f_j(z_t)ᵀ, and the log-likelihood ratio of one
+more token is that of a scale mixture (``soft_weighing``). Summed over many sums j, weak evidence becomes certainty.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
+from gradleak.mechanics.soft_weighing import Pool, Weighing
+from gradleak.mechanics.soft_whitening import whiten
 
-_ROUNDS = 40
-_DAMPING = 0.35
-_SETTLED = 0.02
-"""Rounds end when no probability has moved by more than this."""
-_PAIRS_PER_TOKEN, _FEWEST_PAIRS = 96, 4096
-"""Candidate pairs that are weighed jointly, per token of the batch: the first weighing ranks the rest below them."""
-_WHITEN_FROM = 4
-"""Rows per column from which the columns' own covariance is known well enough to divide by it."""
+_SCREENS = 8
+"""Passes over the whole vocabulary: the true tokens that are found make room for those that they had covered."""
+_STABLE = 0.01
+"""Share of the likely tokens that may still change when the search ends."""
+_ROUNDS = 10
+"""Joint weighings of the kept candidates between two passes."""
+_CANDIDATES_PER_TOKEN, _FEWEST_CANDIDATES = 48, 2048
+_SAMPLE = 8192
+_FLOATS = 4e6
+
+
+class Inputs(Protocol):
+    """The layer's input for tokens, at every position at which it differs."""
+
+    def rows(self, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens width features"]: ...
+
+    def project(
+        self, ids: Int64[Tensor, " tokens"], directions: Float[Tensor, "features columns"]
+    ) -> Float[Tensor, "tokens width columns"]:
+        """``rows(ids) @ directions``, which is cheaper where the input is a normalized sum."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +69,7 @@ class Bag:
 
     Attributes:
         tokens, probability: one entry per token; expected: sum of the probabilities of all candidates.
-        rounds: of joint weighing until it settled or the time was spent.
+        rounds: of joint weighing until the bag was stable or the time was spent.
     """
 
     tokens: Int64[Tensor, " tokens"]
@@ -69,59 +83,38 @@ class Places:
     """How tokens are laid out.
 
     Attributes:
-        records: number of records; length: positions of each.
+        counts: number of records with a token at each position.
         positional: whether a token's features depend on its position.
         causal: whether a position sees only earlier ones.
     """
 
-    records: int
-    length: int
+    counts: Int64[Tensor, " length"]
     positional: bool
     causal: bool
 
     @property
-    def tokens(self) -> int:
-        return self.records * self.length
+    def length(self) -> int:
+        return len(self.counts)
 
     @property
-    def width(self) -> int:
-        return self.length if self.positional else 1
+    def tokens(self) -> int:
+        return int(self.counts.sum())
 
-    def own_share(self) -> Float[Tensor, " width"]:
+    def own_share(self) -> Float[Tensor, " length"]:
         """Share of a coefficient's energy that is along the token's own vector: one of the positions it sees."""
         seen = torch.arange(1, self.length + 1, dtype=torch.float64)
-        share = 1.0 / (seen if self.causal else seen.new_full((self.length,), self.length))
-        return share if self.positional else share.mean().reshape(1)
+        return 1.0 / (seen if self.causal else seen.new_full((self.length,), self.length))
 
+    def profile(self, family: Family) -> Float[Tensor, " length"]:
+        """Energy of a token's coefficients by position, up to a factor, were attention uniform and errors alike.
 
-Inputs = Callable[[Int64[Tensor, " tokens"]], Float[Tensor, "tokens width features"]]
-"""The layer's input for tokens at every position."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _White:
-    """A family in units in which features of the vocabulary and coefficients have unit covariance."""
-
-    weights: Float[Tensor, "sums rows features"]
-    offsets: Float[Tensor, "sums rows"]
-    sums: Float[Tensor, "sums rows columns"]
-    own: Float[Tensor, "columns features"] | None
-    freedom: float
-
-    @property
-    def rows(self) -> int:
-        return self.sums.shape[1]
-
-    def features(self, z: Float[Tensor, "pairs features"]) -> Float[Tensor, "sums pairs rows"]:
-        """Unit vectors."""
-        made = torch.einsum("jrf,pf->jpr", self.weights, z) + self.offsets.unsqueeze(1)
-        return made / made.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-
-    def own_directions(self, z: Float[Tensor, "pairs features"]) -> Float[Tensor, "pairs columns"] | None:
-        if self.own is None:
-            return None
-        made = z @ self.own.T
-        return made / made.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        dS_ts = a (g_ts − mean g) with a = 1/t over the t positions that position t sees. A key at s is read by every
+        t ≥ s, which gives Σ_{t ≥ s} (t − 1)/t³; a query at t reads t keys, which gives (t − 1)/t². A first guess only.
+        """
+        t = torch.arange(1, self.length + 1, dtype=torch.float64)
+        if family.own is None or not self.causal:
+            return torch.ones_like(t)
+        return ((t - 1) / t**3).flip(0).cumsum(0).flip(0) if family.centered else (t - 1) / t**2
 
 
 def find_bag(
@@ -129,180 +122,78 @@ def find_bag(
 ) -> Bag:
     """The tokens of a batch from sums that are too full to test one token alone.
 
+    The whole vocabulary is screened, the best candidates are weighed against each other, and with what they explain taken
+    out the vocabulary is screened again, until the most likely tokens stay the same.
+
     Args:
         families: at least one.
         inputs: what the families' features are made of.
         rng: draws the sample of the vocabulary that stands for tokens which do not take part.
     """
-    sample = torch.randperm(vocab_size, generator=rng)[: max(256, 8192 // places.width)]
-    z = inputs(sample).flatten(0, 1)
-    white = [_whiten(family, z[z.norm(dim=-1) > 0]) for family in families]
-    tokens, positions, scores = _weigh_alone(white, inputs, places, vocab_size)
-    rows = torch.cat([inputs(part) for part in tokens.split(512)]) if places.width == 1 else None
-    kept = rows[:, 0] if rows is not None else _at(inputs, tokens, positions)
-    probability, rounds = _weigh_together(white, kept, positions, scores, places, clock)
-    best = torch.zeros(vocab_size, dtype=probability.dtype).scatter_reduce(0, tokens, probability, "amax")
-    order = best.argsort(descending=True)[: min(places.tokens, vocab_size)]
-    return Bag(tokens=order, probability=best[order], expected=float(probability.sum()), rounds=rounds)
+    sample = torch.randperm(vocab_size, generator=rng)[: max(256, _SAMPLE // places.length)]
+    z = inputs.rows(sample).flatten(0, 1)
+    white = [whiten(f.weights, f.offsets, f.sums, f.own, f.centered, z[z.norm(dim=-1) > 0]) for f in families]
+    weighing = Weighing.start(white, [places.profile(family) for family in families], places.counts, places.own_share())
+    vocabulary = _Vocabulary.of(weighing, inputs, vocab_size)
+    pool = _refreshed(None, vocabulary.screen(weighing, None), inputs, weighing, places)
+    rounds = weighing.settle(pool, rounds=_ROUNDS, clock=clock)
+    tokens, probability = pool.per_token(vocab_size, places.tokens)
+    for _ in range(_SCREENS - 1):
+        if clock.spent():
+            break
+        before = tokens
+        pool = _refreshed(pool, vocabulary.screen(weighing, pool), inputs, weighing, places)
+        rounds += weighing.settle(pool, rounds=_ROUNDS, clock=clock)
+        tokens, probability = pool.per_token(vocab_size, places.tokens)
+        if int((~torch.isin(tokens, before)).sum()) <= _STABLE * len(tokens):
+            break
+    return Bag(tokens=tokens, probability=probability, expected=float(pool.probability.sum()), rounds=rounds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Vocabulary:
+    """The vocabulary in parts, with the lengths of its features, which no screening changes."""
+
+    inputs: Inputs
+    parts: tuple[Int64[Tensor, " tokens"], ...]
+    squares: tuple[list[Float[Tensor, "tokens width sums"]], ...]
+
+    @staticmethod
+    def of(weighing: Weighing, inputs: Inputs, vocab_size: int) -> _Vocabulary:
+        directions, constants = weighing.feature_maps()
+        width = inputs.rows(torch.zeros(1, dtype=torch.int64)).shape[1]
+        parts = torch.arange(vocab_size).split(max(1, int(_FLOATS / (width * directions.shape[1]))))
+        squares = [weighing.feature_squares(inputs.project(ids, directions) + constants) for ids in parts]
+        return _Vocabulary(inputs=inputs, parts=parts, squares=tuple(squares))
+
+    def screen(self, weighing: Weighing, pool: Pool | None) -> Float[Tensor, "vocab length"]:
+        """Log-likelihood ratio of every token at every position, beside what the pool explains."""
+        directions, constants, sizes = weighing.coefficient_maps(pool)
+        found = [
+            weighing.scores(self.inputs.project(ids, directions) + constants, squares, sizes)
+            for ids, squares in zip(self.parts, self.squares, strict=True)
+        ]
+        return torch.cat(found)
+
+
+def _refreshed(
+    pool: Pool | None, scores: Float[Tensor, "vocab length"], inputs: Inputs, weighing: Weighing, places: Places
+) -> Pool:
+    """The best candidates of a screening, and of the last pool those that are not excluded."""
+    keep = max(_FEWEST_CANDIDATES, _CANDIDATES_PER_TOKEN * places.tokens)
+    length = places.length
+    if places.positional:
+        each = min(max(1, keep // length), len(scores))
+        tokens, at = scores.topk(each, dim=0).indices.flatten(), torch.arange(length).repeat(each)
+        places_of = at.unsqueeze(1)
+    else:
+        tokens = (scores + weighing.level).logsumexp(1).topk(min(keep, len(scores))).indices
+        at = torch.zeros_like(tokens)
+        places_of = torch.arange(length).expand(len(tokens), -1)
+    fresh = Pool.of(weighing.white, tokens, places_of, _at(inputs, tokens, at), scores)
+    return fresh if pool is None else pool.alive().joined(fresh, length)
 
 
 def _at(inputs: Inputs, tokens: Tensor, positions: Tensor) -> Tensor:
     parts = zip(tokens.split(256), positions.split(256), strict=True)
-    return torch.cat([inputs(ids)[torch.arange(len(ids)), places] for ids, places in parts])
-
-
-def _whiten(family: Family, z: Float[Tensor, "samples features"]) -> _White:
-    # An update may come in half precision; what the model reads does not.
-    made = torch.einsum("jrf,pf->jpr", family.weights.to(z.dtype), z) + family.offsets.to(z.dtype).unsqueeze(1)
-    mean = made.mean(dim=1).double()
-    spread = made.double() - mean.unsqueeze(1)
-    left = _inverse_root(spread.transpose(1, 2) @ spread / len(z))
-    sums = left @ family.sums.double()
-    if not family.centered:
-        # The vocabulary's mean takes part with every token: what it adds says nothing about any.
-        common = torch.nn.functional.normalize((left @ mean.unsqueeze(2)), dim=1)
-        sums = sums - common @ (common.transpose(1, 2) @ sums)
-    sums = sums / sums.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-300)
-    columns = sums.shape[2]
-    covariance = torch.einsum("jrc,jrd->cd", sums, sums) / (sums.shape[0] * sums.shape[1])
-    values = torch.linalg.eigvalsh(covariance)
-    freedom = float(values.sum().square() / values.square().sum())
-    own = family.own
-    if sums.shape[0] * sums.shape[1] >= _WHITEN_FROM * columns:
-        right = _inverse_root(covariance)
-        sums, freedom = sums @ right, float((values > 1e-9 * values[-1]).sum())
-        own = None if own is None else right.to(own.dtype) @ own
-    return _White(
-        weights=(left @ family.weights.double()).to(z.dtype),
-        offsets=(left @ (family.offsets.double() - mean).unsqueeze(2)).squeeze(2).to(z.dtype),
-        sums=sums / sums.square().sum(dim=(1, 2), keepdim=True).div(sums.shape[1] * freedom).sqrt(),
-        own=own,
-        freedom=freedom,
-    )
-
-
-def _inverse_root(covariance: Float[Tensor, "*sums rows rows"]) -> Float[Tensor, "*sums rows rows"]:
-    values, vectors = torch.linalg.eigh(covariance)
-    floor = values[..., -1:].clamp(min=1e-300) * 1e-6
-    return (vectors * values.maximum(floor).rsqrt().unsqueeze(-2)) @ vectors.transpose(-1, -2)
-
-
-def _weigh_alone(
-    white: Sequence[_White], inputs: Inputs, places: Places, vocab_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Every token at every position against the vocabulary as background; the best pairs: tokens, positions, scores."""
-    keep = max(_FEWEST_PAIRS, _PAIRS_PER_TOKEN * places.tokens)
-    share = places.own_share()
-    # One product with the layer's input gives every coefficient of every sum.
-    columns = [torch.einsum("jrf,jrc->fjc", one.weights, one.sums.to(one.weights.dtype)) for one in white]
-    constants = [torch.einsum("jr,jrc->jc", one.offsets, one.sums.to(one.offsets.dtype)) for one in white]
-    found: list[Tensor] = []
-    for ids in torch.arange(vocab_size).split(max(1, 16384 // places.width)):
-        z = inputs(ids)
-        total = z.new_zeros(z.shape[:2], dtype=torch.float64)
-        for one, directions, constant in zip(white, columns, constants, strict=True):
-            made = (z @ directions.flatten(1)).unflatten(-1, directions.shape[1:]) + constant
-            energy = made.square().sum(-1) / one.rows
-            along = torch.zeros_like(energy)
-            own = one.own_directions(z.flatten(0, 1))
-            if own is not None:
-                along = (made * own.unflatten(0, z.shape[:2]).unsqueeze(2)).sum(-1).square() / one.rows
-            total += _ratio(energy - along, along, one, one.rows / places.tokens, share).sum(-1)
-        found.append(torch.where(z.norm(dim=-1) > 0, total, -math.inf))
-    scores = torch.cat(found)
-    best = scores.flatten().topk(min(keep, scores.numel()))
-    return best.indices // places.width, best.indices % places.width, best.values
-
-
-def _ratio(
-    energy: Float[Tensor, "tokens width sums"],
-    along: Float[Tensor, "tokens width sums"],
-    one: _White,
-    kappa: float,
-    share: Float[Tensor, " width"],
-) -> Float[Tensor, "tokens width sums"]:
-    """Log-likelihood ratio of a token alone, in units in which the background has variance one per column."""
-    if one.own is None:
-        return (energy * (kappa / (1 + kappa)) - one.freedom * math.log1p(kappa)).double() / 2
-    own = (kappa * (1 + one.freedom * share)).unsqueeze(-1)
-    rest = energy * (kappa / (1 + kappa)) - (one.freedom - 1) * math.log1p(kappa)
-    return (rest + along * (own / (1 + own)) - own.log1p()).double() / 2
-
-
-def _weigh_together(
-    white: Sequence[_White],
-    z: Float[Tensor, "pairs features"],
-    positions: Int64[Tensor, " pairs"],
-    scores: Float[Tensor, " pairs"],
-    places: Places,
-    clock: Clock,
-) -> tuple[Float[Tensor, " pairs"], int]:
-    """Probabilities of the pairs given each other, by repeated weighing of each against all others."""
-    features = [one.features(z) for one in white]
-    own = [one.own_directions(z) for one in white]
-    share = places.own_share()[positions]
-    probability = _normalized(scores, positions, places)
-    rounds, moved = 0, 1.0
-    while rounds < _ROUNDS and moved >= _SETTLED and not clock.spent():
-        rounds += 1
-        total = torch.zeros_like(probability)
-        for one, f, direction in zip(white, features, own, strict=True):
-            for j in range(f.shape[0]):
-                total += _against_others(f[j].double(), one, j, direction, probability, share, places.tokens)
-        new = _normalized(total, positions, places)
-        moved = float((new - probability).abs().max())
-        probability = (1 - _DAMPING) * probability + _DAMPING * new
-    return probability, rounds
-
-
-def _against_others(
-    f: Float[Tensor, "pairs rows"],
-    one: _White,
-    j: int,
-    direction: Float[Tensor, "pairs columns"] | None,
-    probability: Float[Tensor, " pairs"],
-    share: Float[Tensor, " pairs"],
-    tokens: int,
-) -> Float[Tensor, " pairs"]:
-    """Log-likelihood ratio of each pair for one sum, with all other pairs taking part by their probabilities."""
-    weight = one.rows / tokens
-    taken = weight * probability
-    rest = max(1.0 - float(taken.sum()) / one.rows, 0.02)
-    covariance = torch.diag_embed(f.new_full((one.rows,), rest)) + (f * taken.unsqueeze(1)).T @ f
-    covariance = covariance * (one.rows / torch.trace(covariance))
-    seen = torch.linalg.solve(covariance, f.T).T
-    size = (seen * f).sum(1)
-    made = seen @ one.sums[j]
-    # Its own part of the covariance is taken out again (rank-one update).
-    without = (1 - taken * size).clamp(min=0.05)
-    size, made = size / without, made / without.unsqueeze(1)
-    energy = made.square().sum(1)
-    kappa = weight * size
-    if direction is None:
-        return (weight * energy / (1 + kappa) - one.freedom * kappa.log1p()) / 2
-    along = (made * direction).sum(1).square()
-    boosted = weight * (1 + one.freedom * share)
-    rest_part = weight * (energy - along) / (1 + kappa) - (one.freedom - 1) * kappa.log1p()
-    return (rest_part + boosted * along / (1 + boosted * size) - (boosted * size).log1p()) / 2
-
-
-def _normalized(scores: Tensor, positions: Tensor, places: Places) -> Tensor:
-    """Probabilities whose sum at every position is the number of tokens there."""
-    out = torch.empty_like(scores)
-    wanted = places.records if places.positional else places.tokens
-    for p in range(places.width):
-        here = (positions == p).nonzero().flatten()
-        if len(here):
-            out[here] = torch.sigmoid(scores[here] + _threshold(scores[here], min(wanted, 0.9 * len(here))))
-    return out
-
-
-def _threshold(scores: Tensor, wanted: float) -> float:
-    low, high = -float(scores.max()) - 60.0, -float(scores.min()) + 60.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if float(torch.sigmoid(scores + middle).sum()) < wanted:
-            low = middle
-        else:
-            high = middle
-    return low
+    return torch.cat([inputs.rows(ids)[torch.arange(len(ids)), at] for ids, at in parts])
