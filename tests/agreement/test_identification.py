@@ -67,6 +67,9 @@ def ranks(subject: Subject, chain: str, *, naive: bool = False, seeds: int = 5) 
         "dgc(fraction=0.99)",
         "soteria(fraction=0.8)",
         "censor()",
+        "outpost()",
+        "dpsgd(max_norm=1.0, noise_multiplier=0.001)",
+        "fed_sdp(max_norm=1.0, noise_multiplier=0.001)",
         "grad_defense()",
         "grad_defense(std=100.0)",
         "frozen_embeddings()",
@@ -82,6 +85,26 @@ def test_noise_that_drowns_the_update_leaves_chance(subject: Subject) -> None:
     """Uniform ranks on 1..25: the mean of 20 is 13 ± 1.6, so within 4 deviations; ten thousand times the rms is no signal."""
     mean = sum(ranks(subject, "gaussian(relative_std=10000.0)", seeds=20)) / 20
     assert abs(mean - 13) < 4 * 1.62
+
+
+def test_what_holds_only_rounding_weighs_nothing() -> None:
+    """A key bias has a gradient of zero: what is released of it is rounding, which no replay repeats digit by digit.
+
+    Sixteen equal records give the update of one, up to rounding.
+    """
+    subject = load_subject("random:bert", loss="classification", settings=TINY, seed=1)
+    words = torch.randint(5, subject.anatomy.vocab_size, (12, 8), generator=derive(0, "words"))
+    trainer = ClientTrainer(subject=subject, training=LocalTraining())
+    batch = Batch(
+        inputs=words[:1].repeat(16, 1), mask=torch.ones(16, 8, dtype=torch.bool), labels=torch.ones(16).long()
+    )
+    update = Channel(trainer=trainer).observe(batch, derive(0, "channel"))
+    keys = [n for n, tensor in update.items() if 0 < float(tensor.norm()) < 1e-5 * update.norm()]
+    assert any("key.bias" in name for name in keys)
+    facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "candidates": tuple(words), "labels": [1]}
+    found = Identification()(Observation(update=update, knowledge=Knowledge(facts=facts)), rng=derive(0, "attack"))
+    assert torch.equal(found.ranking[0], words[0])
+    assert found.statistics["value_of_the_last_chosen"] < 1e-4 * found.statistics["value_of_the_runner_up"]
 
 
 def test_knowing_the_stage_is_what_identifies(subject: Subject) -> None:

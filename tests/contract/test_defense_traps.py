@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from gradleak.core.rng import derive
 from gradleak.core.stage import Client
 from gradleak.core.update import Update
 from gradleak.defenses.ada_defense import AdaDefense
-from gradleak.defenses.censor import Censor
+from gradleak.defenses.censor import Censor, _orthogonal
 from gradleak.defenses.dgc import DGC
 from gradleak.defenses.low_rank import LowRank
 from gradleak.defenses.outpost import Outpost
 from gradleak.defenses.qsgd import QSGD
 from gradleak.defenses.soteria import Soteria, unit_scores
+from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.metrics._pixels import mean_squared_error
 from gradleak.models import Subject, load_subject
@@ -63,13 +65,23 @@ def test_censor_is_orthogonal_whatever_the_norm(trainer: ClientTrainer, batch: B
         assert float(d.norm()) == pytest.approx(float(u.norm()), rel=1e-6)
 
 
-def test_censor_shares_the_best_of_its_trials(trainer: ClientTrainer, batch: Batch) -> None:
-    """Twenty draws from one stream: what is shared has the lowest loss among the twenty single draws."""
+@pytest.mark.parametrize("padded", [False, True], ids=["vectorized", "one by one"])
+def test_censor_shares_the_best_of_its_trials(trainer: ClientTrainer, batch: Batch, padded: bool) -> None:
+    """Of the twenty draws of one stream, the one with the lowest loss after the step, each computed by itself."""
     plain, client, stage = trainer.update(batch, derive(0, "x")), client_of(trainer, batch), Censor(lr=0.5)
+    if padded:
+        client = replace(client, data=replace(client.data, mask=torch.zeros_like(client.data.mask)))
     released, _ = stage.apply(plain, client, derive(1, "censor"))
     stream = derive(1, "censor")
-    losses = [stage._loss_after(Censor(trials=1).apply(plain, client, stream)[0], client) for _ in range(stage.trials)]
-    assert stage._loss_after(released, client) == min(losses) < max(losses)
+    drawn = {name: _orthogonal(tensor, stage.trials, stream) for name, tensor in plain.items()}
+    weights = {name: weight.detach() for name, weight in trainer.subject.trainable().items()}
+    losses = [
+        float(trainer.loss(client.data, {n: weights[n] - stage.lr * drawn[n][i] for n in weights}))
+        for i in range(stage.trials)
+    ]
+    best = losses.index(min(losses))
+    assert all(torch.equal(released[name], drawn[name][best]) for name in plain)
+    assert max(losses) - min(losses) > 1e-3
 
 
 def test_censor_surrogate_is_exact_at_the_truth_and_only_there(trainer: ClientTrainer, batch: Batch) -> None:
@@ -109,6 +121,34 @@ def test_outpost_noise_has_the_size_and_the_place_that_it_says(trainer: ClientTr
     wanted = min(float(weights[name].var(correction=0)), 1.0)
     # A sample deviation of n normal draws is within 5/sqrt(2n) of 1 but for a chance of 6e-7.
     assert float(noise[touched].std()) == pytest.approx(wanted, rel=5 / math.sqrt(2 * int(touched.sum())))
+
+
+def test_outpost_says_how_much_noise_it_adds_to_whoever_has_the_weights(trainer: ClientTrainer, batch: Batch) -> None:
+    """Over all entries, the noise of a share φ of them has √φ times their deviation; without the weight it is unknown."""
+    plain, client = trainer.update(batch, derive(0, "x")), client_of(trainer, batch)
+    stage = Outpost(prune=0.0, phi=0.25)
+    released, _ = stage.apply(plain, client, derive(1, "outpost"))
+    name = max(plain, key=lambda each: plain[each].numel())
+    noise, entries = released[name] - plain[name], plain[name].numel()
+    told = stage.noise_std(released[name], trainer.subject.parameters()[name])
+    # The mean square of n/4 normal draws is within 5·√(8/n) of its mean but for a chance of 1e-6.
+    assert told == pytest.approx(float(noise.square().mean().sqrt()), rel=2.5 * math.sqrt(8 / entries))
+    assert stage.noise_std(released[name]) is None
+    assert released_std((stage,), name, released[name], trainer=trainer, records=3) == told
+    assert released_std((stage,), name, released[name], trainer=None, records=3) is None
+
+
+def test_outpost_names_the_places_of_the_largest_entries(trainer: ClientTrainer, batch: Batch) -> None:
+    """For one record, a released zero is among its 60 % smallest entries: the truth is never counted against, others are."""
+    one = Batch(inputs=batch.inputs[:1], mask=batch.mask[:1], labels=batch.labels[:1])
+    plain = trainer.update(one, derive(0, "x"))
+    released, _ = Outpost().apply(plain, client_of(trainer, one), derive(1, "outpost"))
+    both = {n: torch.stack([t, torch.roll(t.flatten(), 1).view_as(t)]) for n, t in plain.items()}
+    found = Outpost().surrogate(both, released)
+    hidden = {name: tensor == 0 for name, tensor in released.items()}
+    assert all(bool((found[name][0][hidden[name]] == 0).all()) for name in plain)
+    counted = sum(float((found[name][1][hidden[name]] != 0).sum()) for name in plain)
+    assert counted > 0.2 * sum(float(mask.sum()) for mask in hidden.values())
 
 
 def test_outpost_becomes_rare(trainer: ClientTrainer, batch: Batch) -> None:

@@ -20,6 +20,7 @@ from gradleak.mechanics.factored import OuterSum
 from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.likelihood import Discrepancy
 from gradleak.mechanics.replay import Replay
+from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.training import ClientTrainer
 
 _IGNORED = -100
@@ -31,12 +32,12 @@ class Identification(Attack):
 
     One private record: every candidate c is trained on and sent through the surrogates of the known stages, and ranked by
 
-        D(c) = min over labels  Σ_t w_t ‖s_t(c) − u_t‖²,   w_t = 1/σ_t² where stages add noise of deviation σ_t to
-                                                           tensor t (then −D/2 is the Gaussian log-likelihood),
-                                                           1/‖u_t‖² where none does
+        D(c) = min over labels  Σ_t w_t ‖s_t(c) − u_t‖²,   w_t = 1/σ_t² where stages add noise of known deviation σ_t
+                                                           to tensor t (then −D/2 is the Gaussian log-likelihood),
+                                                           1/‖u_t‖² elsewhere, 0 where u_t is mere rounding
 
-    Several private records: greedily, the record that with those already chosen explains the update best, the scale of
-    a part of the batch left free; what is never chosen is ranked by its last value.
+    Several private records: greedily, the record (with a label that is left) that with those already chosen explains the
+    update best, the scale of a part of the batch left free; what is never chosen is ranked by its last value.
 
     Args:
         distance: "likelihood" as above, or "cosine" over all tensors together, which no scaling can mislead.
@@ -67,24 +68,25 @@ class Identification(Attack):
         world = _World.of(update, view, distance=self.distance, rng=rng)
         order = torch.randperm(len(candidates), generator=rng).tolist()
         chosen: list[int] = []
+        labels: list[int] = []
         wanted = min(int(view["batch_size"]), len(candidates))
         values: dict[int, float] = {}
         spent = False
         while len(chosen) < wanted and not spent:
-            values = {}
+            values, best = {}, {}
             for place in order:
                 if place in chosen:
                     continue
                 if clock.spent():
                     spent = True
                     break
-                values[place] = world.value(
-                    [candidates[each] for each in (*chosen, place)], whole=len(chosen) + 1 == wanted
-                )
+                records = [candidates[each] for each in (*chosen, place)]
+                values[place], best[place] = world.value(records, labels, whole=len(chosen) + 1 == wanted)
                 done = len(chosen) + len(values) / len(order)
                 clock.progress(min(done / wanted, 1.0), f"{len(values)} of {len(order)} candidates")
             if values:
                 chosen.append(min(values, key=values.__getitem__))
+                labels.append(best[chosen[-1]])
         return _answer(candidates, chosen, values, wanted, order, spent=spent, stages=world.stages)
 
 
@@ -138,10 +140,12 @@ class _World:
             raise NotApplicableError("The update holds no parameter that a replay of the training can simulate.")
         released = update.map(lambda _, tensor: tensor.float())
         observed = {name: released[name] for name in names}
+        records = int(view["batch_size"])
+        stds = {n: released_std(stages, n, u, trainer=trainer, records=records) for n, u in observed.items()}
         labels = view.get("labels")
         if labels is None and trainer.subject.loss == "classification":
-            label = single_label(update, trainer.subject.anatomy, batch_size=int(view["batch_size"]))
-            labels = None if label is None or _noisy(stages, observed) else [label]
+            label = single_label(update, trainer.subject.anatomy, batch_size=records)
+            labels = None if label is None or any(std != 0.0 for std in stds.values()) else [label]
         return _World(
             trainer=trainer,
             stages=stages,
@@ -153,34 +157,45 @@ class _World:
                 released=released,
                 share=Update(observed).norm() / max(update.norm(), torch.finfo(torch.float32).tiny) or 1.0,
             ),
-            discrepancy=Discrepancy.of(observed, stages, cosine=distance == "cosine"),
+            discrepancy=Discrepancy.of(observed, stds, cosine=distance == "cosine"),
             labels=None if labels is None else tuple(int(each) for each in torch.as_tensor(labels).flatten()),
             rng=rng,
         )
 
-    def value(self, records: list[Tensor], *, whole: bool) -> float:
-        """How badly a batch of these records explains the update, at its best labels; smaller is better.
+    def value(self, records: list[Tensor], labels: list[int], *, whole: bool) -> tuple[float, int]:
+        """How badly a batch of these records explains the update, and the label of the last one that explains it best.
 
         Args:
-            whole: False if more records are in the batch, so that the scale of these is unknown.
+            labels: those of all records but the last; whole: False if more records are in the batch, so that the scale of
+                these is unknown.
         """
-        return min(self.discrepancy(self._simulated(data), free_scale=not whole) for data in self._labeled(records))
+        open_labels = self._open(labels)
+        found = {
+            label: self.discrepancy(self._simulated(self._labeled(records, [*labels, label])), free_scale=not whole)
+            for label in open_labels
+        }
+        best = min(found, key=found.__getitem__)
+        return found[best], best
 
-    def _labeled(self, records: list[Tensor]) -> list[TrainingData]:
-        """The records as a batch, once for every labeling that is open for the last one."""
-        subject = self.trainer.subject
-        batch = _padded(records)
+    def _open(self, taken: list[int]) -> list[int]:
+        """Labels that the next record may have: those known of the batch and not taken yet, or all."""
+        if self.trainer.subject.loss != "classification":
+            return [0]
+        if self.labels is None:
+            return list(range(self.trainer.subject.classes))
+        left = list(self.labels)
+        for label in taken:
+            if label in left:
+                left.remove(label)
+        return sorted(set(left or self.labels))
+
+    def _labeled(self, records: list[Tensor], labels: list[int]) -> TrainingData:
+        """The records as what is trained on."""
+        subject, batch = self.trainer.subject, _padded(records)
         if subject.loss != "classification":
             ids = batch.inputs.masked_fill(~batch.mask, _IGNORED)
-            return [replace(self.trainer.prepare(batch), targets=soft_labels(ids, subject.classes))]
-        if self.labels is None:
-            # A batch of several records takes one label for all: all labelings would be exponentially many.
-            options = [torch.full((len(records),), label) for label in range(subject.classes)]
-        elif len(self.labels) == len(records) == 1:
-            options = [torch.tensor(self.labels)]
-        else:
-            options = [torch.full((len(records),), label) for label in sorted(set(self.labels))]
-        return [self.trainer.prepare(replace(batch, labels=option)) for option in options]
+            return replace(self.trainer.prepare(batch), targets=soft_labels(ids, subject.classes))
+        return self.trainer.prepare(replace(batch, labels=torch.tensor(labels)))
 
     def _simulated(self, data: TrainingData) -> Mapping[str, Tensor]:
         client = Client(batch=_as_batch(data), data=data, trainer=self.trainer)
@@ -195,10 +210,6 @@ class _World:
             tensor = part.dense() if isinstance(part, OuterSum) else part
             dense[name] = tensor.detach().reshape(self.replay.released[name].shape)
         return dense
-
-
-def _noisy(stages: tuple[Stage, ...], observed: Mapping[str, Tensor]) -> bool:
-    return any(stage.noise_std(tensor) > 0 for stage in stages for tensor in observed.values())
 
 
 def _padded(records: list[Tensor]) -> Batch:

@@ -15,7 +15,7 @@ from gradleak.core.batch import Modality
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
-from gradleak.core.stage import Stage
+from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.certificate import Certificate, certify
 from gradleak.mechanics.span_assembly import Assembled, Assembly
@@ -30,6 +30,7 @@ from gradleak.mechanics.span_readers import (
     first_reader,
     input_drift,
 )
+from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.tokens import token_support
 from gradleak.mechanics.training import ClientTrainer
 from gradleak.models import Subject
@@ -190,8 +191,9 @@ class _Case:
 
     def noise_std(self, name: str) -> float:
         """Stage noise, and the rounding of the weights themselves where their difference was shared."""
-        parts = [stage.noise_std(self.update[name]) for stage in self.stages]
         trainer = self.view.get("trainer")
+        # Noise of a size that cannot be told is left to the update's own spectrum.
+        parts = [self._stage_std(self.stages, name) or 0.0]
         if trainer is not None and trainer.training.share == "delta":
             weight = self.subject.module.get_parameter(name).detach().double()
             size = float(weight.square().mean().sqrt())
@@ -199,11 +201,19 @@ class _Case:
         return math.hypot(*parts)
 
     def adapted(self) -> tuple[str, ...]:
-        """Stages whose effect the thresholds account for: noise of a known size, and scaling, which moves no span."""
-        tensor = next(iter(self.update.values()))
+        """Stages that the search accounts for: another model, clients, scaling (which moves no span), noise of a known size."""
+        name = next(iter(self.update))
         return tuple(
-            name_of(stage) for stage in self.stages if stage.norm_bound() is not None or stage.noise_std(tensor) > 0
+            name_of(stage)
+            for stage in self.stages
+            if isinstance(stage, (ModelStage, ProtocolStage))
+            or stage.norm_bound() is not None
+            or self._stage_std((stage,), name)
         )
+
+    def _stage_std(self, stages: tuple[Stage, ...], name: str) -> float | None:
+        trainer = self.view.get("trainer")
+        return released_std(stages, name, self.update[name], trainer=trainer, records=self.batch_size)
 
 
 def _midway(

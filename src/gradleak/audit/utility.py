@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradleak.audit import catalogue
 from gradleak.audit.intervals import CONFIDENCE
+from gradleak.audit.memory import PeakMemory
 from gradleak.audit.plan import Call, chain_name
 from gradleak.audit.shares import adapted
 from gradleak.audit.utility_tasks import Task, make_task
@@ -70,6 +71,7 @@ class Trained:
         kept_bytes: what all clients keep for the defense between rounds.
         released: share of the released entries that are not zero, in the last round.
         reason: why the defense does not apply here; empty if it does.
+        peak_bytes: most that one client's tensors held at one moment of its first round.
     """
 
     task: str
@@ -83,6 +85,7 @@ class Trained:
     kept_bytes: int
     released: float | None
     reason: str = ""
+    peak_bytes: int = 0
 
 
 def train(
@@ -133,10 +136,13 @@ class _Run:
         self._drawn = 0
         self._seconds = 0.0
         self._released: float | None = None
+        self._peak = 0
 
     def step(self, number: int) -> None:
         batches = [self._draw(place, number) for place in range(len(self._parts))]
         self._losses.append(math.fsum(self._loss(batch) for batch in batches) / len(batches))
+        if number == 0:
+            self._weigh(batches[0])
         start = time.process_time()
         updates: list[Update] = []
         for place, batch in enumerate(batches):
@@ -148,6 +154,12 @@ class _Run:
         self._seconds += time.process_time() - start
         nonzero = sum(int((tensor != 0).sum()) for tensor in joined.values())
         self._released = nonzero / joined.entries()
+
+    def _weigh(self, batch: Batch) -> None:
+        """Runs one client once more, beside the clock and without a trace, to see how much memory it takes."""
+        with PeakMemory() as memory:
+            self._channel.client(batch, Memory(), derive(self._seed, "utility", "channel", 0, 0))
+        self._peak = memory.peak
 
     def result(self, defense: str) -> Trained:
         states = [tensor for memory in self._memories for state in memory.states for tensor in state.values()]
@@ -162,6 +174,7 @@ class _Run:
             cpu_seconds=self._seconds,
             kept_bytes=sum(tensor.numel() * tensor.element_size() for tensor in states),
             released=self._released,
+            peak_bytes=self._peak,
         )
 
     def _draw(self, place: int, number: int) -> Batch:

@@ -89,8 +89,16 @@ class Stage:
         """
         return frozenset()
 
-    def noise_std(self, observed: Tensor) -> float:
-        """Standard deviation per entry that this step adds to a released tensor, as its reader would estimate it."""
+    def noise_std(self, observed: Tensor, weight: Tensor | None = None) -> float | None:
+        """Standard deviation per entry that this step adds to a released tensor, as its reader would estimate it.
+
+        Args:
+            observed: the released tensor.
+            weight: the parameter that it belongs to, as it was before training; None for a reader without the model.
+
+        Returns:
+            None if there is noise whose size this reader cannot tell.
+        """
         return 0.0
 
     def norm_bound(self) -> float | None:

@@ -7,16 +7,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from gradleak.core.batch import TrainingData
 from gradleak.core.stage import Client, ClientStage, State
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require
+from gradleak.mechanics.losses import group_losses
+from gradleak.mechanics.training import ClientTrainer
 
 _TINY = 1e-30
+_AT_ONCE = 1 << 24
+"""Entries of all draws that are compared in one pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +63,16 @@ class Censor(ClientStage):
         require(math.isfinite(self.lr) and self.lr > 0, "censor", "lr", self.lr, "positive and finite")
 
     def apply(self, update: Update, client: Client, rng: torch.Generator) -> tuple[Update, State]:
-        drawn = [update.map(lambda _, tensor: _orthogonal(tensor, rng)) for _ in range(self.trials)]
-        if len(drawn) == 1:
-            return drawn[0], {}
-        losses = [self._loss_after(each, client) for each in drawn]
-        return drawn[losses.index(min(losses))], {}
+        together = max(1, min(self.trials, _AT_ONCE // max(update.entries(), 1)))
+        best, lowest = update, math.inf
+        for first in range(0, self.trials, together):
+            count = min(together, self.trials - first)
+            drawn = {name: _orthogonal(tensor, count, rng) for name, tensor in update.items()}
+            losses = self._losses_after(drawn, client) if self.trials > 1 else [0.0]
+            place = losses.index(min(losses))
+            if first == 0 or losses[place] < lowest:
+                best, lowest = update.map(lambda name, _, drawn=drawn, place=place: drawn[name][place]), losses[place]
+        return best, {}
 
     def surrogate(self, simulated: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: _rotated(tensor.flatten(1), observed[name]).view_as(tensor) for name, tensor in simulated.items()}
@@ -69,33 +80,47 @@ class Censor(ClientStage):
     def preserves_norm_bound(self) -> bool:
         return True
 
-    def _loss_after(self, step: Update, client: Client) -> float:
-        trainer: Any = client.trainer
+    def _losses_after(self, steps: Mapping[str, Float[Tensor, "trials ..."]], client: Client) -> list[float]:
+        """The loss on the client's own batch after each of the steps."""
+        trainer: ClientTrainer = client.trainer
         factor = -self.lr if trainer.training.share == "gradient" else 1.0
         weights = trainer.subject.trainable()
-        moved = {name: weights[name].detach() + factor * tensor.to(weights[name]) for name, tensor in step.items()}
+        moved = {name: weights[name].detach() + factor * tensor.to(weights[name]) for name, tensor in steps.items()}
         with torch.no_grad():
-            return float(trainer.loss(client.data, moved))
+            if client.data.mask.all():
+                losses = torch.func.vmap(lambda each: _loss(trainer, client.data, each), randomness="different")(moved)
+                return losses.tolist()
+            # With padding some encoders branch on the data, which the vectorized pass refuses.
+            count = len(next(iter(moved.values())))
+            return [float(trainer.loss(client.data, {n: t[i] for n, t in moved.items()})) for i in range(count)]
 
 
-def _orthogonal(tensor: Tensor, rng: torch.Generator) -> Tensor:
+def _loss(trainer: ClientTrainer, data: TrainingData, weights: Mapping[str, Tensor]) -> Tensor:
+    """The mean loss of records without padding."""
+    kind = "pixels" if trainer.subject.modality == "image" else "inputs"
+    logits = trainer.subject.logits(weights, **{kind: data.inputs})
+    return group_losses(logits, data.targets, trainer.subject.loss).sum()
+
+
+def _orthogonal(tensor: Tensor, count: int, rng: torch.Generator) -> Float[Tensor, "count ..."]:
     u = tensor.double().flatten()
-    z = torch.randn(u.shape, generator=rng, device=rng.device, dtype=torch.float64).to(u.device)
     peak = float(u.abs().max())
     if peak == 0.0 or u.numel() == 1:
-        return torch.zeros_like(tensor)
+        return torch.zeros(count, *tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    z = torch.randn(count, u.numel(), generator=rng, device=rng.device, dtype=torch.float64).to(u.device)
     unit = u / peak
     unit = unit / unit.norm()
     # Twice, because the first pass leaves a rounding error in proportion to what it removed.
     for _ in range(2):
-        z = z - (z @ unit) * unit
-    released = z / z.norm() * u.norm()
+        z = z - (z @ unit).unsqueeze(1) * unit
+    released = z * (u.norm() / z.norm(dim=1, keepdim=True))
     if tensor.dtype != torch.float64:
         # Rounding to the shared format tips the vector; a last shortening keeps its length within the update's.
-        slack = 1.0 - torch.finfo(tensor.dtype).eps
         rounded = released.to(tensor.dtype)
-        released = rounded if float(rounded.double().norm()) <= float(u.norm()) else (released * slack).to(tensor.dtype)
-    return released.view(tensor.shape).to(tensor.dtype)
+        slack = 1.0 - torch.finfo(tensor.dtype).eps
+        long = rounded.double().norm(dim=1, keepdim=True) > u.norm()
+        released = torch.where(long, (released * slack).to(tensor.dtype), rounded)
+    return released.view(count, *tensor.shape)
 
 
 def _rotated(candidate: Tensor, observed: Tensor) -> Tensor:

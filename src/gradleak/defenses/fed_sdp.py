@@ -81,7 +81,7 @@ class FedSDP(ClientStage):
         # The restarts axis is the row axis: every candidate is clipped by itself.
         return self.mechanism(0).clipping({name: _wide(tensor) for name, tensor in simulated.items()})
 
-    def noise_std(self, observed: Tensor) -> float:
+    def noise_std(self, observed: Tensor, weight: Tensor | None = None) -> float:
         return 0.0 if self.noise_by == "server" else self.noise_multiplier * self.max_norm
 
     def describe(self, run: Run) -> Mapping[str, Any]:

@@ -93,7 +93,7 @@ class Gaussian(UpdateStage):
     def surrogate_is_identity(self) -> bool:
         return True
 
-    def noise_std(self, observed: Tensor) -> float:
+    def noise_std(self, observed: Tensor, weight: Tensor | None = None) -> float:
         return self._std_of(observed)
 
     def gaussian_multiplier(self) -> float | None:

@@ -89,7 +89,7 @@ class GradDefense(ClientStage):
             return simulated
         return {name: _robust(tensor, observed[name], width) for name, tensor in simulated.items()}
 
-    def noise_std(self, observed: Tensor) -> float:
+    def noise_std(self, observed: Tensor, weight: Tensor | None = None) -> float:
         return self.std * math.sqrt(self.perturbed / self.bins)
 
 

@@ -58,5 +58,5 @@ class Laplace(UpdateStage):
     def surrogate_is_identity(self) -> bool:
         return True
 
-    def noise_std(self, observed: Tensor) -> float:
+    def noise_std(self, observed: Tensor, weight: Tensor | None = None) -> float:
         return math.sqrt(2.0) * self.scale

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from gradleak.core.stage import Client, ClientStage, State
 from gradleak.core.update import Update
-from gradleak.defenses._tensors import keep_largest, kept_count, on_support, require, working_dtype
+from gradleak.defenses._tensors import keep_largest, kept_count, require, working_dtype
 from gradleak.mechanics.training import ClientTrainer
+
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +40,9 @@ class Outpost(ClientStage):
 
     Guarantees:
         The first release is always perturbed. Fresh draws at each call, from ``rng`` alone; nothing is seeded here.
-        The surrogate keeps the support that the release shows; the noise has mean zero. No differential privacy.
+        A released zero was neither large nor of high Fisher information, which for one record is the squared gradient: the
+        release names the places of its largest entries. The surrogate prunes the candidate by its own sizes, and counts
+        entries that are large where the release is zero. No differential privacy.
 
     Source: OUTPOST (INFOCOM 2023), rule and defaults as the public code states them, by the notes.
     Deviations: it perturbs (the public code returns its input); i counts releases of the client, not local steps.
@@ -71,11 +75,37 @@ class Outpost(ClientStage):
             wide = tensor.to(working_dtype(tensor)).flatten()
             large = keep_largest(wide.abs(), kept_count(wide.numel(), self.prune))
             noisy = keep_largest(fisher[name].flatten(), round(self.phi * wide.numel()))
-            std = self.noise * min(float(weights[name].double().var(correction=0)), 1.0)
+            std = self._std(weights[name])
             draw = std * torch.randn(wide.shape, generator=rng, device=rng.device, dtype=wide.dtype)
             return (wide * large + draw.to(wide.device) * noisy).view(tensor.shape).to(tensor.dtype)
 
         return update.map(perturb), {}
 
     def surrogate(self, simulated: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return on_support(simulated, observed)
+        return {name: self._expected(tensor, observed[name]) for name, tensor in simulated.items()}
+
+    def noise_std(self, observed: Tensor, weight: Tensor | None = None) -> float | None:
+        return None if weight is None else self._std(weight) * math.sqrt(self.phi)
+
+    def _std(self, weight: Tensor) -> float:
+        return self.noise * min(float(weight.detach().double().var(correction=0)), 1.0)
+
+    def _expected(self, candidate: Tensor, observed: Tensor) -> Tensor:
+        """The candidate's own pruning where the release is not zero; elsewhere what of it should have been noisy there."""
+        shown, flat = observed.flatten() != 0, candidate.flatten(1)
+        entries, count = flat.shape[1], int(shown.sum())
+        kept = kept_count(entries, self.prune)
+        if count > kept + round(self.phi * entries):
+            return candidate
+        sizes = flat.detach().abs()
+        unit = observed.flatten()[shown].to(flat).square().mean().sqrt() if bool(shown.any()) else flat.new_zeros(())
+        excess = (1.0 - _threshold(sizes, count) / sizes.clamp_min(_TINY)).clamp_min(0.0)
+        inside = flat * (sizes >= _threshold(sizes, kept)) * shown
+        return (inside + flat / sizes.clamp_min(_TINY) * excess * unit * ~shown).view_as(candidate)
+
+
+def _threshold(sizes: Tensor, count: int) -> Tensor:
+    """The ``count``-th largest size of each row."""
+    if count == 0:
+        return sizes.amax(1, keepdim=True)
+    return sizes.kthvalue(sizes.shape[1] - count + 1, dim=1, keepdim=True).values

@@ -56,7 +56,7 @@ class QSGD(UpdateStage):
     def surrogate_is_identity(self) -> bool:
         return True
 
-    def noise_std(self, observed: Tensor) -> float:
+    def noise_std(self, observed: Tensor, weight: Tensor | None = None) -> float:
         wide = observed.double()
         mean = float(wide.abs().mean())
         # Rounding lengthens a tensor, so its norm is read from the spread that its mean magnitude implies.

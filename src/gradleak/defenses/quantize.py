@@ -63,7 +63,7 @@ class Quantize(UpdateStage):
     def surrogate_is_identity(self) -> bool:
         return True
 
-    def noise_std(self, observed: Tensor) -> float:
+    def noise_std(self, observed: Tensor, weight: Tensor | None = None) -> float:
         if self.dtype == "int8":
             return float(observed.abs().max()) / _LEVELS / math.sqrt(12.0)
         return _RELATIVE_ERROR * 2.0 ** -_SIGNIFICAND_BITS[self.dtype] * rms(observed)

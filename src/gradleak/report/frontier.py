@@ -17,7 +17,7 @@ from gradleak.audit.frontier import Frontier, read_header, read_trained
 from gradleak.audit.utility import Interval, Trained, drop, interval
 from gradleak.audit.utility_tasks import make_task
 from gradleak.core.record import Record
-from gradleak.report import svg, words
+from gradleak.report import losses, svg, words
 from gradleak.report.summary import Cell, Pooled, cells, groups
 
 METRIC: Mapping[str, str] = {"text": "token_recall", "image": "ssim"}
@@ -272,6 +272,7 @@ class Section:
     drawing: Markup
     labels: tuple[tuple[str, str, str], ...]
     ticks: tuple[Mark, ...]
+    losses: tuple[losses.LossPanel, ...]
 
 
 def section(run: Path, records: Sequence[Record]) -> Section | None:
@@ -297,7 +298,12 @@ def section(run: Path, records: Sequence[Record]) -> Section | None:
             for point, (leakage, accuracy) in placed
         ),
         ticks=tuple(Mark(text=f"{25 * i}%", left=f"{25 * i}%") for i in range(5)),
+        losses=losses.panels([(_label(point), point.defense) for point in sweep.points], read_trained(run)),
     )
+
+
+def _label(point: Point) -> str:
+    return "no defense" if point.knob is None else f"knob {point.knob}"
 
 
 def _cross(point: Point) -> svg.Cross:
