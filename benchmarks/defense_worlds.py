@@ -25,7 +25,7 @@ from gradleak.audit.prepare import Prepared, Request, prepare
 from gradleak.core.attack import Attack, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
-from gradleak.core.errors import DataError
+from gradleak.core.errors import DataError, ModelError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
@@ -33,7 +33,7 @@ from gradleak.core.stage import ModelStage
 from gradleak.core.update import Update
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.metrics._pixels import mean_squared_error
-from gradleak.models import Anatomy, Subject
+from gradleak.models import Anatomy, Subject, load_subject
 from gradleak.models.anatomy import LinearMap
 
 SIDE, CHANNELS, WIDE, CLASSES, SEVERAL = 16, 12, 64, 10, 4
@@ -93,8 +93,14 @@ def tanh_net(rng: torch.Generator) -> Net:
 NETS: Mapping[str, Callable[[torch.Generator], Net]] = {"sigmoid": lenet, "tanh": tanh_net}
 
 
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+VIT |= {"image_size": SIDE, "patch_size": 4, "num_channels": 1}
+
+
 def picture_subject(net: str, seed: int) -> Subject:
-    """One of ``NETS`` with fresh weights."""
+    """One of ``NETS``, or a small vision transformer (``vit``), with fresh weights."""
+    if net == "vit":
+        return load_subject("random:vit", loss="classification", classes=CLASSES, settings=VIT, seed=seed)
     module = NETS[net](derive(seed, net)).eval()
     head = LinearMap(
         module="head",
@@ -143,25 +149,33 @@ class Scene:
         return Observation(update=self.update, knowledge=Knowledge(facts=facts))
 
 
-def picture_scene(chain: str, seed: int, size: int, *, tanh: bool = False) -> Scene:
+def picture_scene(chain: str, seed: int, size: int, net: str = "") -> Scene:
     """``size`` digits, of different classes if several, through a small network and the chain.
+
+    Args:
+        net: ``sigmoid``, ``tanh`` or ``vit``; if empty, ``sigmoid``, or for stages that change the model ``tanh``, or ``vit``
+            where these find no place in it.
 
     Raises:
         GradleakError: if the chain has no place here; ``DataError`` if it needs more records.
     """
+    stages = catalogue.make_stages(chain)
+    if not net and any(isinstance(stage, ModelStage) for stage in stages):
+        try:
+            return picture_scene(chain, seed, size, "tanh")
+        except ModelError:
+            return picture_scene(chain, seed, size, "vit")
+    subject = picture_subject(net or "sigmoid", seed)
+    channel = Channel(trainer=ClientTrainer(subject=subject, training=LocalTraining()), stages=stages)
     pictures, classes = digits()
     order = torch.randperm(len(classes), generator=derive(seed, "digits"))
     own = [next(int(i) for i in order if int(classes[i]) == (seed + j) % CLASSES) for j in range(size)]
-    stages = catalogue.make_stages(chain)
-    net = "tanh" if tanh or any(isinstance(stage, ModelStage) for stage in stages) else "sigmoid"
-    subject = picture_subject(net, seed)
-    channel = Channel(trainer=ClientTrainer(subject=subject, training=LocalTraining()), stages=stages)
     batch = Batch(inputs=pictures[own], mask=torch.ones(size, dtype=torch.bool), labels=classes[own])
     same = {int(classes[place]) for place in own}
     others = [int(i) for i in order if int(classes[i]) in same and int(i) not in own]
     world = [*own, *others][: WORLD if size == 1 else WORLD_OF_SEVERAL]
     mixed = torch.randperm(len(world), generator=derive(seed, "order")).tolist()
-    return _scene(net, channel, batch, seed, {"labels": batch.labels}, [pictures[world[i]] for i in mixed])
+    return _scene(subject.name, channel, batch, seed, {"labels": batch.labels}, [pictures[world[i]] for i in mixed])
 
 
 @cache

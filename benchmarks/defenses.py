@@ -6,7 +6,7 @@ Cells that ``results/defenses.jsonl`` holds already are not measured again: stop
 one measure, one seed; no cell depends on another. Then ``python benchmarks/defense_table.py`` writes the tables.
 
     pictures  PSNR from the mean squared error, LeNet on digits (``defense_worlds.py``); attacks L2 and cosine
-    tanh      PSNR without a defense on the network on which stages that change the model are attacked
+    tanh, vit PSNR without a defense on the networks on which stages that change the model are attacked
     texts     token recall, a small text encoder on the shipped messages; three attacks
     rank      of the private picture among 180 of its class (of the private text among 20)
     topics    accuracy of a short federated training of a text encoder, with the seeds of the undefended one
@@ -21,6 +21,7 @@ import argparse
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -46,6 +47,7 @@ from gradleak.audit.utility_tasks import TASKS
 from gradleak.core.errors import GradleakError
 
 ROUNDS: Mapping[str, int] = {"topics": 60, "digits": 120}
+OTHER_NETS = ("tanh", "vit")
 INFORMED: Mapping[str, bool] = {"informed": True, "naive": False}
 
 
@@ -118,10 +120,6 @@ def trained(task: str, chain: str, seed: int) -> Cell:
     )
 
 
-def tanh_pictures(chain: str, seed: int, size: int) -> Scene:
-    return picture_scene(chain, seed, size, tanh=True)
-
-
 def sizes_of(chain: str, make: MakeScene) -> tuple[int, ...]:
     """Numbers of private records to attack. Raises ``GradleakError`` if the chain has no place there."""
     return (1, SEVERAL) if chain == "none" else (smallest_batch(make, chain),)
@@ -145,8 +143,8 @@ def attack_all(chain: str, seed: int, wanted: set[str]) -> None:
             if not ranked or (chain == "none" and "rank" in wanted):
                 note(ranks(chain, seed, size, make))
         ranked = True
-    if chain == "none" and "tanh" in wanted:
-        note(replace(pictures(chain, seed, 1, tanh_pictures), measure="tanh"))
+    for net in sorted(wanted & set(OTHER_NETS)) if chain == "none" else ():
+        note(replace(pictures(chain, seed, 1, partial(picture_scene, net=net)), measure=net))
 
 
 def measure_all(chain: str, seed: int, wanted: set[str]) -> None:
@@ -166,7 +164,7 @@ def note(cell: Cell) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = ["pictures", "tanh", "rank", "texts", "topics", "digits"]
+    everything = ["pictures", *OTHER_NETS, "rank", "texts", "topics", "digits"]
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--measures", nargs="*", default=everything, choices=everything)
     parser.add_argument("--defenses", nargs="*", help="only these; all of the catalogue otherwise")
