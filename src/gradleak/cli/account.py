@@ -1,5 +1,5 @@
 """Why: ε of a training plan with everything it rests on, what it buys, what is wrong with it, and the noise that a goal asks for.
-Must not import torch: this verb is arithmetic and answers in seconds.
+Must not import torch, unless a training is asked for: this verb is arithmetic and answers in seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradleak.cli.options import Json
+from gradleak.cli.options import Json, Out
 from gradleak.cli.output import errors_shown, print_json
 
 if TYPE_CHECKING:
@@ -72,6 +72,14 @@ def account(
     ] = None,
     parameters: Annotated[int, typer.Option("--parameters", help="Shared parameters, for --norms.")] = 1_000_000,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Expected batch size, for --norms.")] = 64,
+    training: Annotated[
+        bool,
+        typer.Option(
+            "--training",
+            help="Train a small public problem with the plan's noise: bound and measurement against ε. Takes seconds a level.",
+        ),
+    ] = False,
+    out_dir: Out = None,
     as_json: Json = False,
 ) -> None:
     """Account for a training plan: ε, bounds, lint, and the noise for a goal. Exits with 1 if a lint finds an error."""
@@ -93,6 +101,7 @@ def account(
         targets = _targets(target_epsilon, target_success, candidates, target_bits)
         found = _evaluate(plan, targets, goals=goals)
         found |= _clip_norm(plan, found, norms, parameters, batch_size)
+        found |= _training(plan, found["goals"], out_dir) if training else {}
         if as_json:
             print_json(_finite(found))
         else:
@@ -165,6 +174,19 @@ def _clip_norm(
     training = Training(parameters=parameters, batch_size=batch_size, steps=plan.steps)
     suggestion = suggest(read_norms(norms), multiplier, training)
     return {"clip": asdict(suggestion) | {"noise_multiplier": multiplier, "total": suggestion.bound.total}}
+
+
+def _training(plan: Plan, goals: list[dict[str, Any]], folder: Path | None) -> dict[str, Any]:
+    """The panel of bound and measurement, and its page if there is a folder. Only here torch is loaded."""
+    from gradleak.audit.training_cost import training_cost
+    from gradleak.cli.output import err
+    from gradleak.report import write_training
+
+    def say(fraction: float, message: str) -> None:
+        err().print(f"{100 * fraction:3.0f}% {message}", markup=False, highlight=False)
+
+    cost = training_cost(plan, progress=say).to_plain()
+    return {"training": cost} | ({} if folder is None else {"page": str(write_training(folder, cost, goals))})
 
 
 def _finite(value: Any) -> Any:

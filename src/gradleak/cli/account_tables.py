@@ -24,6 +24,8 @@ def show(found: dict[str, Any]) -> None:
         console.print(_goals(found["goals"]))
     if "clip" in found:
         console.print(_clip(found["clip"]), soft_wrap=True, highlight=False, markup=False)
+    if "training" in found:
+        _training(found)
     console.print("\nLint", style="bold")
     if not found["lint"]:
         compared = "" if found["plan"]["claimed"] else " (no [claimed] table to compare the plan with)"
@@ -33,6 +35,22 @@ def show(found: dict[str, Any]) -> None:
         line.append(f"{finding['code']}: {finding['message']} ", style="not bold default")
         line.append(finding["remedy"], style="not bold dim")
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def _training(found: dict[str, Any]) -> None:
+    from gradleak.report.training import terminal_table
+
+    cost, console = found["training"], out()
+    console.print("\nConvergence against privacy", style="bold")
+    console.print(
+        f"mean squared gradient norm of {cost['problem']}: {cost['steps']} steps, batches of {cost['batch_size']}; excess loss "
+        f"without noise {cost['without_noise']:.3g}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print(terminal_table(cost))
+    if "page" in found:
+        console.print(f"Page: {found['page']}", soft_wrap=True, markup=False)
 
 
 def _headline(guarantee: dict[str, Any]) -> Text:

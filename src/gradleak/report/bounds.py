@@ -90,10 +90,18 @@ def sections(found: Sequence[Mapping[str, Any]], sweep: Sweep | None = None) -> 
 def terminal_table(plain: Mapping[str, Any], sweep: Sweep | None = None) -> Table:
     """The chain as rows for a terminal."""
     trained = _trained(plain, sweep)
-    attacks = _attacks(plain)
     table = Table(box=None, pad_edge=False)
     accuracy = ("accuracy",) if trained is not None else ()
-    names = ("noise", "ε", *attacks, "best possible", "cap, this data", "cap, any data", "e^ε κ + δ", "bits leaked")
+    names = (
+        "noise",
+        "ε",
+        *_titles(plain),
+        "best possible",
+        "cap, this data",
+        "cap, any data",
+        "e^ε κ + δ",
+        "bits leaked",
+    )
     for column in (*names, *accuracy):
         table.add_column(column, justify="right")
     for step in plain["steps"]:
@@ -165,7 +173,7 @@ def _section(plain: Mapping[str, Any], trained: _Trained | None) -> Section:
         drawing=_drawing(plain, positions, trained),
         marks=tuple(Mark(text=level.noise, left=f"{100 * x:.2f}%") for level, x in zip(levels, positions, strict=True)),
         levels=levels,
-        attacks=tuple((name, _kind(place)) for place, name in enumerate(_attacks(plain))),
+        attacks=tuple((name, _kind(place)) for place, name in enumerate(_titles(plain))),
         accuracy=None if trained is None else (percent(trained.plain), trained.task),
         violated=any(level.violated for level in levels),
         confidence=f"{100 * settings['confidence']:g}%",
@@ -236,6 +244,13 @@ def _joined(rated: Rated) -> str:
 def _attacks(plain: Mapping[str, Any]) -> tuple[str, ...]:
     """The attacks of all levels, in the order in which they ran."""
     return tuple(dict.fromkeys(each["attack"] for step in plain["steps"] for each in step["measured"]))
+
+
+def _titles(plain: Mapping[str, Any]) -> tuple[str, ...]:
+    """The attacks without their settings, where that still tells them apart."""
+    full = _attacks(plain)
+    short = tuple(name.partition("(")[0] for name in full)
+    return short if len(set(short)) == len(short) else full
 
 
 def _kind(place: int) -> str:

@@ -4,7 +4,7 @@ and of ``reveal``: no clock, no randomness, no machine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -18,7 +18,7 @@ from gradleak.audit.bound_store import read_bounds
 from gradleak.audit.plan import Plan
 from gradleak.audit.store import read_plan, read_records, write_atomically
 from gradleak.core.record import Record
-from gradleak.report import bounds, charts, chips, frontier, sections, words
+from gradleak.report import bounds, charts, chips, frontier, sections, training, words
 from gradleak.report.evidence import RECORDS_PER_CELL, Budget, Exhibit, exhibit
 from gradleak.report.summary import Cell, cells, groups, headline_metric, leaking_metric, strength
 from gradleak.report.verdict import verdict
@@ -84,6 +84,16 @@ def write_bounds(run: Path) -> Path:
     found = bounds.sections(read_bounds(path))
     page = _environment().get_template("bounds.html.j2").render(style=Markup(_style()), bounds=found)
     write_atomically(target, page.encode())
+    return target
+
+
+def write_training(folder: Path, cost: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes ``training.html``: what the noise of a plan costs a training. Returns its path."""
+    target = Path(folder) / "training.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    page = _environment().get_template("training.html.j2")
+    text = page.render(style=Markup(_style()), panel=training.section(cost, goals))
+    write_atomically(target, text.encode())
     return target
 
 
