@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from gradleak.core.batch import IGNORED, Batch, soft_labels
-from gradleak.mechanics.factored import _BLOCK, OuterSum, simulate_gradients
+from gradleak.mechanics.factored import simulate_gradients
 from gradleak.mechanics.objectives import Cosine, Distance, Objective
+from gradleak.mechanics.outer_sums import _BLOCK, OuterSum
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 

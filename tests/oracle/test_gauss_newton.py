@@ -16,9 +16,9 @@ from gradleak.core.knowledge import View
 from gradleak.mechanics import inversion
 from gradleak.mechanics.attention import Heads
 from gradleak.mechanics.attention_matching import AttentionMatching
-from gradleak.mechanics.factored import OuterSum
 from gradleak.mechanics.gauss_newton import _Problem
 from gradleak.mechanics.least_squares import LevenbergMarquardt, conjugate_gradients
+from gradleak.mechanics.outer_sums import OuterSum
 from gradleak.mechanics.search import flatten, unflatten
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import load_subject

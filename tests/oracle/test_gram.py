@@ -8,8 +8,8 @@ import torch
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import ModelError
 from gradleak.mechanics import gram
-from gradleak.mechanics.factored import OuterSum, RowSum
 from gradleak.mechanics.gram import CandidateGradients, gram_matrix
+from gradleak.mechanics.outer_sums import OuterSum, RowSum
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 

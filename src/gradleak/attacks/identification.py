@@ -16,9 +16,9 @@ from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.stage import Client, DataStage, ProtocolStage, Stage
 from gradleak.core.update import Update
-from gradleak.mechanics.factored import OuterSum
 from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.likelihood import Discrepancy
+from gradleak.mechanics.outer_sums import OuterSum
 from gradleak.mechanics.replay import Replay
 from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.training import ClientTrainer

@@ -185,6 +185,28 @@ class TrainingStage(Stage, ABC):
         return None
 
 
+class NormStage(TrainingStage, ABC):
+    """A training stage that needs an example's gradient for its norm alone, and then a weighted sum of all.
+
+    ``aggregate`` is ``finish(Σ weights_i·g_i)``. The trainer goes this way where it has norms and sum without any example's own
+    gradient in memory (``mechanics.ghost``), and calls ``aggregate`` where it has not.
+    """
+
+    @abstractmethod
+    def weights(
+        self, square_norms: Float[Tensor, " batch"], iteration: int, rng: torch.Generator
+    ) -> Float[Tensor, " batch"] | None:
+        """What each example's gradient is multiplied by, 0 for one that takes no part; None, before ``rng`` is used, if
+        the norms do not tell.
+        """
+
+    @abstractmethod
+    def finish(
+        self, total: Mapping[str, Tensor], records: int, iteration: int, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The step's gradient from the weighted sum over a client's ``records``."""
+
+
 class ReleaseStage(Stage, ABC):
     """What stages on a single client's update have in common: the informed attacker's simulation."""
 

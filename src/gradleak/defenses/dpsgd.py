@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.core.stage import Run, TrainingStage
+from gradleak.core.stage import NormStage, Run
 from gradleak.defenses._tensors import finite_and_not_negative, require
 from gradleak.mechanics.clipping import ClipExample, NoisySum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DPSGD(TrainingStage):
+class DPSGD(NormStage):
     """Clips every example's own gradient, sums, adds Gaussian noise; in each local step.
 
         gradient = (Σ_{i in batch} g_i·min(1, C/‖g_i‖) + z·C·N(0, I)) / (q·n)
@@ -73,6 +73,21 @@ class DPSGD(TrainingStage):
         chosen = self._draw(records, rng)
         rows = {name: tensor[chosen] for name, tensor in gradients.items()}
         return self.mechanism()(rows, self._expected(records), rng)
+
+    def weights(
+        self, square_norms: Float[Tensor, " batch"], iteration: int, rng: torch.Generator
+    ) -> Float[Tensor, " batch"] | None:
+        factors = self.mechanism().clipping.factors(square_norms)
+        if factors is None:
+            return None
+        taken = torch.zeros_like(factors)
+        taken[self._draw(len(factors), rng)] = 1.0
+        return factors * taken
+
+    def finish(
+        self, total: Mapping[str, Tensor], records: int, iteration: int, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        return self.mechanism().finish(total, self.max_norm, self._expected(records), rng)
 
     def surrogate(self, gradients: Mapping[str, Float[Tensor, "batch ..."]], iteration: int) -> Mapping[str, Tensor]:
         return self.mechanism().without_noise(gradients, next(iter(gradients.values())).shape[0])

@@ -9,18 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from gradleak.core.stage import Run, TrainingStage
-from gradleak.defenses._tensors import finite_and_not_negative, require
+from gradleak.core.stage import Run
+from gradleak.defenses._noisy import ScheduledNoise, check_schedule
+from gradleak.defenses._tensors import require
 from gradleak.mechanics.clipping import ClipLargest, NoisySum
 from gradleak.mechanics.schedules import Schedule, relative_noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FedAlphaCDP(TrainingStage):
+class FedAlphaCDP(ScheduledNoise):
     """Fed-CDP with the "L2-max" sensitivity: the noise is in units of the longest gradient of the private batch.
 
         S = the largest ‖g_i‖ of the batch, limited to [low, high]
@@ -53,26 +50,13 @@ class FedAlphaCDP(TrainingStage):
     horizon: int = 10_000
 
     def __post_init__(self) -> None:
-        z = self.noise_multiplier
-        schedules = ("fixed", "linear", "staircase", "exponential", "cyclic")
-        require(finite_and_not_negative(z), "fed_alpha_cdp", "noise_multiplier", z, "a finite number of at least 0")
+        check_schedule("fed_alpha_cdp", self.noise_multiplier, self.schedule, self.horizon)
         require(0 < self.low <= self.high, "fed_alpha_cdp", "low", self.low, "positive and at most high")
         require(math.isfinite(self.high), "fed_alpha_cdp", "high", self.high, "finite")
-        require(self.schedule in schedules, "fed_alpha_cdp", "schedule", self.schedule, ", ".join(schedules))
-        require(self.horizon >= 1, "fed_alpha_cdp", "horizon", self.horizon, "at least 1")
 
     def mechanism(self, iteration: int) -> NoisySum:
-        """What runs and what is described at one iteration: one object."""
         sigma = self.noise_multiplier * relative_noise(self.schedule, iteration, self.horizon)
         return NoisySum(clipping=ClipLargest(low=self.low, high=self.high), noise_multiplier=sigma)
-
-    def aggregate(
-        self, gradients: Mapping[str, Float[Tensor, "batch ..."]], iteration: int, rng: torch.Generator
-    ) -> dict[str, Tensor]:
-        return self.mechanism(iteration)(gradients, next(iter(gradients.values())).shape[0], rng)
-
-    def surrogate(self, gradients: Mapping[str, Float[Tensor, "batch ..."]], iteration: int) -> Mapping[str, Tensor]:
-        return self.mechanism(iteration).without_noise(gradients, next(iter(gradients.values())).shape[0])
 
     def step_noise_std(self, batch_size: int, iteration: int = 0) -> float:
         # Its reader knows the limits of S only; the upper one is what an attacker must be ready for.

@@ -9,18 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from gradleak.core.stage import Run, TrainingStage
-from gradleak.defenses._tensors import finite_and_not_negative, require
+from gradleak.core.stage import Run
+from gradleak.defenses._noisy import ScheduledNoise, check_schedule
+from gradleak.defenses._tensors import require
 from gradleak.mechanics.clipping import ClipExample, ClipTensor, NoisySum
 from gradleak.mechanics.schedules import Schedule, relative_noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FedCDP(TrainingStage):
+class FedCDP(ScheduledNoise):
     """Clips every example's gradient and adds noise, in each local iteration, with a public noise schedule.
 
         gradient_t = (Σ_i clip(g_i, C) + σ(t)·C·N(0, I)) / n,   σ(t) = noise_multiplier · schedule(t / horizon)
@@ -56,27 +53,14 @@ class FedCDP(TrainingStage):
     scope: Literal["example", "tensor"] = "example"
 
     def __post_init__(self) -> None:
-        z = self.noise_multiplier
-        schedules = ("fixed", "linear", "staircase", "exponential", "cyclic")
+        check_schedule("fed_cdp", self.noise_multiplier, self.schedule, self.horizon)
         require(math.isfinite(self.max_norm) and self.max_norm > 0, "fed_cdp", "max_norm", self.max_norm, "positive")
-        require(finite_and_not_negative(z), "fed_cdp", "noise_multiplier", z, "a finite number of at least 0")
-        require(self.schedule in schedules, "fed_cdp", "schedule", self.schedule, ", ".join(schedules))
-        require(self.horizon >= 1, "fed_cdp", "horizon", self.horizon, "at least 1")
         require(self.scope in ("example", "tensor"), "fed_cdp", "scope", self.scope, "example or tensor")
 
     def mechanism(self, iteration: int) -> NoisySum:
-        """What runs and what is described at one iteration: one object."""
         clip = ClipExample if self.scope == "example" else ClipTensor
         sigma = self.noise_multiplier * relative_noise(self.schedule, iteration, self.horizon)
         return NoisySum(clipping=clip(max_norm=self.max_norm), noise_multiplier=sigma)
-
-    def aggregate(
-        self, gradients: Mapping[str, Float[Tensor, "batch ..."]], iteration: int, rng: torch.Generator
-    ) -> dict[str, Tensor]:
-        return self.mechanism(iteration)(gradients, next(iter(gradients.values())).shape[0], rng)
-
-    def surrogate(self, gradients: Mapping[str, Float[Tensor, "batch ..."]], iteration: int) -> Mapping[str, Tensor]:
-        return self.mechanism(iteration).without_noise(gradients, next(iter(gradients.values())).shape[0])
 
     def step_noise_std(self, batch_size: int, iteration: int = 0) -> float:
         return self.mechanism(iteration).noise_multiplier * self.max_norm / batch_size

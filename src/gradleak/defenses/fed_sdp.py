@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gradleak.core.stage import Client, ClientStage, Run, State
 from gradleak.core.update import Update
-from gradleak.defenses._tensors import finite_and_not_negative, require
+from gradleak.defenses._noisy import check_schedule
+from gradleak.defenses._tensors import require
 from gradleak.mechanics.clipping import ClipExample, NoisySum
 from gradleak.mechanics.schedules import Schedule, relative_noise
 
@@ -58,13 +59,9 @@ class FedSDP(ClientStage):
     horizon: int = 100
 
     def __post_init__(self) -> None:
-        z = self.noise_multiplier
-        schedules = ("fixed", "linear", "staircase", "exponential", "cyclic")
+        check_schedule("fed_sdp", self.noise_multiplier, self.schedule, self.horizon)
         require(math.isfinite(self.max_norm) and self.max_norm > 0, "fed_sdp", "max_norm", self.max_norm, "positive")
-        require(finite_and_not_negative(z), "fed_sdp", "noise_multiplier", z, "a finite number of at least 0")
         require(self.noise_by in ("client", "server"), "fed_sdp", "noise_by", self.noise_by, "client or server")
-        require(self.schedule in schedules, "fed_sdp", "schedule", self.schedule, ", ".join(schedules))
-        require(self.horizon >= 1, "fed_sdp", "horizon", self.horizon, "at least 1")
 
     def mechanism(self, round: int) -> NoisySum:
         """What runs and what is described in one round: one object. The update is the one row of its sum."""

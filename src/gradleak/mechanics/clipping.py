@@ -26,6 +26,10 @@ class Clipping(ABC):
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
         """The clipped rows; differentiable."""
 
+    def factors(self, square_norms: Float[Tensor, " batch"]) -> Float[Tensor, " batch"] | None:
+        """What each example's whole gradient is multiplied by, where that follows from its norm alone; else None."""
+        return None
+
     @abstractmethod
     def unit(self, rows: Rows) -> float:
         """C: what a noise multiplier is in units of."""
@@ -47,6 +51,9 @@ class ClipExample(Clipping):
 
     def __call__(self, rows: Rows) -> dict[str, Tensor]:
         return _scaled(rows, _factor(square_norms(rows), self.max_norm))
+
+    def factors(self, square_norms: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        return _shortened(_factor(square_norms, self.max_norm), torch.float32)
 
     def unit(self, rows: Rows) -> float:
         return self.max_norm
@@ -118,12 +125,16 @@ class NoisySum:
             rows: of the examples that take part; possibly none.
             divisor: n, a number that is public.
         """
-        std = self.noise_multiplier * self.clipping.unit(rows)
-        # Drawn on the generator's device, in the rows' precision.
-        return {
-            name: (tensor.sum(0) + std * _noise(tensor[0:0].sum(0), rng)) / divisor
-            for name, tensor in self.clipping(rows).items()
-        }
+        total = {name: tensor.sum(0) for name, tensor in self.clipping(rows).items()}
+        return self.finish(total, self.clipping.unit(rows), divisor, rng)
+
+    def finish(
+        self, total: Mapping[str, Tensor], unit: float, divisor: float, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Noise and divisor for a sum that is clipped already, in units of ``unit``."""
+        std = self.noise_multiplier * unit
+        # Drawn on the generator's device, in the sum's precision.
+        return {name: (tensor + std * _noise(tensor, rng)) / divisor for name, tensor in total.items()}
 
     def without_noise(self, rows: Rows, divisor: float) -> dict[str, Tensor]:
         """The same in expectation, differentiable: what an attacker who knows the mechanism simulates."""
@@ -148,9 +159,13 @@ def _scaled(rows: Rows, factor: Float[Tensor, " batch"]) -> dict[str, Tensor]:
     """Rows times their factor; a row that was shortened loses two more units of rounding, so that it is never too long."""
     scaled: dict[str, Tensor] = {}
     for name, tensor in rows.items():
-        slack = torch.where(factor < 1.0, 1.0 - 2.0 * torch.finfo(tensor.dtype).eps, 1.0)
-        scaled[name] = tensor * (factor * slack).to(tensor.dtype).view(-1, *[1] * (tensor.ndim - 1))
+        by = _shortened(factor, tensor.dtype).to(tensor.dtype)
+        scaled[name] = tensor * by.view(-1, *[1] * (tensor.ndim - 1))
     return scaled
+
+
+def _shortened(factor: Float[Tensor, " batch"], dtype: torch.dtype) -> Float[Tensor, " batch"]:
+    return factor * torch.where(factor < 1.0, 1.0 - 2.0 * torch.finfo(dtype).eps, 1.0)
 
 
 def _noise(like: Tensor, rng: torch.Generator) -> Tensor:

@@ -14,143 +14,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from gradleak.mechanics.losses import group_losses
+from gradleak.mechanics.outer_sums import OuterSum, Part, RowSum, Simulated
 from gradleak.models import Subject
-
-_BLOCK = 2**16
-"""Entries of a weight-sized residual that are worked on at once: the two of float32 in use take half a megabyte."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OuterSum:
-    """A stack of matrices Σ_t left_t right_tᵀ, never formed.
-
-    Attributes:
-        left: ``[restarts tokens rows]``; right: ``[restarts tokens columns]``.
-    """
-
-    left: Float[Tensor, "restarts tokens rows"]
-    right: Float[Tensor, "restarts tokens columns"]
-
-    def dense(self) -> Float[Tensor, "restarts rows columns"]:
-        return self.left.transpose(1, 2) @ self.right
-
-    def scaled(self, factor: float | Float[Tensor, " restarts"]) -> OuterSum:
-        by = factor.view(-1, 1, 1) if isinstance(factor, Tensor) else factor
-        return OuterSum(left=self.left * by, right=self.right)
-
-    def inner(self, other: Tensor) -> Float[Tensor, " restarts"]:
-        """Frobenius inner product with one matrix (any shape of the same entries)."""
-        matrix = other.reshape(self.left.shape[2], self.right.shape[2])
-        return ((self.left @ matrix) * self.right).sum((1, 2))
-
-    def square(self) -> Float[Tensor, " restarts"]:
-        """Squared Frobenius norm, from the two Gram matrices of the tokens."""
-        return ((self.left @ self.left.transpose(1, 2)) * (self.right @ self.right.transpose(1, 2))).sum((1, 2))
-
-    def distance(self, other: Tensor, l1: float) -> Float[Tensor, " restarts"]:
-        """‖M − other‖² + l1·‖M − other‖₁ per restart, differentiable once in the factors."""
-        matrix = other.reshape(self.left.shape[2], self.right.shape[2])
-        return _Distance.apply(self.left, self.right, matrix, l1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowSum:
-    """A stack of gradients of a lookup table: the sums of ``rows`` by ``index``, never formed.
-
-    Attributes:
-        index: ``[restarts tokens]``, rows of the table.
-        rows: ``[restarts tokens columns]``; height: rows that the table has.
-    """
-
-    index: Int64[Tensor, "restarts tokens"]
-    rows: Float[Tensor, "restarts tokens columns"]
-    height: int
-
-    def dense(self) -> Float[Tensor, "restarts rows columns"]:
-        total = self.rows.new_zeros(self.rows.shape[0], self.height, self.rows.shape[2])
-        return total.scatter_add(1, self.index.unsqueeze(-1).expand_as(self.rows), self.rows)
-
-    def inner(self, other: Tensor) -> Float[Tensor, " restarts"]:
-        """Inner product with one table."""
-        return (other[self.index] * self.rows).sum((1, 2))
-
-
-class _Distance(torch.autograd.Function):
-    """Residual, value and both factor gradients while a block of rows of the residual is hot; no residual is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor, target: Tensor, l1: float) -> Tensor:
-        wants_gradient = any(ctx.needs_input_grad)
-        values = left.new_empty(left.shape[0])
-        to_left, to_right = (torch.empty_like(left), torch.empty_like(right)) if wants_gradient else (None, None)
-        for i in range(left.shape[0]):
-            slopes = (to_left[i], to_right[i].zero_()) if to_left is not None and to_right is not None else None
-            values[i] = _distance(left[i], right[i], target, l1, slopes)
-        ctx.save_for_backward(to_left, to_right)
-        return values
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        to_left, to_right = ctx.saved_tensors
-        scale = grad_outputs[0].view(-1, 1, 1)
-        return scale * to_left, scale * to_right, None, None
-
-
-def _distance(
-    left: Float[Tensor, "tokens rows"],
-    right: Float[Tensor, "tokens columns"],
-    target: Float[Tensor, "rows columns"],
-    l1: float,
-    slopes: tuple[Tensor, Tensor] | None,
-) -> Float[Tensor, ""]:
-    """‖R‖² + l1·‖R‖₁ of R = leftᵀ right − target; with ``slopes`` (the second one zero) it writes both gradients there.
-
-    With H = R + l1/2 · sign R, half the slope in R, the value is 2⟨R, H⟩ − ⟨R, R⟩: two dot products, no pass for |R|.
-    A matrix is taken by blocks of rows that stay in a core's own cache from the first of these passes to the last.
-    """
-    rows = max(1, _BLOCK // target.shape[1])
-    value = left.new_zeros(())
-    for start in range(0, target.shape[0], rows):
-        here = slice(start, start + rows)
-        residual = torch.mm(left[:, here].T, right).sub_(target[here])
-        half = torch.sign(residual).mul_(l1 / 2).add_(residual) if l1 else residual
-        square = torch.dot(residual.view(-1), residual.view(-1))
-        value += 2 * torch.dot(residual.view(-1), half.view(-1)) - square if l1 else square
-        if slopes is not None:
-            slopes[0][:, here] = torch.mm(right, half.T)
-            slopes[1].addmm_(left[:, here], half)
-    if slopes is not None:
-        slopes[0].mul_(2)
-        slopes[1].mul_(2)
-    return value
-
-
-Simulated = Mapping[str, Tensor | OuterSum]
-"""Candidate updates by name: dense tensors with a leading ``restarts`` axis, or factors."""
-
-Part = Tensor | OuterSum | RowSum
-"""One summand of a parameter's gradient: what one use of the parameter contributes."""
-
-
-def scale(part: Tensor | OuterSum, factor: Float[Tensor, " restarts"]) -> Tensor | OuterSum:
-    """A candidate gradient, dense or in factors, times one number per restart."""
-    return part.scaled(factor) if isinstance(part, OuterSum) else part * factor.view(-1, *[1] * (part.ndim - 1))
-
-
-def squared_norm(simulated: Simulated) -> Float[Tensor, " restarts"]:
-    """Squared Euclidean norm of every candidate update, over all its tensors."""
-    parts = [p.square() if isinstance(p, OuterSum) else p.square().flatten(1).sum(1) for p in simulated.values()]
-    return torch.stack(parts).sum(0)
 
 
 def simulate_gradients(
@@ -167,25 +41,35 @@ def simulate_gradients(
         then differentiates one candidate after the other.
     """
     owners = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    parts = _factor(subject, tuple(owners), names, inputs, targets, mask, restarts)
+    parts = _factor(subject, tuple(owners), subject.parameters(), inputs, targets, mask, restarts)
     if parts is None:
         return None
     return {name: reduce(_add, map(_without_rows, parts[name])) for name in names if name in parts}
 
 
 def factor_gradients(
-    subject: Subject, names: tuple[str, ...], inputs: Tensor, targets: Tensor, mask: Tensor, *, restarts: int
+    subject: Subject,
+    names: tuple[str, ...],
+    inputs: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    *,
+    restarts: int,
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Mapping[str, tuple[Part, ...]] | None:
     """As ``simulate_gradients``, with nothing added up: one part per use of a parameter, tables in factors too.
 
     Args:
         inputs: token ids, embeddings or pixels, ``[restarts·batch ...]``. With ids the token embedding has its part.
+        weights: parameters that stand in for the model's own.
 
     Returns:
         name → its parts; a parameter that two modules share (a tied head) has the parts of both. None as there.
     """
     uses = _uses(subject.module, names)
-    found = _factor(subject, tuple(dict.fromkeys(path for path, _ in uses)), names, inputs, targets, mask, restarts)
+    paths = tuple(dict.fromkeys(path for path, _ in uses))
+    values = subject.parameters() | dict(weights)
+    found = _factor(subject, paths, values, inputs, targets, mask, restarts)
     if found is None:
         return None
     canonical: dict[str, tuple[Part, ...]] = {}
@@ -215,19 +99,19 @@ def _uses(module: nn.Module, names: tuple[str, ...]) -> dict[tuple[str, str], st
 def _factor(
     subject: Subject,
     paths: tuple[str, ...],
-    names: tuple[str, ...],
+    values: Mapping[str, Tensor],
     inputs: Tensor,
     targets: Tensor,
     mask: Tensor,
     restarts: int,
 ) -> dict[str, tuple[Part, ...]] | None:
     """One forward and one backward pass; the parts by the path of the module that was used."""
-    with _tapped(subject.module, paths, inputs.shape[0]) as tap:
+    with _tapped(subject.module, paths, values, inputs.shape[0]) as tap:
         if tap is None:
             return None
         # The number format is that of the candidates; token ids leave the model's own.
         dtype = inputs.dtype if inputs.is_floating_point() else None
-        frozen = {name: value.detach().to(dtype) for name, value in subject.parameters().items()}
+        frozen = {name: value.detach().to(dtype) for name, value in values.items()}
         logits = subject.logits(frozen | tap.expanded, mask=mask, **{_key(subject, inputs): inputs})
     loss = group_losses(logits, targets, subject.loss, groups=restarts).sum()
     points = [seen.output for seen in tap.seen] + list(tap.expanded.values())
@@ -257,6 +141,7 @@ class _Seen:
     prefix: str
     input: Tensor
     output: Tensor
+    table: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +151,9 @@ class _Tap:
 
 
 @contextmanager
-def _tapped(module: nn.Module, paths: tuple[str, ...], records: int) -> Iterator[_Tap | None]:
+def _tapped(
+    module: nn.Module, paths: tuple[str, ...], values: Mapping[str, Tensor], records: int
+) -> Iterator[_Tap | None]:
     """Listens to the modules at ``paths`` for the duration of one forward pass."""
     tap = _Tap([], {})
     handles = []
@@ -274,7 +161,8 @@ def _tapped(module: nn.Module, paths: tuple[str, ...], records: int) -> Iterator
         for path in paths:
             owner = module.get_submodule(path)
             if not _has_rule(owner):
-                loose = {f"{path}.{n}" if path else n: p for n, p in owner.named_parameters(recurse=False)}
+                inside = [f"{path}.{n}" if path else n for n, _ in owner.named_parameters(recurse=False)]
+                loose = {name: values[name] for name in inside}
                 if any(p.ndim != 3 or p.shape[0] != 1 for p in loose.values()):
                     yield None
                     return
@@ -297,7 +185,9 @@ def _listener(tap: _Tap, path: str, records: int) -> Any:
             output = output.reshape(1, *output.shape[-2:]).expand(records, -1, -1)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
-        tap.seen.append(_Seen(module, path, args[0] if args else output, output))
+        # Read while it runs: the values that stand in for the module's own are gone afterwards.
+        table = module.weight.detach() if isinstance(module, nn.Embedding) else None
+        tap.seen.append(_Seen(module, path, args[0] if args else output, output, table))
         return output
 
     return listen
@@ -359,7 +249,8 @@ def _patch_gradients(seen: _Seen, slope: Tensor, restarts: int, prefix: str) -> 
 
 def _embedding_gradient(seen: _Seen, slope: Tensor, restarts: int) -> RowSum:
     """The error signals with the rows of the lookup table that they go to."""
-    table = seen.module.get_parameter("weight").detach().to(slope.dtype)
+    assert seen.table is not None
+    table = seen.table.to(slope.dtype)
     index, factor = _looked_up(seen, table)
     rows = factor * slope.reshape(restarts, -1, table.shape[1])
     return RowSum(index=index.reshape(restarts, -1), rows=rows, height=table.shape[0])

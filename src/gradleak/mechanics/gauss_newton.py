@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.core.attack import Clock, Status
-from gradleak.mechanics.factored import Simulated
 from gradleak.mechanics.least_squares import LevenbergMarquardt, conjugate_gradients
 from gradleak.mechanics.normal_product import NormalProduct
+from gradleak.mechanics.outer_sums import Simulated
 from gradleak.mechanics.search import Best, Found, Function, Stopping, Variables, flatten, stop_now, unflatten
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.errors import ModelError
-from gradleak.mechanics.factored import OuterSum, Part, RowSum, factor_gradients
+from gradleak.mechanics.factored import factor_gradients
+from gradleak.mechanics.outer_sums import OuterSum, Part, RowSum
 from gradleak.models import Subject
 
 CHUNK = 16

@@ -23,10 +23,10 @@ from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
-from gradleak.mechanics.factored import OuterSum, Simulated
 from gradleak.mechanics.framing import UNKNOWN, Framing
 from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.objectives import Objective, Target
+from gradleak.mechanics.outer_sums import OuterSum, Simulated
 from gradleak.mechanics.readout import nearest_tokens, token_table
 from gradleak.mechanics.replay import Replay
 from gradleak.mechanics.search import Optimizer, Stopping, Variables

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradleak.mechanics.factored import OuterSum, Simulated
+from gradleak.mechanics.outer_sums import OuterSum, Simulated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

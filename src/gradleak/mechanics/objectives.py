@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.mechanics.factored import OuterSum, Simulated
+from gradleak.mechanics.outer_sums import OuterSum, Simulated
 
 _TINY = torch.finfo(torch.float32).tiny
 

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from gradleak.core.stage import ProtocolStage, ReleaseStage, Stage, TrainingStage
-from gradleak.mechanics.factored import OuterSum, Simulated, scale, simulate_gradients, squared_norm
+from gradleak.mechanics.factored import simulate_gradients
+from gradleak.mechanics.outer_sums import OuterSum, Simulated, scale, squared_norm
 from gradleak.mechanics.training import ClientTrainer
 from gradleak.models.noisy import noisy_layers
 

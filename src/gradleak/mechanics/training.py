@@ -17,8 +17,9 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch, TrainingData, soft_labels
 from gradleak.core.errors import ModelError, NotApplicableError
-from gradleak.core.stage import ModelStage, TrainingStage
+from gradleak.core.stage import ModelStage, NormStage, TrainingStage
 from gradleak.core.update import Update
+from gradleak.mechanics.ghost import GhostGradients
 from gradleak.mechanics.local_training import DTYPES, LocalTraining
 from gradleak.mechanics.losses import group_losses
 from gradleak.mechanics.optimizers import Moments, optimizer_step
@@ -97,8 +98,7 @@ class ClientTrainer:
             part = self.with_noise(part, rng)
             if stage is None:
                 return self._accumulated(weights, part, differentiable=False)
-            iteration = round * self.training.steps + step
-            return stage.aggregate(self.example_gradients(weights, part), iteration, rng)
+            return self._aggregated(weights, part, stage, round * self.training.steps + step, rng)
 
         with _dropout(self, rng):
             tensors = self._steps(gradient, self._parts(data, rng))
@@ -228,6 +228,25 @@ class ClientTrainer:
         layers = noisy_layers(self.subject.module)
         drawn = {noise_name(path): layer.draw(shapes[noise_name(path)], rng) for path, layer in layers.items()}
         return replace(data, noise=drawn)
+
+    def _aggregated(
+        self,
+        weights: Mapping[str, Tensor],
+        data: TrainingData,
+        stage: TrainingStage,
+        iteration: int,
+        rng: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """What ``stage`` makes of the examples' gradients, none of which is formed if it needs their norms alone.
+
+        Dropout draws for each example of a pass, so with it every example goes through a pass of its own.
+        """
+        if isinstance(stage, NormStage) and not self.training.dropout:
+            ghost = GhostGradients.of(self.subject, weights, data)
+            by = None if ghost is None else stage.weights(ghost.square_norms(), iteration, rng)
+            if ghost is not None and by is not None:
+                return stage.finish(ghost.weighted_sum(by), data.size, iteration, rng)
+        return stage.aggregate(self.example_gradients(weights, data), iteration, rng)
 
     def _key(self, inputs: Tensor) -> str:
         if self.subject.modality == "image":

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.rng import derive
-from gradleak.mechanics.factored import OuterSum, Simulated, simulate_gradients
+from gradleak.mechanics.factored import simulate_gradients
 from gradleak.mechanics.normal_product import NormalProduct
+from gradleak.mechanics.outer_sums import OuterSum, Simulated
 from gradleak.mechanics.quadrature import Spectrum, signs, spectrum
 from gradleak.models import Subject
 from gradleak.theory.invariance import directions
