@@ -59,6 +59,7 @@ class Matching:
         labels: ``search`` optimizes soft labels even where they could be inferred; ``infer`` reads them first.
         balance: every tensor is divided by its observed norm to this power: 0 matches the tensors as they are, 1 lets
             none count more than another.
+        noise_penalty: weight of how far the average of every searched noise is from its mean.
     """
 
     objective: Objective
@@ -69,6 +70,7 @@ class Matching:
     balance: float
     total_variation: float = 0.0
     labels: Literal["infer", "search"] = "infer"
+    noise_penalty: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +113,12 @@ class Problem:
         layers = noisy_layers(self.trainer.subject.module)
         names = {noise_name(path): layer for path, layer in layers.items()}
         return {name: names[name].relaxed(variables[_NOISE + name]) for name in self.noise}
+
+    def surprise(self, noise: Mapping[str, Tensor]) -> Tensor:
+        """|average − mean| of what the layers drew, one value per restart, averaged over the layers; 0 without any."""
+        means = {noise_name(path): layer.noise for path, layer in noisy_layers(self.trainer.subject.module).items()}
+        parts = [(drawn.flatten(1).mean(1) - means[name]).abs() for name, drawn in noise.items()]
+        return torch.stack(parts).mean(0) if parts else torch.zeros(())
 
     def _weighted(self, found: Simulated) -> Simulated:
         return {
@@ -327,6 +335,8 @@ def _value(
     with torch.enable_grad():
         simulated = problem.simulate(inputs, targets, noise)
     value = parts.objective(simulated, problem.observed)
+    if parts.noise_penalty:
+        value = value + parts.noise_penalty * problem.surprise(noise)
     if parts.total_variation and problem.trainer.subject.modality == "image":
         value = value + parts.total_variation * _total_variation(inputs)
     return value
