@@ -1,6 +1,6 @@
 """What one AdamW step gives away about the tokens: almost only signs of the gradient are shared.
 
-    python benchmarks/span_adamw.py [--seeds 0 1 2] [--models gpt2 minilm] [--batches 1x8 1x16 4x16]
+    python benchmarks/span_adamw.py [--seeds 0 1 2] [--models gpt2 minilm] [--batches 1x16 4x16 8x16]
 
 Random tokens, so that no prior helps and chance is k / vocabulary. GPT-2's width and vocabulary with 2 blocks, random
 weights, causal-lm; MiniLM's own weights, classification. The first AdamW step shares −lr · u with u = g / (|g| + eps),
@@ -13,6 +13,8 @@ where M is one of: ``gradient`` G itself (what an SGD client shares), ``signs`` 
 which undoes the step where |u| can be told from 1 in float32. Recall is the share of the batch's k distinct tokens among
 the k best. ``off`` is ‖inverted − G‖ / ‖G‖. ``rows`` reads the token embedding instead: tokens whose row moved by more than
 the decay; not readable where the head is tied to it.
+``span`` undoes the step itself, column by column in units of the error that float32 leaves (mechanics/adamw_inverse), and
+searches records: exact ones, of all, and how many proposed records are wrong; "n/a": calls that ended in NOT_APPLICABLE.
 The interval is the exact one of the pooled tokens (tokens of one batch are not independent: read it as a lower width).
 """
 
@@ -25,12 +27,15 @@ import torch
 from torch import Tensor
 
 from gradleak.attacks.sign_span import rank_tokens
+from gradleak.attacks.span import Span
 from gradleak.attacks.token_support import TokenSupport
 from gradleak.audit.intervals import clopper_pearson
+from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
+from gradleak.core.update import Update
 from gradleak.mechanics.first_input import read_first_input
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
@@ -73,12 +78,27 @@ def cell(model: str, records: int, length: int, seed: int) -> dict[str, float]:
         best = rank_tokens(law, matrix)[0][: truth.numel()]
         found[name] = float(torch.isin(truth, best).sum())
     facts = {"subject": subject, "trainer": trainer, "batch_size": records, "seq_len": length, "stages": ()}
+    found |= records_of_span(delta, subject, trainer, batch, seed)
     rows = TokenSupport()(Observation(update=delta, knowledge=Knowledge(facts=facts)), rng=derive(seed))
     got = rows.records[0] if rows.records else truth.new_zeros(0)
     found["rows"] = float(torch.isin(truth, got).sum())
     found["told"] = float(got.numel())
     found["off"] = float((inverted - gradient).norm() / gradient.norm())
     return found
+
+
+def records_of_span(
+    delta: Update, subject: Subject, trainer: ClientTrainer, batch: Batch, seed: int
+) -> dict[str, float]:
+    records, length = batch.inputs.shape
+    facts = {"subject": subject, "trainer": trainer, "batch_size": records, "seq_len": length}
+    seen = Span()(
+        Observation(update=delta, knowledge=Knowledge(facts=facts)), rng=derive(seed, "span"), clock=Clock(120.0)
+    )
+    truth = {tuple(r.tolist()) for r in (batch.inputs[:, :-1] if subject.loss == "causal-lm" else batch.inputs)}
+    got = {tuple(r.tolist()) for r in seen.records} if seen.ordered else set()
+    silent = seen.status is Status.NOT_APPLICABLE
+    return {"exact": len(truth & got), "wrong": len(got - truth), "records": len(truth), "silent": float(silent)}
 
 
 def share(hits: float, of: float) -> str:
@@ -89,14 +109,14 @@ def share(hits: float, of: float) -> str:
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--models", nargs="*", default=["gpt2", "minilm"])
-    reader.add_argument("--batches", nargs="*", default=["1x8", "1x16", "4x16"])
+    reader.add_argument("--batches", nargs="*", default=["1x16", "4x16", "8x16"])
     reader.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     asked = reader.parse_args()
     torch.set_num_threads(1)
     print(
-        "| model | batch | seeds | gradient | signs | inverted | off, per seed | rows: recall, precision | chance | CPU s |"
+        "| model | batch | seeds | gradient | signs | inverted | span: exact records | wrong | n/a | off, per seed | rows: recall, precision | chance | CPU s |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 13 + "|")
     for model in asked.models:
         for text in asked.batches:
             records, length = map(int, text.split("x"))
@@ -107,9 +127,11 @@ def main() -> None:
             off = ", ".join(f"{one['off']:.2f}" for one in cells)
             rows = f"{total['rows'] / total['k']:.2f}, {total['rows'] / max(total['told'], 1):.2f}"
             chance = total["k"] / len(cells) / cells[0]["vocab"]
+            exact = share(total["exact"], total["records"])
+            span = f"{exact} | {total['wrong']:.0f} | {total['silent']:.0f}/{len(cells)}"
             seconds = time.process_time() - start
             print(
-                f"| {model} | {records}×{length} | {len(cells)} | {recalls} | {off} | {rows} | {chance:.4f} | {seconds:.0f} |",
+                f"| {model} | {records}×{length} | {len(cells)} | {recalls} | {span} | {off} | {rows} | {chance:.4f} | {seconds:.0f} |",
                 flush=True,
             )
 

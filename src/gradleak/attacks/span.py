@@ -17,6 +17,7 @@ from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
+from gradleak.mechanics.adamw_inverse import first_step_gradients
 from gradleak.mechanics.certificate import Certificate, certify
 from gradleak.mechanics.span_assembly import Assembled, Assembly
 from gradleak.mechanics.span_candidates import find_candidates
@@ -61,6 +62,7 @@ class Span(Attack):
         embedding's gradient tell exactly, that bag of tokens is returned instead.
         Not visible, whatever the effort: how often a record is repeated; a record that is a prefix of another one; the
         last token of each record under a causal language-model loss.
+        Of AdamW one step on float32 weights is undone, as far as small gradients allow; what drowns is not proposed.
 
     Source: Petrov et al., arXiv 2405.15586 (DAGER).
     Deviations: the rank cut and the acceptance thresholds are derived from number format, known noise and the
@@ -79,7 +81,7 @@ class Span(Attack):
         case = _Case.of(update, view)
         drift = input_drift(case.model, case.subject.anatomy.blocks[0].attention_inputs, rng)
         evidence = {"noise_std": case.noise_std, "summands": case.summands, "drift": drift}
-        first = first_reader(update, case.subject.anatomy, **evidence)
+        first = first_reader(case.readable, case.subject.anatomy, **evidence)
         try:
             found = self._search(case, first, evidence, rng, clock)
         except NotApplicableError as reason:
@@ -102,7 +104,7 @@ class Span(Attack):
                 adapted=case.adapted(),
                 statistics=_statistics(first, (), candidates),
             )
-        readers = context_readers(case.update, case.model, **evidence)
+        readers = context_readers(case.readable, case.model, **evidence)
         if not readers:
             return _tokens_only(
                 case,
@@ -157,9 +159,14 @@ class Span(Attack):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Case:
-    """What this adversary holds, in the form the steps need it."""
+    """What this adversary holds, in the form the steps need it.
+
+    Attributes:
+        update: what was released; ``readable``: tensors with the same column spaces as the gradient's.
+    """
 
     update: Update
+    readable: Update
     subject: Subject
     model: Model
     view: View
@@ -170,13 +177,14 @@ class _Case:
     @staticmethod
     def of(update: Update, view: View) -> _Case:
         subject, trainer = view["subject"], view.get("trainer")
-        if trainer is not None and trainer.training.share == "delta" and trainer.training.optimizer == "adamw":
-            raise NotApplicableError(
-                "The client used AdamW: its element-wise scaling destroys the low rank that the span attack reads."
-            )
         stages = tuple(view.get("stages") or ())
+        if _adamw(trainer) and stages:
+            raise NotApplicableError(
+                "The client used AdamW, and a stage changed what it shared: the step cannot be undone to a gradient any more."
+            )
         return _Case(
             update=update,
+            readable=first_step_gradients(update, view["trainer"]) if _adamw(trainer) else update,
             subject=subject,
             model=Model(subject=subject, parameters=_midway(update, subject, trainer, stages)),
             view=view,
@@ -192,6 +200,8 @@ class _Case:
     def noise_std(self, name: str) -> float:
         """Stage noise, and the rounding of the weights themselves where their difference was shared."""
         trainer = self.view.get("trainer")
+        if _adamw(trainer):
+            return 1.0
         # Noise of a size that cannot be told is left to the update's own spectrum.
         parts = [self._stage_std(self.stages, name) or 0.0]
         if trainer is not None and trainer.training.share == "delta":
@@ -214,6 +224,10 @@ class _Case:
     def _stage_std(self, stages: tuple[Stage, ...], name: str) -> float | None:
         trainer = self.view.get("trainer")
         return released_std(stages, name, self.update[name], trainer=trainer, records=self.batch_size)
+
+
+def _adamw(trainer: ClientTrainer | None) -> bool:
+    return trainer is not None and trainer.training.share == "delta" and trainer.training.optimizer == "adamw"
 
 
 def _midway(
@@ -400,6 +414,9 @@ def _has_dropout(case: _Case) -> bool:
 def _certificate(case: _Case, outcome: _Outcome, rng: torch.Generator, clock: Clock) -> Certificate | None:
     trainer = case.view.get("trainer")
     if trainer is None or case.batch_size is None or case.seq_len is None or case.stages or _has_dropout(case):
+        return None
+    if _adamw(trainer) and case.subject.loss == "classification":
+        # Signs of the head's gradient do not tell the labels, and to try them all costs a gradient each.
         return None
     labels = case.view.get("labels")
     known = labels.tolist() if labels is not None and labels.ndim == 1 else None

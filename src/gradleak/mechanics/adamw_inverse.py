@@ -12,10 +12,17 @@ Must not know attacks.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from gradleak.core.errors import NotApplicableError
+from gradleak.core.update import Update
+from gradleak.mechanics.optimizers import ADAM_EPSILON
+from gradleak.mechanics.training import ClientTrainer
+from gradleak.models import LinearMap
 
 ROUNDED_TWICE = math.sqrt(2.0 / 12.0)
 """Standard deviation, in units in the last place, of the decay's and the step's rounding of a weight."""
@@ -50,29 +57,30 @@ def undo_first_step(
     return epsilon * u / room, epsilon * error / room.square()
 
 
-def in_units_of_error(
-    gradient: Float[Tensor, "outputs features"], error: Float[Tensor, "outputs features"]
-) -> Float[Tensor, "rows features"]:
-    """A matrix whose rows span the same inputs, with noise of size one.
+def first_step_gradients(update: Mapping[str, Tensor], trainer: ClientTrainer) -> Update:
+    """Gradients of the blocks' linear maps behind one step of AdamW, every output in units of its own error.
 
-    Every output is divided by the root mean square of its errors. A feature with errors so large that they alone would
-    pass for a direction, v > (1 + √(features / outputs))² in these units, is given up: it is set to zero everywhere, and
-    an output that reads only this feature is added, so that the space holds it whatever the batch. What is left has
-    errors of one size.
+    Raises:
+        NotApplicableError: if more than one step was taken, or weights are not kept in float32.
     """
-    outputs, features = gradient.shape
-    limit = (1 + math.sqrt(features / outputs)) ** 2
-    kept = error.new_ones(features, dtype=torch.bool)
-    while True:
-        unit = error[:, kept].square().mean(dim=1, keepdim=True).sqrt()
-        size = (error / unit).square().mean(dim=0)
-        worse = kept & (size > limit)
-        if not bool(worse.any()) or int(kept.sum()) <= features // 2:
-            break
-        kept &= ~worse
-    even = torch.where(kept, gradient / unit, 0.0)
-    given_up = torch.eye(features, dtype=gradient.dtype, device=gradient.device)[~kept]
-    return torch.cat((even, float(even.norm()) * given_up))
+    training = trainer.training
+    if not training.single or training.dtype != "float32":
+        raise NotApplicableError(
+            "The client used AdamW: only its first step on float32 weights can be undone; later steps mix gradients "
+            "element by element, and in a short format the difference of the weights holds next to nothing but signs."
+        )
+    maps = [m for block in trainer.subject.anatomy.blocks for m in block.maps() if m.weight in update]
+    return Update({m.weight: _undone(update[m.weight], m, trainer) for m in maps})
+
+
+def _undone(delta: Tensor, linear: LinearMap, trainer: ClientTrainer) -> Float[Tensor, "*stored"]:
+    weight = trainer.subject.module.get_parameter(linear.weight).detach()
+    gradient, error = undo_first_step(
+        delta, trainer.idle(linear.weight), weight, lr=trainer.training.lr, epsilon=ADAM_EPSILON
+    )
+    # By output: the axis that the column space is summed over.
+    inputs = 0 if linear.input_first else 1
+    return gradient / error.square().mean(dim=inputs, keepdim=True).sqrt()
 
 
 def _bits(weight: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradleak.mechanics.local_training import LocalTraining
 
-_ADAM_BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
+_ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 """What the optimizer remembers of each parameter; empty before the first step, changed by every step."""
@@ -39,6 +39,6 @@ def optimizer_step(
         m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
         moments[name] = (m, v)
         # The tiny term keeps the square root differentiable where a gradient is exactly zero.
-        scale = (v / (1 - second**step) + torch.finfo(g.dtype).tiny).sqrt() + _ADAM_EPS
+        scale = (v / (1 - second**step) + torch.finfo(g.dtype).tiny).sqrt() + ADAM_EPSILON
         new[name] = weight * (1 - training.lr * training.weight_decay) - training.lr * (m / (1 - first**step)) / scale
     return new
