@@ -204,7 +204,7 @@ def _read(
         resolution=_resolution(float(found.ritz[0]), float(found.residuals[0]), floor),
         cut=cut,
         rank_low=max(0.0, left - high),
-        rank_high=min(float(left), left - low) if cut == 1.0 else float(left),
+        rank_high=min(float(left), max(0.0, left - low)) if cut == 1.0 else float(left),
         rank_error=error,
         steps=len(found.ritz),
         dtype=str(x.dtype).removeprefix("torch."),
