@@ -22,10 +22,10 @@ from torch import Tensor
 from chart import Axis, Series, write_chart
 from gradleak.core.attack import Clock
 from gradleak.mechanics.attention import Attention, Heads
+from gradleak.mechanics.attention_exact import mixed_values, recover
 from gradleak.mechanics.attention_matching import AttentionMatching
 from gradleak.mechanics.least_squares import DenseLinearized, LevenbergMarquardt
 from gradleak.mechanics.search import LBFGS, Stopping
-from gradleak.theory.attention_exact import mixed_values, recover
 
 PAGES = Path(__file__).parent.parent / "docs" / "theory"
 TRIALS = 20

@@ -14,11 +14,11 @@ from gradleak.core.errors import NotApplicableError, UsageError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.mechanics.attention import Attention, Heads
+from gradleak.mechanics.attention_exact import mixed_values, recover, single_head
 from gradleak.mechanics.attention_matching import AttentionMatching
 from gradleak.mechanics.least_squares import DenseLinearized, LevenbergMarquardt
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.theory.attention_exact import mixed_values, recover, single_head
 
 
 def instance(n: int, d: int, heads: int, seed: int) -> tuple[Heads, Tensor, Tensor, torch.Generator]:

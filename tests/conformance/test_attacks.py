@@ -24,6 +24,7 @@ from gradleak.core.rng import derive
 from gradleak.core.specs import Spec, parse_list, spec_of
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.models.bare import BareAttention, bare_subject
 
 ATTACKS = catalogue.names("attacks")
 EFFORT = {"iterations": 3, "restarts": 2, "screened": 2}
@@ -65,11 +66,18 @@ SCENARIOS = (
     ),
 )
 BERT = SCENARIOS[0]
+BARE = Scenario(model="bare", loss="squared", modality="image", settings=())
+"""The layer of the theory, for attacks that are written for its loss."""
+
+
+def scenarios_for(name: str) -> list[Scenario]:
+    cls = catalogue.find("attacks", name)
+    fitting = [s for s in SCENARIOS if not cls.losses or s.loss in cls.losses]
+    return [s for s in (*fitting, *([BARE] if BARE.loss in cls.losses else [])) if s.modality in cls.modalities]
+
+
 CASES = [
-    pytest.param(name, scenario, id=f"{name}-{scenario.name}")
-    for name in ATTACKS
-    for scenario in SCENARIOS
-    if scenario.modality in catalogue.find("attacks", name).modalities
+    pytest.param(name, scenario, id=f"{name}-{scenario.name}") for name in ATTACKS for scenario in scenarios_for(name)
 ]
 
 
@@ -83,6 +91,10 @@ def one_thread() -> Any:
 
 @cache
 def subject_of(scenario: Scenario) -> Subject:
+    if scenario is BARE:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return bare_subject(BareAttention(heads=2, targets=torch.randn(2, 3, 8)))
     return load_subject(scenario.model, loss=scenario.loss, settings={**TINY, **dict(scenario.settings)})
 
 

@@ -93,6 +93,8 @@ class Attack(ABC):
 
     summary: ClassVar[str]
     modalities: ClassVar[frozenset[Modality]] = frozenset({"text", "image"})
+    losses: ClassVar[frozenset[str]] = frozenset()
+    """Losses that the attack is written for; empty if it takes any or says itself which."""
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
 

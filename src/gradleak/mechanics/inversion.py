@@ -197,7 +197,7 @@ def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, cl
         inputs = problem.inputs(found.variables["inputs"])
         targets = _targets(problem, {name: v.unsqueeze(0) for name, v in found.variables.items()}, inputs.unsqueeze(0))
     labels = None
-    if subject.loss == "classification":
+    if subject.labels_records:
         labels = tuple(int(c) for c in targets[0].argmax(-1))
     if subject.modality == "image":
         records = tuple(inputs.clamp(0.0, 1.0))
@@ -264,7 +264,7 @@ def _weights(observed: Mapping[str, Tensor], *, balance: float) -> dict[str, flo
 
 def _known_targets(update: Update, view: View, trainer: ClientTrainer, *, search_labels: bool) -> Tensor | None:
     subject = trainer.subject
-    if subject.loss != "classification":
+    if not subject.labels_records:
         return None
     labels = view.get("labels")
     if labels is None and not search_labels:
@@ -360,7 +360,7 @@ def _screen(
     class: a start with the wrong label of a single record rarely finds its way back.
     """
     classes = problem.trainer.subject.classes
-    search_labels = problem.targets is None and problem.trainer.subject.loss == "classification"
+    search_labels = problem.targets is None and problem.trainer.subject.labels_records
     restarts = max(parts.restarts, min(classes, _LABEL_STARTS)) if search_labels else parts.restarts
 
     def draw() -> Variables:

@@ -19,7 +19,8 @@ from gradleak.models.calling import backbone, image_shape, reads_pixels, run_mod
 from gradleak.models.extent import Extent
 from gradleak.models.tokenizer import Tokenizer
 
-Loss = Literal["classification", "causal-lm", "masked-lm"]
+Loss = Literal["classification", "causal-lm", "masked-lm", "squared"]
+"""``squared`` is the loss of the bare layer alone (``models.bare``); no Hugging Face model is trained with it here."""
 
 LOSSES: tuple[Loss, ...] = ("classification", "causal-lm", "masked-lm")
 
@@ -59,6 +60,11 @@ class Subject:
     @property
     def modality(self) -> Modality:
         return "image" if self.anatomy.kind == "vision" else "text"
+
+    @property
+    def labels_records(self) -> bool:
+        """Whether a label belongs to a record as a whole, not to each of its tokens."""
+        return self.loss in {"classification", "squared"}
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:

@@ -1,6 +1,5 @@
 """Why: with known real-valued targets the data of a bare attention layer follow from its gradient almost in closed form.
-The reference for what can be recovered at all, and an oracle for attacks that search. Must not know real models: there
-the targets are not real vectors of full rank, so this is a theory page and no attack of the catalogue.
+The reference for what can be recovered at all, and an oracle for attacks that search. Must not know models.
 
     Y = Σ_h S_h X V_h O_h,   L = ½ ‖Y − B‖²,   M = [S_1 X V_1 | ... | S_H X V_H]
 
@@ -15,6 +14,7 @@ S_h(Y) Y UᵀV_h = M_h and the gradients of queries and keys, from 1.5 times the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,12 +98,17 @@ def recover(
     rng: torch.Generator,
     starts: int = 64,
     iterations: int = 200,
+    matched: float = _MATCHED,
+    spent: Callable[[], bool] = lambda: False,
 ) -> Recovered:
     """The staged attack: X from the gradient of one sequence with known targets.
 
     Args:
         starts: most starts of stage 2; the first is 1.5 times the mixed tokens, the others are random.
         iterations: of Levenberg–Marquardt per start.
+        matched: value of stage 2 at which a start has arrived; above the default for a gradient in a short format, whose
+            rounding stage 1 amplifies.
+        spent: asked at every iteration whether to stop with the best so far.
 
     Guarantees:
         Stage 1 is exact up to rounding, amplified by the condition of R and M₂. Stage 2 is a search: what it returns is
@@ -128,13 +133,13 @@ def recover(
         size = 1 if used == 0 else min(_BATCH, starts - used)
         drawn = first.unsqueeze(0) if used == 0 else torch.randn(size, *first.shape, dtype=first.dtype, generator=rng)
         points, values = LevenbergMarquardt(iterations=iterations).run(
-            problem, drawn.flatten(1), lambda _i, value, _x: bool((value < _MATCHED).any())
+            problem, drawn.flatten(1), lambda _i, value, _x: bool((value < matched).any()) or spent()
         )
         used += size
         winner = int(values.argmin())
         if best is None or float(values[winner]) < best[0]:
             best = float(values[winner]), points[winner]
-        if best[0] < _MATCHED:
+        if best[0] < matched or spent():
             break
     assert best is not None
     inputs = best[1].view(first.shape) @ problem.basis
