@@ -167,6 +167,11 @@ def _limits(found: Sequence[Cell], leak: bool) -> list[str]:
             f"In {failed} of {words.count(len(repeats), 'attack run')} the search missed an optimum that the true data "
             "attain; these count as failed, not as resisted."
         )
+    if found and len({(record.seed, record.repeat) for record in repeats}) == 1:
+        sentences.append(
+            "One batch was attacked. The scores are what happened to it; the intervals are about other batches, and so few "
+            "records leave them wide whatever happened here: --repeats 20 narrows them."
+        )
     recall = [cell.scores["token_recall"].high for cell in found if "token_recall" in cell.scores and cell.tested()]
     if recall and not leak:
         sentences.append(
