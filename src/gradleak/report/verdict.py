@@ -169,8 +169,8 @@ def _limits(found: Sequence[Cell], leak: bool) -> list[str]:
         )
     if found and len({(record.seed, record.repeat) for record in repeats}) == 1:
         sentences.append(
-            "One batch was attacked. The scores are what happened to it; the intervals are about other batches, and so few "
-            "records leave them wide whatever happened here: --repeats 20 narrows them."
+            "One batch was attacked. The scores are what happened to it, the intervals are about other batches; so few "
+            "records leave them wide whatever happened here, and --repeats 20 would narrow them."
         )
     recall = [cell.scores["token_recall"].high for cell in found if "token_recall" in cell.scores and cell.tested()]
     if recall and not leak:
