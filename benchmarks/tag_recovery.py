@@ -18,16 +18,12 @@ from importlib.resources import files
 from statistics import mean, stdev
 
 import torch
-from scipy import stats
 
 from gradleak.attacks.tag import TAG
-from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.framing import Framing
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.report.compare import student
+from tag_minilm import capture, score
 
 LENGTH = 10
 SETTINGS: dict[str, dict[str, float | int]] = {
@@ -54,33 +50,18 @@ def trial(subject: Subject, text: str, arguments: dict[str, float | int], steps:
     """Share of words found, share of tokens in place, and the objective of one attack."""
     assert subject.tokenizer is not None
     ids, mask = subject.tokenizer.encode([text], LENGTH)
-    trainer = ClientTrainer(subject=subject, training=LocalTraining())
-    update = trainer.update(Batch(inputs=ids, mask=mask, labels=torch.tensor([1])), derive(0, "training"))
-    framing = Framing.of(subject.tokenizer)
-    facts = {
-        "subject": subject,
-        "trainer": trainer,
-        "batch_size": 1,
-        "seq_len": ids.shape[1],
-        "stages": (),
-        "framing": framing,
-    }
+    observation = capture(subject, ids, mask)
     iterations = steps // int(arguments.get("restarts", 1))
     attack = TAG(**({"iterations": iterations, "patience": iterations} | arguments))  # pyright: ignore[reportArgumentType]
-    observation = Observation(update=update, knowledge=Knowledge(facts=facts))
     found = attack(observation, rng=derive(0, "attack", text))
-    guess, truth = found.records[0].tolist(), ids[0].tolist()
-    words = [token for token in truth if token not in subject.tokenizer.special_ids]
-    bag = sum(min(words.count(token), guess.count(token)) for token in set(words))
-    placed = sum(a == b for a, b in zip(truth, guess, strict=False))
     assert found.objective is not None
-    return bag / len(words), placed / len(truth), found.objective
+    return *score(subject, ids[0].tolist(), found.records[0].tolist()), found.objective
 
 
 def difference(gains: list[float]) -> str:
-    """Mean and Student 95 % interval."""
-    reach = float(stats.t.ppf(0.975, len(gains) - 1)) * stdev(gains) / len(gains) ** 0.5
-    return f"{mean(gains):+.2f} [{mean(gains) - reach:+.2f}, {mean(gains) + reach:+.2f}]"
+    """Mean and Student 95 % interval; none where all gains are equal."""
+    low, high = student(gains)
+    return f"{mean(gains):+.2f}" + ("" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ That code runs on old releases only, so it gets an environment of its own, and a
     peer-venv/bin/pip install torch==2.13.0 transformers==4.45.1 numpy==1.26.4 scipy tqdm safetensors
     peer-venv/bin/python benchmarks/peers/lamp.py CHECKOUT MODEL PROBLEM --iterations 1000
 
-MODEL is the folder of a BERT classifier; PROBLEM is a JSON file of ``ids`` (with the first and last special token),
-``label`` and ``norm`` (of the update, to see that both attack the same). The peer's own ``reconstruct`` does the work, with
+MODEL is the folder of a BERT classifier; PROBLEM is a JSON file of ``ids`` (with the special tokens) and ``label``.
+The peer's own ``reconstruct`` does the work, with
 the settings of its tag.sh. What its top level wants and this path never uses (data sets, metric, the language model whose
 weight in the objective is zero here) is replaced at run time by something empty.
 

@@ -42,11 +42,22 @@ def test_matching_beats_the_prior_on_minilm(tmp_path: Path) -> None:
     assert mean(records, "scores") > mean(records, "baseline") + 0.15
 
 
-@pytest.mark.parametrize("defense", ["sign()", "prune(fraction=0.9)", "clip(max_norm=0.01)"])
-def test_knowing_the_defense_does_not_weaken_an_attack(tmp_path: Path, defense: str) -> None:
-    """Mean recall over five batches; the two adversaries see the same updates and start from the same points."""
+@pytest.mark.parametrize(
+    ("model", "defense", "lead"),
+    [
+        ("random:gpt2", "sign()", 0.2),
+        ("random:bert", "prune(fraction=0.9)", 0.0),
+        ("random:bert", "clip(max_norm=0.01)", 0.0),
+    ],
+)
+def test_knowing_the_defense_does_not_weaken_an_attack(tmp_path: Path, model: str, defense: str, lead: float) -> None:
+    """Mean recall over five batches; the two adversaries see the same updates and start from the same points.
+
+    Signs have another length than gradients, so who does not know of them matches nothing, and who does must be ahead. They
+    are tried on a decoder: on this encoder matching finds nothing behind signs either way.
+    """
     common = {
-        "model": "random:bert",
+        "model": model,
         "settings": SMALL,
         "attacks": "dlg(iterations=60)",
         "defenses": (defense,),
@@ -55,4 +66,4 @@ def test_knowing_the_defense_does_not_weaken_an_attack(tmp_path: Path, defense: 
     adaptive = audited(tmp_path / "adaptive", threat="honest_server", **common)
     naive = audited(tmp_path / "naive", threat="naive_server", **common)
     defended = [[r for r in records if r.defenses] for records in (adaptive, naive)]
-    assert mean(defended[0], "scores") >= mean(defended[1], "scores")
+    assert mean(defended[0], "scores") >= mean(defended[1], "scores") + lead

@@ -128,7 +128,10 @@ class Plan(_Strict):
         """What changed from ``other`` to this plan, as ``"seed: 0 → 1"``."""
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
         keys = [key for key in {**theirs, **mine} if key not in {"data.path", "command"}]
-        return tuple(f"{key}: {theirs.get(key)} → {mine.get(key)}" for key in keys if theirs.get(key) != mine.get(key))
+        changed = [key for key in keys if theirs.get(key) != mine.get(key)]
+        # What a user typed first; fingerprints follow from it and are long.
+        changed.sort(key=lambda key: key.endswith("fingerprint"))
+        return tuple(f"{key}: {_brief(key, theirs.get(key))} → {_brief(key, mine.get(key))}" for key in changed)
 
     def command_line(self) -> str:
         """The command line that runs this plan; for models and data that were handed over in Python, their names."""
@@ -187,6 +190,10 @@ def distinct(kind: str, names: tuple[str, ...]) -> None:
 def _share_text(share: Mapping[str, Plain]) -> str:
     args = {key: value for key, value in share.items() if key != "share" and value is not None}
     return str(Spec(type=str(share["share"]), args=args))
+
+
+def _brief(key: str, value: str | None) -> str | None:
+    return f"{value[:19]}…" if value is not None and key.endswith("fingerprint") and len(value) > 20 else value
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -42,8 +42,7 @@ def _rows(section: str, value: Any) -> list[tuple[str, str]]:
 
 
 def _text(value: Any) -> str:
-    return (
-        {None: "not there", True: "yes", False: "no"}.get(value, str(value))
-        if value in (None, True, False)
-        else str(value)
-    )
+    # By type: one thread is not "yes".
+    if value is None or isinstance(value, bool):
+        return {None: "not there", True: "yes", False: "no"}[value]
+    return str(value)
