@@ -98,6 +98,8 @@ class _Setting:
 
 def _draw(plan: Plan, subject: Subject, source: Source, repeat: int, environment: dict[str, Any]) -> _Setting:
     trainer = ClientTrainer(subject=subject, training=build(LocalTraining, plan.share))
+    if find_threat(plan.threat).place == "during_training":
+        trainer = trainer.one_step()
     batch, others = source.draw(derive(plan.seed, "batch", repeat))
     start = time.perf_counter()
     update = trainer.update(batch, derive(plan.seed, "training", repeat))
@@ -143,7 +145,7 @@ def _run_defense(
     setting: _Setting, defense: tuple[Call, ...], cells: Iterable[Cell], store: RunFolder, listener: Listener
 ) -> None:
     stages = tuple(catalogue.make("defenses", call.spec()) for call in defense)
-    channel = Channel(trainer=setting.trainer, stages=stages)
+    channel = Channel(trainer=setting.trainer, stages=stages).seen_from(find_threat(setting.plan.threat).place)
     start = time.perf_counter()
     rng = setting.rng("defense", chain_name(defense))
     if channel.acts_on_updates_only():
@@ -215,6 +217,7 @@ def _record(
         defenses=[call.model_dump() for call in cell.defense],
         knowledge={
             "threat": setting.plan.threat,
+            "place": find_threat(setting.plan.threat).place,
             "facts": list(observation.knowledge.names()),
             "read": sorted(_declared(cell) & set(observation.knowledge.names())),
         },

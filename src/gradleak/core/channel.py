@@ -14,6 +14,7 @@ import torch
 
 from gradleak.core.batch import Batch, TrainingData
 from gradleak.core.errors import DataError, SpecError
+from gradleak.core.knowledge import Place
 from gradleak.core.specs import Spec, name_of, spec_of
 from gradleak.core.stage import (
     Client,
@@ -40,6 +41,10 @@ class Trainer(Protocol):
 
     def deploy(self, stages: tuple[ModelStage, ...]) -> Self:
         """The same training of the model as these stages change it."""
+        ...
+
+    def one_step(self) -> Self:
+        """The gradient of one step on the whole batch, in the place of the local training."""
         ...
 
 
@@ -78,6 +83,18 @@ class Channel:
         """The local training of the model as it is deployed: what clients and adversaries hold."""
         changes = tuple(stage for stage in self.stages if isinstance(stage, ModelStage))
         return self.trainer.deploy(changes) if changes else self.trainer
+
+    def seen_from(self, place: Place) -> Channel:
+        """The part of the channel that lies before an adversary at this place, as a channel of its own.
+
+        Inside the client there is no release: stages on the update and the protocol have not acted yet, and the batch is that
+        client's. What acts on the data, the model and each local step has.
+        """
+        if place == "server":
+            return self
+        local = tuple(stage for stage in self.stages if isinstance(stage, (DataStage, ModelStage, TrainingStage)))
+        trainer = self.trainer.one_step() if place == "during_training" else self.trainer
+        return Channel(trainer=trainer, stages=local)
 
     def clients(self) -> int:
         """Over how many clients a private batch is dealt out; 1 without a protocol stage."""

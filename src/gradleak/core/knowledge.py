@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from gradleak.core.errors import KnowledgeError, UnknownNameError
 
@@ -30,13 +30,18 @@ ORACLE_FACTS = frozenset({"mask", "labels", "candidates"})
 """Facts about the private batch itself, which a real receiver has no way to know."""
 
 
+Place = Literal["server", "after_training", "during_training"]
+"""Where an adversary reads: what is released, a client's update before that, or the gradient of one local step."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Threat:
-    """A named adversary: the facts it holds."""
+    """A named adversary: the facts it holds, and where it reads the update (``Channel.seen_from``)."""
 
     name: str
     summary: str
     facts: frozenset[str]
+    place: Place = "server"
 
 
 _SERVER = frozenset({"subject", "trainer", "stages", "batch_size", "seq_len", "framing"})
@@ -69,6 +74,18 @@ THREATS: Mapping[str, Threat] = MappingProxyType(
                 name="eavesdropper",
                 summary="Holds the public model and one captured update; knows nothing of the training or the batch.",
                 facts=frozenset({"subject"}),
+            ),
+            Threat(
+                name="after_training",
+                summary="Inside the client: reads its update after local training, before any stage of the release acts.",
+                facts=_SERVER,
+                place="after_training",
+            ),
+            Threat(
+                name="during_training",
+                summary="Inside the client: reads the gradient of one local step, as the optimizer gets it.",
+                facts=_SERVER,
+                place="during_training",
             ),
         )
     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -59,6 +59,12 @@ class LocalTraining:
     mini_batch: int | None = None
     micro_batch: int | None = None
     momentum: float = 0.0
+
+    def one_step(self) -> LocalTraining:
+        """The gradient of one step on the whole batch, in the place of all the steps."""
+        return replace(
+            self, share="gradient", steps=1, epochs=1, mini_batch=None, optimizer="sgd", momentum=0.0, dtype="float32"
+        )
 
     @property
     def plain(self) -> bool:

@@ -65,6 +65,10 @@ class ClientTrainer:
             subject = stage.change(subject)
         return replace(self, subject=subject)
 
+    def one_step(self) -> ClientTrainer:
+        """The gradient of one step on the whole batch, in the place of the local training."""
+        return replace(self, training=self.training.one_step())
+
     def prepare(self, batch: Batch) -> TrainingData:
         """The batch as it is trained on, with one-hot targets."""
         targets = soft_labels(batch.labels, self.subject.classes)
