@@ -26,7 +26,7 @@ from gradleak.core.attack import Attack, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.errors import DataError, ModelError
-from gradleak.core.knowledge import Knowledge
+from gradleak.core.knowledge import Knowledge, Place
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import ModelStage
@@ -149,12 +149,13 @@ class Scene:
         return Observation(update=self.update, knowledge=Knowledge(facts=facts))
 
 
-def picture_scene(chain: str, seed: int, size: int, net: str = "") -> Scene:
+def picture_scene(chain: str, seed: int, size: int, net: str = "", place: Place = "server") -> Scene:
     """``size`` digits, of different classes if several, through a small network and the chain.
 
     Args:
         net: ``sigmoid``, ``tanh`` or ``vit``; if empty, ``sigmoid``, or for stages that change the model ``tanh``, or ``vit``
             where these find no place in it.
+        place: where the attacker reads.
 
     Raises:
         GradleakError: if the chain has no place here; ``DataError`` if it needs more records.
@@ -162,11 +163,11 @@ def picture_scene(chain: str, seed: int, size: int, net: str = "") -> Scene:
     stages = catalogue.make_stages(chain)
     if not net and any(isinstance(stage, ModelStage) for stage in stages):
         try:
-            return picture_scene(chain, seed, size, "tanh")
+            return picture_scene(chain, seed, size, "tanh", place)
         except ModelError:
-            return picture_scene(chain, seed, size, "vit")
+            return picture_scene(chain, seed, size, "vit", place)
     subject = picture_subject(net or "sigmoid", seed)
-    channel = Channel(trainer=ClientTrainer(subject=subject, training=LocalTraining()), stages=stages)
+    channel = Channel(trainer=ClientTrainer(subject=subject, training=LocalTraining()), stages=stages).seen_from(place)
     pictures, classes = digits()
     order = torch.randperm(len(classes), generator=derive(seed, "digits"))
     own = [next(int(i) for i in order if int(classes[i]) == (seed + j) % CLASSES) for j in range(size)]
