@@ -47,9 +47,27 @@ def test_a_frontier_measures_every_knob_and_shows_it(
     assert all(point["accuracy"]["n"] == 2 and point["adaptive"] for point in points)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "What the defense costs" in page and 'class="dot front"' in page
+    assert page.count("Training loss over 3 rounds") == 3 and page.count('class="curve"') >= 2 * 3
     assert "protected" not in page and "http" not in page.split("<main>")[1].split("</main>")[0]
     text = gradleak("report", out)
     assert text.exit_code == 0
+
+
+def test_a_frontier_that_names_no_attack_tries_one_that_reads_signs(
+    gradleak: Callable[..., Any], sweep: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``sign`` leaves nothing to the other attacks once the token rows are withheld: a weak attack is no strong defense."""
+
+    class Enough(Exception):
+        pass
+
+    def stop(prepared: Any, folder: Path, *, quiet: bool) -> None:
+        raise Enough([call.type for call in prepared.plan.attacks])
+
+    monkeypatch.setattr("gradleak.cli.audit._run", stop)
+    place = sweep.index("--attacks")
+    with pytest.raises(Enough, match="sign_span"):
+        gradleak(*sweep[:place], *sweep[place + 2 :], "--out", tmp_path / "run")
 
 
 def test_the_trainings_use_the_same_seeds_and_draws(

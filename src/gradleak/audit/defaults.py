@@ -19,6 +19,10 @@ ATTACKS: Mapping[Modality, str] = {
 }
 """Attacks of an audit that names none: exact ones first, then one that matches gradients."""
 
+FRONTIER_ATTACKS: Mapping[Modality, str] = {**ATTACKS, "text": f"{ATTACKS['text']},sign_span"}
+"""Attacks of a frontier that names none. A swept defense may leave nothing but signs, and a defense is as strong as the best
+attack on it: one that reads signs must be among those tried."""
+
 DEFENSES: tuple[str, ...] = (
     "prune(fraction=0.99)",
     "clip(max_norm=1.0)+gaussian(noise_multiplier=0.1)",

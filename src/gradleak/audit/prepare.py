@@ -51,6 +51,8 @@ class Request:
     budget_seconds: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     first_blocks: int | None = None
+    default_attacks: Mapping[Modality, str] = field(default_factory=lambda: defaults.ATTACKS)
+    """Attacks where ``attacks`` names none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +171,7 @@ def make_plan(
         max_length=max_length,
         share=dataclasses.asdict(methods.training),
         threat=methods.threat,
-        attacks=methods.attacks or attack_calls(defaults.ATTACKS[subject.modality]),
+        attacks=methods.attacks or attack_calls(request.default_attacks[subject.modality]),
         defenses=methods.defenses,
         seed=request.seed,
         repeats=request.repeats,

@@ -105,6 +105,7 @@ def audit(
     """Attack a model's shared update, judge what was recovered, write a report."""
     with errors_shown():
         overrides, seconds = options.parse_settings(settings), options.parse_budget(budget)
+        from gradleak.audit import defaults
         from gradleak.audit.prepare import Request, prepare
         from gradleak.cli.bounding import Bounding
         from gradleak.cli.frontier import Wanted
@@ -136,6 +137,7 @@ def audit(
                 budget_seconds=seconds,
                 settings=overrides,
                 first_blocks=first_blocks,
+                default_attacks=defaults.ATTACKS if wanted is None else defaults.FRONTIER_ATTACKS,
             )
         )
         folder = out_dir or new_folder(prepared.plan.model)
