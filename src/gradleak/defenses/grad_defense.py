@@ -49,8 +49,9 @@ class GradDefense(ClientStage):
 
     Source: GradDefense (INFOCOM 2022), rule and defaults by the notes.
     Deviations: sensitivities are those of the client's own batch (the paper: of a public root set); a tensor stands for
-        a layer; within a tensor the sensitivity is spread evenly. No per-example clip. The server's denoising of many
-        clients' updates is not built: it comes after what an adversary at the server sees.
+        a layer; within a tensor the sensitivity is spread evenly. The optional per-example clip is a stage
+        before this one (``dpsgd`` without noise). The server's denoising of many clients' updates is not built: it comes
+        after what an adversary at the server sees.
     """
 
     summary: ClassVar[str] = (
