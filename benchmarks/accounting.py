@@ -121,8 +121,8 @@ def frontier() -> None:
 
 
 def frameworks() -> None:
-    for name in ("opacus_default", "opacus_without_poisson", "flower_local_dp", "tensorflow_privacy_mnist"):
-        of = make_plan(read_plan(PLANS / f"{name}.toml"))
+    for file in sorted(PLANS.glob("*.toml")):
+        name, of = file.stem, make_plan(read_plan(file))
         found = account(of)
         print(f"\n## Lint of `benchmarks/plans/{name}.toml`\n")
         print(f"Guaranteed ε = {_cell(found.epsilon)} at δ = {found.delta:g}; Poisson {_cell(found.poisson)}; ", end="")

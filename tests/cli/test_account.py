@@ -102,8 +102,13 @@ def test_a_clip_norm_is_suggested(gradleak: Callable[..., Any], tmp_path: Path) 
     )
     assert 0 < found["clip"]["clip_norm"] <= 2
     assert found["clip"]["noise_multiplier"] == found["goals"][0]["noise_multiplier"]
-    shown = gradleak(*SAMPLED, "--norms", norms)
-    assert "Clip norm for noise multiplier 1:" in shown.stdout
+    shown = gradleak(*SAMPLED, "--norms", norms).stdout
+    assert "Clip norm for noise multiplier 1:" in shown and "give --smoothness" in shown
+    low, high = sorted(found["clip"]["clip_norm_range"])
+    assert low <= found["clip"]["clip_norm"] <= high and low < high
+    at = ("--smoothness", 100, "--first-loss", 1, "--target-success", 0.01, "--parameters", 1000, "--json")
+    rougher = json.loads(gradleak(*SAMPLED, "--norms", norms, *at).stdout)["clip"]
+    assert rougher["smoothness_given"] and rougher["clip_norm"] == found["clip"]["clip_norm_range"][1]
 
 
 def test_takes_less_than_three_processor_seconds_and_no_torch() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gradleak.privacy.convergence import Training, clipping_bias, cost, suggest
 
-TRAINING = Training(parameters=500, batch_size=32, steps=1000)
+TRAINING = Training(parameters=500, batch_size=32, steps=1000, smoothness=1.0, initial_gap=1.0)
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.1, 1.0, 10.0])

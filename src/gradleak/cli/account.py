@@ -72,6 +72,14 @@ def account(
     ] = None,
     parameters: Annotated[int, typer.Option("--parameters", help="Shared parameters, for --norms.")] = 1_000_000,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Expected batch size, for --norms.")] = 64,
+    smoothness: Annotated[
+        float | None,
+        typer.Option("--smoothness", help="Largest curvature L of the loss, for --norms. Without it: 1, and a range."),
+    ] = None,
+    first_loss: Annotated[
+        float,
+        typer.Option("--first-loss", help="Mean loss at the start, for --norms; ln(classes) for an untrained head."),
+    ] = 1.0,
     training: Annotated[
         bool,
         typer.Option(
@@ -100,7 +108,10 @@ def account(
         plan = make_plan(_merged(table, {k: v for k, v in given.items() if v is not None}, settings))
         targets = _targets(target_epsilon, target_success, candidates, target_bits)
         found = _evaluate(plan, targets, goals=goals)
-        found |= _clip_norm(plan, found, norms, parameters, batch_size)
+        multiplier = found["goals"][0]["noise_multiplier"] if found["goals"] else plan.least_noise
+        if norms is not None:
+            training_sizes = {"parameters": parameters, "batch_size": batch_size, "steps": plan.steps}
+            found |= {"clip": _clip_norm(norms, multiplier, training_sizes, smoothness, first_loss)}
         found |= _training(plan, found["goals"], out_dir) if training else {}
         if as_json:
             print_json(_finite(found))
@@ -162,18 +173,26 @@ def _evaluate(plan: Plan, targets: tuple[Goal, ...], *, goals: bool) -> dict[str
 
 
 def _clip_norm(
-    plan: Plan, found: dict[str, Any], norms: Path | None, parameters: int, batch_size: int
+    norms: Path, multiplier: float, sizes: dict[str, int], smoothness: float | None, first_loss: float
 ) -> dict[str, Any]:
-    if norms is None:
-        return {}
+    """The clip norm, and how far it moves if the curvature, which nobody knows well, is another."""
     from dataclasses import asdict
 
     from gradleak.privacy.convergence import Training, read_norms, suggest
 
-    multiplier = found["goals"][0]["noise_multiplier"] if found["goals"] else plan.least_noise
-    training = Training(parameters=parameters, batch_size=batch_size, steps=plan.steps)
-    suggestion = suggest(read_norms(norms), multiplier, training)
-    return {"clip": asdict(suggestion) | {"noise_multiplier": multiplier, "total": suggestion.bound.total}}
+    values, level = read_norms(norms), 1.0 if smoothness is None else smoothness
+    best, smoother, rougher = (
+        suggest(values, multiplier, Training(**sizes, smoothness=factor * level, initial_gap=first_loss))
+        for factor in (1.0, 0.01, 100.0)
+    )
+    return asdict(best) | {
+        "noise_multiplier": multiplier,
+        "total": best.bound.total,
+        "smoothness": level,
+        "smoothness_given": smoothness is not None,
+        "first_loss": first_loss,
+        "clip_norm_range": [smoother.clip_norm, rougher.clip_norm],
+    }
 
 
 def _training(plan: Plan, goals: list[dict[str, Any]], folder: Path | None) -> dict[str, Any]:

@@ -115,12 +115,16 @@ def _goals(rows: list[dict[str, Any]]) -> Table:
 
 
 def _clip(clip: dict[str, Any]) -> str:
-    bound = clip["bound"]
+    bound, given = clip["bound"], clip["smoothness_given"]
+    low, high = sorted(clip["clip_norm_range"])
+    assumed = "" if given else ", which is a guess: give --smoothness"
     return (
         f"\nClip norm for noise multiplier {clip['noise_multiplier']:.4g}: C = {clip['clip_norm']:.4g} "
-        f"({clip['clipped']:.0%} of the gradients are longer), learning rate {clip['learning_rate']:.3g} in units of 1/L.\n"
+        f"({clip['clipped']:.0%} of the gradients are longer), learning rate {clip['learning_rate']:.3g}.\n"
         f"  bound on the mean squared gradient norm {clip['total']:.4g} = start {bound['start']:.3g} + batches "
-        f"{bound['sampling']:.3g} + noise {bound['noise']:.3g} + clipping {bound['bias']:.3g}, for L = 1 and a first loss of 1"
+        f"{bound['sampling']:.3g} + noise {bound['noise']:.3g} + clipping {bound['bias']:.3g}\n"
+        f"  for a first loss of {clip['first_loss']:g} and curvature L = {clip['smoothness']:g}{assumed}; for an L a hundred times "
+        f"smaller or larger, C = {low:.4g} or {high:.4g}"
     )
 
 

@@ -32,8 +32,8 @@ class Training:
     parameters: int
     batch_size: int
     steps: int
-    smoothness: float = 1.0
-    initial_gap: float = 1.0
+    smoothness: float
+    initial_gap: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
