@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gradleak.audit import bound as audit_bound
 from gradleak.audit.bound_store import read_bounds
@@ -82,7 +84,7 @@ def test_an_interrupted_chain_goes_on_where_it_stopped(
     step = audit_bound._step  # pyright: ignore[reportPrivateUsage]
 
     def stopping(*arguments: Any) -> Any:
-        law: ReleaseLaw = arguments[3]
+        law: ReleaseLaw = arguments[4]
         ran.append(law.noise_multiplier)
         if ran == [1e-6, 0.5]:
             raise KeyboardInterrupt
@@ -200,3 +202,27 @@ def test_a_chain_of_an_older_version_is_not_read(
     result = gradleak(*bound, "--out", tmp_path)
     assert result.exit_code == 2 and "schema version 1" in result.stderr.replace("\n", " ")
     assert read_bounds(tmp_path / "nothing") == ()
+
+
+def test_pictures_are_listed_and_have_an_error_floor(gradleak: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for place in range(5):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{place}.png")
+    settings = [part for pair in (*SETTINGS, "image_size=8", "patch_size=4") for part in ("--set", pair)]
+    command = ["bound", "random:vit", "--data", folder, "--noise-multipliers", "0.001,3", *settings]
+    arguments = ("--attacks", "identification", "--measured", 6, "--out", tmp_path / "run", "--json")
+    result = gradleak(*command, "--prior", "images", *arguments)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["prior"]["listed"] == 5
+    weak, strong = found["steps"]
+    assert [each["rate"]["hits"] for each in weak["measured"]] == [6, 6]
+    assert strong["rung"]["best"]["success"]["low"] < weak["rung"]["best"]["success"]["low"]
+    assert 0 < weak["floor"]["share"] < strong["floor"]["share"] <= 1.001
+    assert "error floor" in (tmp_path / "run" / "bounds.html").read_text(encoding="utf-8")
+    label = gradleak(*command, "--prior", "attribute", "--measured", 0, "--out", tmp_path / "label", "--json")
+    assert json.loads(label.stdout)["prior"]["listed"] == 2
+    refused = gradleak(*command, "--prior", "sentences")
+    assert refused.exit_code == 2 and "for text records" in refused.stderr.replace("\n", " ")

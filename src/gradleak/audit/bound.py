@@ -15,6 +15,7 @@ import numpy as np
 from gradleak.audit.bound_attacks import NEAREST, Game, Measured
 from gradleak.audit.bound_store import BoundFolder, read_bounds
 from gradleak.audit.candidate_priors import CandidatePrior
+from gradleak.audit.continuous import ErrorFloor, Floor
 from gradleak.audit.environment import environment_of
 from gradleak.audit.fingerprint import fingerprint
 from gradleak.audit.release_law import ReleaseLaw, laws
@@ -83,6 +84,7 @@ class Step:
     Attributes:
         defense: its name, as records of an audit spell it. claim: ε with everything it rests on.
         rung: the chain. measured: attacks on real releases. conformance: what they say about the claim.
+        floor: for pictures, the error that no attacker beats; None for texts, or where the record comes and goes by a coin.
     """
 
     defense: str
@@ -90,6 +92,7 @@ class Step:
     rung: Rung
     measured: tuple[Measured, ...]
     conformance: Conformance | None
+    floor: Floor | None
     findings: tuple[str, ...]
     violated: bool
 
@@ -128,13 +131,25 @@ def bound(
             if store.facts is None:
                 store.write_facts(_facts(gram, candidates, levels[0].max_norm))
             game = Game.of(trainer, prior.batch, owner, attacks, settings.seed) if settings.measured else None
+            floor = _floor(trainer, prior, levels[0], settings)
             for place, law in enumerate(missing):
                 base, width = share + (1 - share) * place / len(missing), (1 - share) / len(missing)
-                step = _step(candidates, game, settings, law, lambda f, m, b=base, w=width: progress(b + w * f, m))
+                step = _step(
+                    candidates, game, floor, settings, law, lambda f, m, b=base, w=width: progress(b + w * f, m)
+                )
                 store.write_step(_finite(asdict(step)))
                 if step.violated:
                     break
     return next(found for found in read_bounds(folder) if found["prior"]["name"] == prior.name)
+
+
+def _floor(trainer: ClientTrainer, prior: CandidatePrior, law: ReleaseLaw, settings: Settings) -> ErrorFloor | None:
+    """None unless the secret is a picture that every release holds."""
+    batch = prior.batch
+    differ = bool((batch.inputs != batch.inputs[:1]).any())
+    if batch.modality != "image" or not differ or law.sampling_rate < 1.0:
+        return None
+    return ErrorFloor.of(trainer, batch, law.max_norm, settings.seed)
 
 
 def is_violated(steps: list[dict[str, Any]]) -> bool:
@@ -213,7 +228,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step(candidates: Candidates, game: Game | None, settings: Settings, law: ReleaseLaw, progress: Progress) -> Step:
+def _step(
+    candidates: Candidates,
+    game: Game | None,
+    floor: ErrorFloor | None,
+    settings: Settings,
+    law: ReleaseLaw,
+    progress: Progress,
+) -> Step:
     z = law.noise_multiplier
     rng = np.random.default_rng([settings.seed, int.from_bytes(np.float64(z).tobytes(), "little")])
     rung = sandwich.rung(
@@ -250,6 +272,7 @@ def _step(candidates: Candidates, game: Game | None, settings: Settings, law: Re
         rung=rung,
         measured=measured,
         conformance=_conformance(rung, candidates.kappa, rates, settings) if NEAREST in rates else None,
+        floor=None if floor is None else floor.at(z / math.sqrt(settings.releases)),
         findings=tuple(findings),
         violated=bool(broken),
     )

@@ -27,7 +27,7 @@ class CandidatePrior:
     """K candidate records, each equally likely.
 
     Attributes:
-        name: ``sentences``, ``token`` or ``attribute``.
+        name: ``sentences``, ``images``, ``token`` or ``attribute``.
         description: how the list was made, with no private content.
         batch: the candidates, one a record.
     """
@@ -65,8 +65,11 @@ def make_prior(name: str, pool: Pool, subject: Subject, wanted: Wanted) -> Candi
         raise UnknownNameError("prior", name, PRIORS)
     if wanted.count is not None and not 2 <= wanted.count <= MOST:
         raise DataError(f"--candidates {wanted.count} is out of range. Give a number from 2 to {MOST}.")
-    if subject.modality != "text" or pool.texts is None:
-        raise DataError("Lists of candidates are made of texts so far; this model takes images.")
+    takes = "image" if name == "images" else "text" if name in ("sentences", "token") else subject.modality
+    if subject.modality != takes:
+        raise DataError(
+            f"The prior {name} is for {takes} records; this model takes {subject.modality}s. Choose another prior."
+        )
     if wanted.values and name != "attribute":
         raise DataError(f"--values belongs to --prior attribute, not to {name}. Leave one of them out.")
     return PRIORS[name](pool, subject, wanted)
@@ -91,6 +94,22 @@ def _sentences(pool: Pool, subject: Subject, wanted: Wanted) -> CandidatePrior:
     return CandidatePrior(
         name="sentences",
         description=f"one of {count} records of {pool.name}, with its label, equally likely",
+        batch=batch,
+    )
+
+
+def _images(pool: Pool, subject: Subject, wanted: Wanted) -> CandidatePrior:
+    """Pictures of the data: the adversary knows the list and not which one was used."""
+    count = min(wanted.count or CANDIDATES, pool.size)
+    if wanted.count is not None and wanted.count > pool.size:
+        raise DataError(f"--candidates {wanted.count} is more than the data: {pool.name} holds {pool.size} pictures.")
+    if count < 2:
+        raise DataError(f"A list of pictures needs at least two; {pool.name} holds {pool.size}.")
+    rng = derive(wanted.seed, "prior", "images")
+    batch, _ = draw_batch(pool, subject, batch_size=count, max_length=wanted.max_length, rng=rng)
+    return CandidatePrior(
+        name="images",
+        description=f"one of {count} pictures of {pool.name}, with its label, equally likely",
         batch=batch,
     )
 
@@ -149,12 +168,16 @@ def _label(pool: Pool, subject: Subject, wanted: Wanted) -> CandidatePrior:
     return CandidatePrior(
         name="attribute",
         description=f"the label of one record of {pool.name}, one of {count} classes, equally likely",
-        batch=Batch(inputs=batch.inputs.repeat(count, 1), mask=batch.mask.repeat(count, 1), labels=torch.arange(count)),
+        batch=Batch(
+            inputs=batch.inputs.repeat_interleave(count, 0),
+            mask=batch.mask.repeat_interleave(count, 0),
+            labels=torch.arange(count),
+        ),
     )
 
 
 PRIORS: Mapping[str, Callable[[Pool, Subject, Wanted], CandidatePrior]] = MappingProxyType(
-    {"sentences": _sentences, "token": _token, "attribute": _attribute}
+    {"sentences": _sentences, "images": _images, "token": _token, "attribute": _attribute}
 )
 
 

@@ -83,7 +83,7 @@ def prepare(request: Request) -> Prepared:
     if request.loss is not None and request.loss not in LOSSES:
         raise UnknownNameError("loss", request.loss, LOSSES)
     methods = read_methods(request)
-    pool, subject = _load(request)
+    pool, subject = load(request)
     subject = adapted(subject, methods.training, seed=request.seed)
     batch_size = request.batch_size or min(defaults.BATCH_SIZE, pool.size)
     if batch_size > pool.size:
@@ -186,7 +186,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield (name if parameter.requires_grad else f"{name} (frozen)"), parameter
 
 
-def _load(request: Request) -> tuple[Pool, Subject]:
+def load(request: Request) -> tuple[Pool, Subject]:
     """Data before model, because it is cheaper to be wrong about; images need the model's size, so they come after."""
     model = request.model or defaults.MODEL
     if request.data is not None and not request.data.exists():

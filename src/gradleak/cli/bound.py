@@ -37,8 +37,8 @@ def bound(
         str,
         typer.Option(
             "--prior",
-            help="What the adversary knows beforehand: sentences (a list that holds the record), token (all but one token), "
-            "attribute (all but one word of --values, or the label).",
+            help="What the adversary knows beforehand: sentences or images (a list that holds the record), token (all but one "
+            "token), attribute (all but one word of --values, or the label).",
         ),
     ] = "sentences",
     candidates: Annotated[
@@ -88,9 +88,8 @@ def bound(
         from gradleak.audit import bound as audit_bound
         from gradleak.audit import catalogue
         from gradleak.audit.candidate_priors import Wanted, make_prior
-        from gradleak.audit.data import load_pool
         from gradleak.audit.defaults import MODEL
-        from gradleak.models import load_subject
+        from gradleak.audit.prepare import Request, load
         from gradleak.report import write_bounds
 
         chosen = audit_bound.Settings(
@@ -102,9 +101,17 @@ def bound(
             seed=seed,
         )
         built = tuple(catalogue.make_attacks(attacks)) if attacks else ()
-        pool = load_pool(data, text_column=text_column, label_column=label_column)
-        classes = max(2, len(pool.label_names or ()))
-        subject = load_subject(model or MODEL, loss=loss, classes=classes, settings=overrides, seed=seed)
+        pool, subject = load(
+            Request(
+                model=model,
+                data=data,
+                text_column=text_column,
+                label_column=label_column,
+                loss=loss,
+                settings=overrides,
+                seed=seed,
+            )
+        )
         words = tuple(values.split(",")) if values else ()
         wanted = Wanted(count=candidates, values=words, max_length=max_length, seed=seed)
         listed = make_prior(prior, pool, subject, wanted)

@@ -44,6 +44,7 @@ class Level:
     mechanism: str
     approximate: str
     bits: str
+    floor: str
     accuracy: Rated
     verdict: str
     findings: tuple[str, ...]
@@ -62,6 +63,7 @@ class Section:
 
     Attributes:
         attacks: name and style of each attack on real releases.
+        floor: what the error floor rests on; empty if the secret is no picture.
         accuracy: the level without the defense and the task in words; None if nothing was trained.
     """
 
@@ -74,6 +76,7 @@ class Section:
     levels: tuple[Level, ...]
     attacks: tuple[tuple[str, str], ...]
     accuracy: tuple[str, str] | None
+    floor: str
     violated: bool
     confidence: str
 
@@ -91,7 +94,7 @@ def terminal_table(plain: Mapping[str, Any], sweep: Sweep | None = None) -> Tabl
     """The chain as rows for a terminal."""
     trained = _trained(plain, sweep)
     table = Table(box=None, pad_edge=False)
-    accuracy = ("accuracy",) if trained is not None else ()
+    accuracy = (*(("error floor",) if _floor_words(plain) else ()), *(("accuracy",) if trained is not None else ()))
     names = (
         "noise",
         "ε",
@@ -107,7 +110,7 @@ def terminal_table(plain: Mapping[str, Any], sweep: Sweep | None = None) -> Tabl
     for step in plain["steps"]:
         level = _level(step, plain, trained)
         cells = (*map(_joined, level.attacks), _joined(level.best), level.instance, level.mechanism, level.approximate)
-        last = (_joined(level.accuracy),) if trained is not None else ()
+        last = (*((level.floor,) if level.floor else ()), *((_joined(level.accuracy),) if trained is not None else ()))
         table.add_row(level.noise, level.epsilon, *cells, level.bits, *last)
     return table
 
@@ -175,6 +178,7 @@ def _section(plain: Mapping[str, Any], trained: _Trained | None) -> Section:
         levels=levels,
         attacks=tuple((name, _kind(place)) for place, name in enumerate(_titles(plain))),
         accuracy=None if trained is None else (percent(trained.plain), trained.task),
+        floor=_floor_words(plain),
         violated=any(level.violated for level in levels),
         confidence=f"{100 * settings['confidence']:g}%",
     )
@@ -190,6 +194,16 @@ def _claim(plain: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     notes = tuple(("note", str(note)) for note in claim["notes"])
     more = (("composed", f"ε in the table is of {composed} such releases"),) if composed > 1 else ()
     return (("defense", str(plain["settings"]["defense"])), *rows, *more, *notes)
+
+
+def _floor_words(plain: Mapping[str, Any]) -> str:
+    floor = plain["steps"][0]["floor"]
+    if floor is None:
+        return ""
+    return (
+        f"for a picture that is normal around the mean of the list, standard deviation {floor['prior_std']:.3g}: the root mean squared "
+        f"error per pixel that no attacker beats, in units of it (van Trees; estimated from {floor['points']} draws, rounded down)"
+    )
 
 
 def _candidates(prior: Mapping[str, Any]) -> str:
@@ -218,6 +232,7 @@ def _level(step: Mapping[str, Any], plain: Mapping[str, Any], trained: _Trained 
         mechanism=percent(rung["mechanism"]),
         approximate=percent(rung["approximate"]),
         bits=f"{rung['best']['bits']:.2f} of {plain['prior']['bits']:.2f}",
+        floor="" if step["floor"] is None else f"{100 * step['floor']['share']:.3g}%",
         accuracy=Rated(text=text, interval=interval),
         verdict=str(conformance["verdict"]) if conformance else "not measured",
         findings=(*_refusals(step), *step["findings"]),
