@@ -18,7 +18,7 @@ from gradleak.report.bounds import sections
 from gradleak.report.frontier import read_sweep
 
 COMMAND = (
-    "audit minilm --attacks span --frontier 'dpsgd(max_norm=1.0, noise_multiplier={knob})' --knobs 0.000001,0.001,0.03,0.1,0.3,1 "
+    "audit minilm --attacks span --frontier 'dpsgd(max_norm=1.0, noise_multiplier={knob})' --knobs 0.003,0.03,0.1,0.3,1 "
     "--repeats 3 --utility-rounds 120 --utility-seeds 3 --bound sentences --candidates 64 --measured 20"
 )
 
