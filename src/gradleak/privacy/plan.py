@@ -55,13 +55,14 @@ class Claimed:
         accountant: the method: ``pld``, ``prv``, ``rdp``, ``zcdp``, ``gdp_clt`` (central limit) or ``classical`` (σ =
             √(2 ln(1.25/δ))/ε).
         epsilon: the ε that is claimed.
-        steps: the number of releases that was accounted for.
+        steps: the number of releases that was accounted for. sampling_rate: the share of a step that was.
         sampling, relation, unit, view: what the accounting assumed.
     """
 
     accountant: ClaimedBy | None = None
     epsilon: float | None = None
     steps: int | None = None
+    sampling_rate: float | None = None
     sampling: Sampling | None = None
     relation: Relation | None = None
     unit: Unit | None = None
@@ -79,6 +80,8 @@ class Claimed:
                 _choose(name, value, choices)
         _require(self.epsilon is None or self.epsilon >= 0, "claimed epsilon", self.epsilon, "at least 0")
         _require(self.steps is None or self.steps >= 1, "claimed steps", self.steps, "at least 1")
+        rate = self.sampling_rate
+        _require(rate is None or 0 < rate <= 1, "claimed sampling_rate", rate, "above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
