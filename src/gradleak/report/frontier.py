@@ -23,6 +23,9 @@ from gradleak.report.summary import Cell, Pooled, cells, groups
 METRIC: Mapping[str, str] = {"text": "token_recall", "image": "ssim"}
 """Leakage, chosen before any run: the most sensitive of the leak metrics on a scale from 0 to 1, larger leaks more."""
 
+_WIDE, _TALL = 0.06, 0.06
+"""About the size of a label in the chart, in units of it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
@@ -293,13 +296,23 @@ def section(run: Path, records: Sequence[Record]) -> Section | None:
         sweep=sweep,
         rows=rows(sweep),
         drawing=drawing,
-        labels=tuple(
-            (point.knob or "none", f"{100 * accuracy:.2f}%", f"{100 * (1 - max(leakage, 0.0)):.2f}%")
-            for point, (leakage, accuracy) in placed
+        labels=_labels(
+            [(point.knob or "none", accuracy, 1 - max(leakage, 0.0)) for point, (leakage, accuracy) in placed]
         ),
         ticks=tuple(Mark(text=f"{25 * i}%", left=f"{25 * i}%") for i in range(5)),
         losses=losses.panels([(_label(point), point.defense) for point in sweep.points], read_trained(run)),
     )
+
+
+def _labels(placed: Sequence[tuple[str, float, float]]) -> tuple[tuple[str, str, str], ...]:
+    """Texts with their distances from the left and the top; one that would lie on another moves down."""
+    taken: list[tuple[float, float]] = []
+    for _, left, top in placed:
+        while any(abs(left - other) < _WIDE and abs(top - high) < _TALL for other, high in taken):
+            top += _TALL
+        taken.append((left, top))
+    texts = [text for text, _, _ in placed]
+    return tuple((t, f"{100 * x:.2f}%", f"{100 * y:.2f}%") for t, (x, y) in zip(texts, taken, strict=True))
 
 
 def _label(point: Point) -> str:
