@@ -56,7 +56,7 @@ class ATS(DataStage):
 
     summary: ClassVar[str] = "Trains on augmented images, by policies that were searched to make gradients tell less."
 
-    policies: str = "7-30-45+12-27-48"
+    policies: str = "24-22-38+2-39-24"
 
     def __post_init__(self) -> None:
         read_policies(self.policies)
