@@ -230,6 +230,13 @@ def noise_in(gradient: Float[Tensor, "features outputs"]) -> float:
     return math.sqrt(variance)
 
 
+def whiten(
+    gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Sequence[float]
+) -> Float[Tensor, "features columns"]:
+    """The gradients side by side, every column in units of its noise: announced, or of its rounding."""
+    return _whiten(gradients, [max(std, rounding_std(g)) for g, std in zip(gradients, noise_std, strict=True)])[0]
+
+
 def _sketched(whitened: Tensor, columns: int, *, low: float, high: float, precision: float) -> Subspace | None:
     """The space by a randomized range finder; None unless its tail shows the floor.
 

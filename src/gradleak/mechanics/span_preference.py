@@ -1,0 +1,139 @@
+"""Why: a space that is full (more tokens than the layer is wide) or blurred by noise settles no membership. It still
+prefers its members: along directions that the gradient holds much of, a member is likelier. Every layer prefers a little,
+and what they prefer adds up. Must not know how sequences are searched.
+
+With G = Σ xᵢ δᵢᵀ + noise and C = G Gᵀ / columns, a vector x is weighed by  q(x) = xᵀ C⁻¹ x / ‖x‖².  Members have small
+q: where their number n is below the width it is the noise over their own energy; beyond it, q of a member is about
+features/n of what a stranger shows, for members of even energy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.mechanics.probe import chunks, linear_inputs
+from gradleak.mechanics.span import whiten
+from gradleak.mechanics.span_readers import Model, NoiseOf
+from gradleak.models import LinearMap
+
+_FLOATS_EACH = 12
+_ROUNDS = 8
+_LEAST_SPREAD = 1e-3
+_ENOUGH = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preference:
+    """One layer's preference.
+
+    Attributes:
+        path: module whose input is weighed.
+        gradient: the shared gradient in units of its noise per entry, ``[features columns]``.
+        root: q(x) = ‖x root‖² / ‖x‖².
+    """
+
+    path: str
+    gradient: Float[Tensor, "features columns"]
+    root: Float[Tensor, "features features"]
+
+    @staticmethod
+    def of(update: Mapping[str, Tensor], maps: Sequence[LinearMap], noise_std: NoiseOf) -> Preference | None:
+        """None if the update holds no gradient of these maps, or only zeros."""
+        shared = [m for m in maps if m.weight in update and bool(update[m.weight].any())]
+        if not shared:
+            return None
+        gradient = whiten([m.as_matrix(update[m.weight]).T for m in shared], [noise_std(m.weight) for m in shared])
+        values, vectors = torch.linalg.eigh(gradient @ gradient.T / gradient.shape[1])
+        # Below one lies what noise alone gives.
+        root = vectors / values.clamp(min=1.0).sqrt()
+        return Preference(path=shared[0].module, gradient=gradient, root=root.float())
+
+    def weigh(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
+        """log q(x)."""
+        length = x.norm(dim=-1).clamp(min=1e-30)
+        return 2 * ((x @ self.root.to(x.dtype)).norm(dim=-1) / length).clamp(min=1e-30).log().double()
+
+
+def preferences(
+    update: Mapping[str, Tensor], model: Model, noise_std: NoiseOf, *, blocks: int = 3
+) -> tuple[Preference, ...]:
+    """Of every place behind the first attention in the first ``blocks`` blocks; of the last one, its attention's input only."""
+    found: list[Preference | None] = []
+    for number, block in enumerate(model.subject.anatomy.blocks[:blocks]):
+        groups = (block.attention_inputs, (block.attention_output,), block.mlp_inputs)
+        first, last = 1 if number == 0 else 0, 1 if number == blocks - 1 else 3
+        found += [Preference.of(update, maps, noise_std) for maps in groups[first:last]]
+    return tuple(preference for preference in found if preference is not None)
+
+
+def weigh_rows(
+    preferred: Sequence[Preference], model: Model, rows: Int64[Tensor, "rows seq"]
+) -> Float[Tensor, "rows layers"]:
+    """log q at the last position of each row, layer by layer."""
+    width = model.subject.anatomy.hidden_size
+    found: list[Tensor] = []
+    for part in chunks(len(rows), rows.shape[1] * width * _FLOATS_EACH):
+        inputs = linear_inputs(model.subject, [p.path for p in preferred], rows[part], parameters=model.parameters)
+        found.append(torch.stack([p.weigh(inputs[p.path][:, -1]) for p in preferred], dim=1))
+    return torch.cat(found)
+
+
+def evidence(weights: Float[Tensor, "prefixes extensions layers"]) -> Float[Tensor, "prefixes extensions"]:
+    """Log-likelihood ratio that an extension is a member, summed over layers.
+
+    In each layer the logarithms of q of members and of strangers are taken as normal. Which extensions are members is not known: the
+    best of each prefix is taken for one, by the layer that tells best from rest most clearly; then both laws are fitted,
+    the evidence of all layers is summed, and the best is chosen anew until nothing changes.
+    """
+    prefixes, extensions, layers = weights.shape
+    if extensions == 1:
+        return weights.new_zeros(prefixes, 1)
+    # What a prefix brings with it is common to all its extensions; what a token brings, to all prefixes that it extends.
+    weights = weights - weights.median(dim=1, keepdim=True).values
+    if prefixes >= _ENOUGH:
+        weights = weights - weights.median(dim=0, keepdim=True).values
+    clear = torch.stack([_separation(weights[..., k]) for k in range(layers)])
+    total = -weights[..., int(clear.argmax())]
+    best = total.argmax(dim=1)
+    for _ in range(_ROUNDS):
+        total = sum((_ratio(weights[..., k], best) for k in range(layers)), torch.zeros_like(total))
+        chosen = total.argmax(dim=1)
+        if bool((chosen == best).all()):
+            break
+        best = chosen
+    return total
+
+
+def _split(weights: Float[Tensor, "prefixes extensions"], best: Int64[Tensor, " prefixes"]) -> tuple[Tensor, Tensor]:
+    member = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, best.unsqueeze(1), True)
+    return weights[member], weights[~member]
+
+
+def _separation(weights: Float[Tensor, "prefixes extensions"]) -> Float[Tensor, ""]:
+    """How far the best of each prefix lies below the second, in spreads of the rest."""
+    two = weights.topk(2, dim=1, largest=False).values
+    _, rest = _split(weights, weights.argmin(dim=1))
+    return (two[:, 1] - two[:, 0]).median() / _spread(rest)
+
+
+def _spread(values: Tensor) -> Tensor:
+    if len(values) < 2:
+        return values.new_tensor(_LEAST_SPREAD)
+    return values.std().clamp(min=_LEAST_SPREAD)
+
+
+def _ratio(weights: Float[Tensor, "prefixes extensions"], best: Int64[Tensor, " prefixes"]) -> Tensor:
+    """log p(member)/p(stranger); both laws share the wider tail, so that what fits neither counts for nothing."""
+    members, rest = _split(weights, best)
+    low, high = members.mean(), rest.mean()
+    narrow, wide = _spread(members).maximum(_spread(rest) / 4), _spread(rest)
+    ratio = ((weights - high) / wide).square() / 2 - ((weights - low) / narrow).square() / 2 + (wide / narrow).log()
+    # Lower than a member's usual value is no evidence against membership.
+    floor = ((low - high) / wide).square() / 2 + (wide / narrow).log()
+    return torch.where(weights < low, floor, ratio.minimum(floor))
