@@ -9,12 +9,11 @@ features/n of what a stranger shows, for members of even energy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.probe import chunks, linear_inputs
@@ -87,22 +86,29 @@ def weigh_rows(
 def evidence(weights: Float[Tensor, "prefixes extensions layers"]) -> Float[Tensor, "prefixes extensions"]:
     """Log-likelihood ratio that an extension is a member, summed over layers.
 
-    In each layer the logarithms of q of members and of strangers are taken as normal. Which extensions are members is not known: the
-    best of each prefix is taken for one, by the layer that tells best from rest most clearly; then both laws are fitted,
-    the evidence of all layers is summed, and the best is chosen anew until nothing changes.
+    In each layer the logarithms of q of members and of strangers are taken as normal. Which extensions are members is not
+    known: the best of each prefix is taken for one, by the layer that tells best from second best most clearly; then both
+    laws are fitted, the evidence of all layers is summed, and the best is chosen anew until nothing changes.
+
+    Args:
+        weights: log q; NaN where an extension was not weighed, which then has evidence -inf.
     """
-    prefixes, extensions, layers = weights.shape
+    prefixes, extensions, _ = weights.shape
+    weighed = ~weights[..., 0].isnan()
     if extensions == 1:
-        return weights.new_zeros(prefixes, 1)
+        return torch.where(weighed, 0.0, -torch.inf).to(weights.dtype)
     # What a prefix brings with it is common to all its extensions; what a token brings, to all prefixes that it extends.
-    weights = weights - weights.median(dim=1, keepdim=True).values
-    if prefixes >= _ENOUGH:
-        weights = weights - weights.median(dim=0, keepdim=True).values
-    clear = torch.stack([_separation(weights[..., k]) for k in range(layers)])
-    total = -weights[..., int(clear.argmax())]
+    for _ in range(2):
+        if prefixes >= _ENOUGH:
+            weights = weights - weights.nanmedian(dim=0, keepdim=True).values
+        weights = weights - weights.nanmedian(dim=1, keepdim=True).values
+    tables = [_Table(values=w, weighed=weighed) for w in weights.unbind(-1)]
+    clearest = max(tables, key=_Table.separation)
+    total = -clearest.filled
     best = total.argmax(dim=1)
     for _ in range(_ROUNDS):
-        total = sum((_ratio(weights[..., k], best) for k in range(layers)), torch.zeros_like(total))
+        total = sum((table.ratio(best) for table in tables), torch.zeros_like(total))
+        total = torch.where(weighed, total, -torch.inf)
         chosen = total.argmax(dim=1)
         if bool((chosen == best).all()):
             break
@@ -110,30 +116,40 @@ def evidence(weights: Float[Tensor, "prefixes extensions layers"]) -> Float[Tens
     return total
 
 
-def _split(weights: Float[Tensor, "prefixes extensions"], best: Int64[Tensor, " prefixes"]) -> tuple[Tensor, Tensor]:
-    member = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, best.unsqueeze(1), True)
-    return weights[member], weights[~member]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Table:
+    """What one layer says of all extensions of all prefixes."""
 
+    values: Float[Tensor, "prefixes extensions"]
+    weighed: Bool[Tensor, "prefixes extensions"]
 
-def _separation(weights: Float[Tensor, "prefixes extensions"]) -> Float[Tensor, ""]:
-    """How far the best of each prefix lies below the second, in spreads of the rest."""
-    two = weights.topk(2, dim=1, largest=False).values
-    _, rest = _split(weights, weights.argmin(dim=1))
-    return (two[:, 1] - two[:, 0]).median() / _spread(rest)
+    @property
+    def filled(self) -> Float[Tensor, "prefixes extensions"]:
+        return torch.where(self.weighed, self.values, torch.inf)
+
+    def split(self, best: Int64[Tensor, " prefixes"]) -> tuple[Tensor, Tensor]:
+        """Members and strangers, if the best of each prefix are the members."""
+        member = torch.zeros_like(self.weighed).scatter_(1, best.unsqueeze(1), True)
+        return self.values[member & self.weighed], self.values[~member & self.weighed]
+
+    def separation(self) -> float:
+        """How far the best of each prefix lies below the second, in spreads of the rest."""
+        two = self.filled.topk(2, dim=1, largest=False).values
+        _, rest = self.split(self.filled.argmin(dim=1))
+        return float((two[:, 1] - two[:, 0]).median() / _spread(rest))
+
+    def ratio(self, best: Int64[Tensor, " prefixes"]) -> Float[Tensor, "prefixes extensions"]:
+        """log p(member)/p(stranger); lower than a member's usual value counts no more than that value."""
+        members, rest = self.split(best)
+        low, high = members.mean(), rest.mean()
+        wide = _spread(rest)
+        narrow = _spread(members).maximum(wide / 4)
+        most = ((low - high) / wide).square() / 2 + (wide / narrow).log()
+        gap = ((self.values - high) / wide).square() / 2 - ((self.values - low) / narrow).square() / 2
+        return torch.where(self.values < low, most, (gap + (wide / narrow).log()).minimum(most))
 
 
 def _spread(values: Tensor) -> Tensor:
     if len(values) < 2:
         return values.new_tensor(_LEAST_SPREAD)
     return values.std().clamp(min=_LEAST_SPREAD)
-
-
-def _ratio(weights: Float[Tensor, "prefixes extensions"], best: Int64[Tensor, " prefixes"]) -> Tensor:
-    """log p(member)/p(stranger); both laws share the wider tail, so that what fits neither counts for nothing."""
-    members, rest = _split(weights, best)
-    low, high = members.mean(), rest.mean()
-    narrow, wide = _spread(members).maximum(_spread(rest) / 4), _spread(rest)
-    ratio = ((weights - high) / wide).square() / 2 - ((weights - low) / narrow).square() / 2 + (wide / narrow).log()
-    # Lower than a member's usual value is no evidence against membership.
-    floor = ((low - high) / wide).square() / 2 + (wide / narrow).log()
-    return torch.where(weights < low, floor, ratio.minimum(floor))

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.first_input import Norm, before_norm, read_first_input, read_norm
+from gradleak.mechanics.probe import linear_inputs
 from gradleak.mechanics.span import Subspace
 from gradleak.mechanics.span_readers import Model, Reader
 from gradleak.models import LinearMap
@@ -87,21 +88,45 @@ def stream_reading(
     Returns:
         None if the model does something else between (checked on sample rows), as parallel or post-normalized blocks do.
     """
+    stream = read_stream(reader.path, output, model, tokens)
+    if stream is None:
+        return None
+    return _reading(reader.space, stream.norm, stream.weight, stream.base, stream.weight.dtype, rng)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stream:
+    """What a map reads behind the first attention: norm(base + W o), base the stream of a candidate and the map's bias."""
+
+    base: Float[Tensor, "rows seq features"]
+    weight: Float[Tensor, "features width"]
+    norm: Norm
+
+    def behind(
+        self, attended: Float[Tensor, "*batch extensions width"], rows: Int64[Tensor, " extensions"], position: int
+    ) -> Float[Tensor, "*batch extensions features"]:
+        h = self.norm.center(self.base[rows, position] + attended @ self.weight.T)
+        size = h.square().mean(dim=-1, keepdim=True).sqrt() if self.norm.normalized else 1.0
+        return self.norm.gain * h / size + self.norm.offset
+
+
+def read_stream(path: str, output: LinearMap, model: Model, tokens: Int64[Tensor, "rows seq"]) -> Stream | None:
+    """The stream at ``path`` for candidates; None if the model does something else between (checked on sample rows)."""
     subject, parameters = model.subject, model.parameters
     first = subject.anatomy.blocks[0].attention_inputs[0].module
     law = read_first_input(subject, first, positions=tokens.shape[1], parameters=parameters)
     if law is None:
         return None
     sample = tokens[:_SAMPLE_ROWS, :_SAMPLE_POSITIONS]
-    module, h, z = before_norm(subject, reader.path, sample, parameters=parameters)
+    module, h, z = before_norm(subject, path, sample, parameters=parameters)
     norm = read_norm(module, h, z)
     weight = output.as_matrix(_value(model, output.weight))
     bias = 0.0 if output.bias is None else _value(model, output.bias)
-    (attended,) = model.inputs((_at(output, reader),), sample)
+    attended = linear_inputs(subject, (output.module,), sample, parameters=parameters)[output.module]
     made = law.before_norm(sample) + attended @ weight.T + bias
     if norm is None or h.shape != made.shape or not bool((made - h).norm() <= _TOLERANCE * h.norm()):
         return None
-    return _reading(reader.space, norm, weight, law.before_norm(tokens) + bias, weight.dtype, rng)
+    return Stream(base=law.before_norm(tokens) + bias, weight=weight, norm=norm)
 
 
 def _reading(
@@ -137,7 +162,3 @@ def _mixer(rows: int, columns: int, rng: torch.Generator) -> Tensor:
 def _value(model: Model, name: str) -> Tensor:
     own = model.subject.module.get_parameter(name).detach()
     return own if model.parameters is None else model.parameters.get(name, own)
-
-
-def _at(output: LinearMap, reader: Reader) -> Reader:
-    return Reader(path=output.module, space=reader.space, weights=())
