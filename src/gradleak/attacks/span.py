@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -14,13 +13,12 @@ from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
-from gradleak.core.specs import name_of
-from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
-from gradleak.mechanics.adamw_inverse import first_step_gradients
 from gradleak.mechanics.certificate import Certificate, certify
 from gradleak.mechanics.span_assembly import Assembled, Assembly
+from gradleak.mechanics.span_beyond import join_placed
 from gradleak.mechanics.span_candidates import find_candidates
+from gradleak.mechanics.span_case import SpanCase, steps_by_adamw
 from gradleak.mechanics.span_context import Attended, Grid, Replayed
 from gradleak.mechanics.span_growth import Grown, grow
 from gradleak.mechanics.span_readers import (
@@ -31,16 +29,10 @@ from gradleak.mechanics.span_readers import (
     first_reader,
     input_drift,
 )
-from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.tokens import token_support
-from gradleak.mechanics.training import ClientTrainer
 from gradleak.models import Subject
 
-_UNKNOWN_TOKENS = 1024
-"""Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
 _FIRST_WINDOW = 32
-_ROUNDING = 0.4247 * 2.0**-24
-"""Standard deviation of one float32 rounding in units of the rms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,23 +70,26 @@ class Span(Attack):
     rounds: int = 4
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
-        case = _Case.of(update, view)
+        case = SpanCase.of(update, view)
         drift = input_drift(case.model, case.subject.anatomy.blocks[0].attention_inputs, rng)
         evidence = {"noise_std": case.noise_std, "summands": case.summands, "drift": drift}
         first = first_reader(case.readable, case.subject.anatomy, **evidence)
         try:
             found = self._search(case, first, evidence, rng, clock)
         except NotApplicableError as reason:
-            bag = _bag_of_embeddings(case, str(reason))
-            if bag is None:
+            beyond = _beyond(case, str(reason), rng, clock)
+            if beyond is None:
                 raise
-            return bag
-        complete = found.ordered and len(found.records) == case.batch_size
-        bag = None if complete else _bag_of_embeddings(case, found.message)
-        return found if bag is None or _covers_half(found.records, bag.records[0]) else bag
+            return beyond
+        if found.ordered and len(found.records) == case.batch_size:
+            return found
+        bag = _bag_of_embeddings(case, found.message)
+        if bag is None or _covers_half(found.records, bag.records[0]):
+            return found
+        return _beyond(case, found.message, rng, clock) or bag
 
     def _search(
-        self, case: _Case, first: Reader, evidence: Mapping[str, Any], rng: torch.Generator, clock: Clock
+        self, case: SpanCase, first: Reader, evidence: Mapping[str, Any], rng: torch.Generator, clock: Clock
     ) -> Reconstruction:
         candidates = _candidates(first, case, rng)
         if not candidates.length():
@@ -122,7 +117,7 @@ class Span(Attack):
         return _conclude(case, outcome, statistics, rng, clock)
 
     def _grow(
-        self, case: _Case, candidates: Candidates, readers: tuple[Reader, ...], rng: torch.Generator, clock: Clock
+        self, case: SpanCase, candidates: Candidates, readers: tuple[Reader, ...], rng: torch.Generator, clock: Clock
     ) -> _Outcome:
         beam = self.beam * (case.batch_size or 16)
         if not candidates.tokens[0].numel():
@@ -135,7 +130,7 @@ class Span(Attack):
 
     def _assemble(
         self,
-        case: _Case,
+        case: SpanCase,
         first: Reader,
         candidates: Candidates,
         readers: tuple[Reader, ...],
@@ -158,89 +153,6 @@ class Span(Attack):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Case:
-    """What this adversary holds, in the form the steps need it.
-
-    Attributes:
-        update: what was released; ``readable``: tensors with the same column spaces as the gradient's.
-    """
-
-    update: Update
-    readable: Update
-    subject: Subject
-    model: Model
-    view: View
-    stages: tuple[Stage, ...]
-    batch_size: int | None
-    seq_len: int | None
-
-    @staticmethod
-    def of(update: Update, view: View) -> _Case:
-        subject, trainer = view["subject"], view.get("trainer")
-        stages = tuple(view.get("stages") or ())
-        if _adamw(trainer) and stages:
-            raise NotApplicableError(
-                "The client used AdamW, and a stage changed what it shared: the step cannot be undone to a gradient any more."
-            )
-        return _Case(
-            update=update,
-            readable=first_step_gradients(update, view["trainer"]) if _adamw(trainer) else update,
-            subject=subject,
-            model=Model(subject=subject, parameters=_midway(update, subject, trainer, stages)),
-            view=view,
-            stages=stages,
-            batch_size=view.get("batch_size"),
-            seq_len=view.get("seq_len"),
-        )
-
-    @property
-    def summands(self) -> int:
-        return self.batch_size * self.seq_len if self.batch_size and self.seq_len else _UNKNOWN_TOKENS
-
-    def noise_std(self, name: str) -> float:
-        """Stage noise, and the rounding of the weights themselves where their difference was shared."""
-        trainer = self.view.get("trainer")
-        if _adamw(trainer):
-            return 1.0
-        # Noise of a size that cannot be told is left to the update's own spectrum.
-        parts = [self._stage_std(self.stages, name) or 0.0]
-        if trainer is not None and trainer.training.share == "delta":
-            weight = self.subject.module.get_parameter(name).detach().double()
-            size = float(weight.square().mean().sqrt())
-            parts.append(_ROUNDING * size * math.sqrt(trainer.training.local_steps(self.batch_size or 1)))
-        return math.hypot(*parts)
-
-    def adapted(self) -> tuple[str, ...]:
-        """Stages that the search accounts for: another model, clients, scaling (which moves no span), noise of a known size."""
-        name = next(iter(self.update))
-        return tuple(
-            name_of(stage)
-            for stage in self.stages
-            if isinstance(stage, (ModelStage, ProtocolStage))
-            or stage.norm_bound() is not None
-            or self._stage_std((stage,), name)
-        )
-
-    def _stage_std(self, stages: tuple[Stage, ...], name: str) -> float | None:
-        trainer = self.view.get("trainer")
-        return released_std(stages, name, self.update[name], trainer=trainer, records=self.batch_size)
-
-
-def _adamw(trainer: ClientTrainer | None) -> bool:
-    return trainer is not None and trainer.training.share == "delta" and trainer.training.optimizer == "adamw"
-
-
-def _midway(
-    update: Update, subject: Subject, trainer: ClientTrainer | None, stages: tuple[Stage, ...]
-) -> dict[str, Tensor] | None:
-    """The mean of the parameters before and after local training, whose inputs the sum over the steps holds to second
-    order; None where the update is a gradient or was altered."""
-    if trainer is None or trainer.training.share != "delta" or trainer.training.single or stages:
-        return None
-    return {name: subject.module.get_parameter(name).detach() + delta.float() / 2 for name, delta in update.items()}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Outcome:
     records: tuple[Tensor, ...]
     status: Status
@@ -248,7 +160,7 @@ class _Outcome:
     statistics: Mapping[str, float]
 
 
-def _candidates(first: Reader, case: _Case, rng: torch.Generator) -> Candidates:
+def _candidates(first: Reader, case: SpanCase, rng: torch.Generator) -> Candidates:
     """Candidates at every position; where the length is unknown the window grows until its end is empty."""
     longest = case.subject.anatomy.max_positions or 1_000_000
     if case.seq_len is not None:
@@ -261,7 +173,27 @@ def _candidates(first: Reader, case: _Case, rng: torch.Generator) -> Candidates:
         window = min(2 * window, longest)
 
 
-def _bag_of_embeddings(case: _Case, reason: str) -> Reconstruction | None:
+def _beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
+    """What the tables of tokens and positions tell where the spans are full: sentences, or a bag of tokens; None if nothing."""
+    bag = _bag_of_embeddings(case, reason)
+    if bag is None or case.batch_size is None or case.seq_len is None:
+        return bag
+    joined = join_placed(case.update, case.model, records=case.batch_size, positions=case.seq_len, rng=rng, clock=clock)
+    records = () if joined is None else joined.supported()
+    if joined is None or not _covers_half(records, bag.records[0]):
+        return bag
+    undecided = case.batch_size * case.seq_len - sum(len(record) for record in records)
+    return Reconstruction(
+        records=records,
+        status=_status(True, joined.finished),
+        message=f"{reason} Tokens were placed by the gradients of the token and position tables and joined by what the first "
+        f"blocks prefer: {len(records)} sequences, likely and not proven; up to {undecided} tokens cannot be told.",
+        adapted=case.adapted(),
+        statistics={"tested": float(joined.tested), "distinct_tokens": float(bag.records[0].numel())},
+    )
+
+
+def _bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
     """The tokens from the rows of the embedding's gradient; None if it is not shared or does not tell them exactly."""
     name = case.subject.anatomy.token_embedding
     support = None if name is None or name not in case.update else token_support(case.update[name].float())
@@ -304,7 +236,7 @@ def _closing_token(subject: Subject) -> int | None:
     return last if last in subject.tokenizer.special_ids else None
 
 
-def _lengths(case: _Case, candidates: Candidates, closing: int | None) -> tuple[int, ...]:
+def _lengths(case: SpanCase, candidates: Candidates, closing: int | None) -> tuple[int, ...]:
     """Lengths that sentences may have: known ones; those where the closing token fits; else all, longest first."""
     filled = 0
     for ids in candidates.tokens:
@@ -352,7 +284,7 @@ def _status(found: bool, finished: bool) -> Status:
     return Status.CONVERGED if found else Status.NOTHING_FOUND
 
 
-def _tokens_only(case: _Case, candidates: Candidates, statistics: dict[str, float], why: str) -> Reconstruction:
+def _tokens_only(case: SpanCase, candidates: Candidates, statistics: dict[str, float], why: str) -> Reconstruction:
     """What the first test alone gives: the nearest token per position for a single record, else a bag of tokens."""
     single = case.batch_size == 1 and candidates.positional
     length = candidates.length()
@@ -385,7 +317,7 @@ def _statistics(first: Reader, readers: tuple[Reader, ...], candidates: Candidat
 
 
 def _conclude(
-    case: _Case, outcome: _Outcome, statistics: dict[str, float], rng: torch.Generator, clock: Clock
+    case: SpanCase, outcome: _Outcome, statistics: dict[str, float], rng: torch.Generator, clock: Clock
 ) -> Reconstruction:
     """Adds the certificate where it can be had, and says what no effort could have shown."""
     certificate = _certificate(case, outcome, rng, clock)
@@ -406,16 +338,16 @@ def _conclude(
     )
 
 
-def _has_dropout(case: _Case) -> bool:
+def _has_dropout(case: SpanCase) -> bool:
     trainer = case.view.get("trainer")
     return trainer is not None and trainer.training.dropout
 
 
-def _certificate(case: _Case, outcome: _Outcome, rng: torch.Generator, clock: Clock) -> Certificate | None:
+def _certificate(case: SpanCase, outcome: _Outcome, rng: torch.Generator, clock: Clock) -> Certificate | None:
     trainer = case.view.get("trainer")
     if trainer is None or case.batch_size is None or case.seq_len is None or case.stages or _has_dropout(case):
         return None
-    if _adamw(trainer) and case.subject.loss == "classification":
+    if steps_by_adamw(trainer) and case.subject.loss == "classification":
         # Signs of the head's gradient do not tell the labels, and to try them all costs a gradient each.
         return None
     labels = case.view.get("labels")

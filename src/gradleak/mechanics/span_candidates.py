@@ -82,30 +82,6 @@ def find_candidates(
     return _by_position(kept, nearest, width=width, positions=positions, cut=cut, keep_at_most=keep_at_most)
 
 
-def closest_candidates(reader: Reader, model: Model, *, positions: int, count: int, rng: torch.Generator) -> Candidates:
-    """The ``count`` tokens nearest to the space at every position, whether they pass or not: a shortlist for a joint search."""
-    test, width = _make_test(reader, model, positions, rng)
-    if isinstance(test, _Factored):
-        test = test.sharpened()
-    ids, _ = test.screen(math.inf)
-    tokens: list[Tensor] = []
-    residuals: list[Tensor] = []
-    for part in chunks(len(ids), test.floats_each):
-        residual, _ = test.judge(ids[part])
-        tokens.append(ids[part])
-        residuals.append(residual)
-    every, table = torch.cat(tokens), torch.cat(residuals)
-    best = table.topk(min(count, len(every)), dim=0, largest=False)
-    kept = [
-        (
-            every[best.indices.T.flatten()],
-            torch.arange(width).repeat_interleave(len(best.values)),
-            best.values.T.flatten(),
-        )
-    ]
-    return _by_position(kept, every[best.indices[0]], width=width, positions=positions, cut=1.0, keep_at_most=count)
-
-
 def _by_position(
     kept: list[tuple[Tensor, Tensor, Tensor]],
     nearest: Tensor,

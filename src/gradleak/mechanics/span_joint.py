@@ -41,6 +41,11 @@ class Joined:
     tested: int
     finished: bool
 
+    def supported(self) -> tuple[Int64[Tensor, " length"], ...]:
+        """Sequences up to the first token that the evidence does not favor; of one token alone nothing is known."""
+        ends = [int((certain > 0).long().cumprod(0).sum()) + 1 for certain in (e[1:] for e in self.evidence)]
+        return tuple(ids[:end] for ids, end in zip(self.sequences, ends, strict=True) if end > 1)
+
 
 def grow_jointly(
     grid: Grid,
@@ -71,7 +76,27 @@ def grow_jointly(
         parents, children = _chosen(found, at_most=2 * records)
         rows = torch.cat((rows[parents], children.unsqueeze(1)), dim=1)
         certain = torch.cat((certain[parents], found[parents, children].unsqueeze(1)), dim=1)
-    return Joined(sequences=tuple(grid.ids(rows)), evidence=tuple(certain), tested=tested, finished=finished)
+    chosen = _distinct(rows, certain, records)
+    return Joined(
+        sequences=tuple(grid.ids(rows[chosen])), evidence=tuple(certain[chosen]), tested=tested, finished=finished
+    )
+
+
+def _distinct(
+    rows: Int64[Tensor, "sequences length"], certain: Float[Tensor, "sequences length"], at_most: int
+) -> Int64[Tensor, " chosen"]:
+    """Sequences that together hold most candidates: each in turn has the most that no earlier one holds, then most evidence."""
+    if len(rows) <= at_most:
+        return torch.arange(len(rows))
+    held = torch.zeros(rows.shape[1], int(rows.max()) + 1, dtype=torch.bool)
+    places, strength = torch.arange(rows.shape[1]), certain.sum(dim=1).clamp(-1e6, 1e6) / 1e7
+    chosen: list[int] = []
+    for _ in range(at_most):
+        value = (~held[places, rows]).sum(dim=1) + strength
+        value[chosen] = -torch.inf
+        chosen.append(int(value.argmax()))
+        held[places, rows[chosen[-1]]] = True
+    return torch.tensor(chosen)
 
 
 def _first(grid: Grid, preferred: Sequence[Preference], model: Model) -> Int64[Tensor, "candidates one"]:

@@ -1,0 +1,63 @@
+"""Why: the first space may be full, because the batch holds more tokens than the model is wide; then no token passes or fails
+on its own, and the search is a joint one. It starts from candidates that the token and position tables place, where those
+are trained. Must not know encoders, labels or losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.core.attack import Clock
+from gradleak.mechanics.span_context import Grid
+from gradleak.mechanics.span_joint import Joined, grow_jointly
+from gradleak.mechanics.span_placement import place_tokens
+from gradleak.mechanics.span_preference import preferences
+from gradleak.mechanics.span_readers import Candidates, Model
+from gradleak.mechanics.tokens import token_support
+
+_LIKELY = 0.25
+"""A token is a candidate where its share is at least this part of its largest."""
+_BLOCKS = 2
+
+
+def join_placed(
+    update: Mapping[str, Tensor], model: Model, *, records: int, positions: int, rng: torch.Generator, clock: Clock
+) -> Joined | None:
+    """Sequences from the tables' gradients and the preferences of the first blocks.
+
+    Returns:
+        None unless the model adds trained positions to tokens and shares the gradients of both tables.
+    """
+    anatomy = model.subject.anatomy
+    token, position = anatomy.token_embedding, anatomy.position_embedding
+    if anatomy.kind != "decoder" or token is None or position is None or not {token, position} <= update.keys():
+        return None
+    support = token_support(update[token].float())
+    places = update[position].float()
+    # Some models leave the first rows of the position table unused.
+    used = places[places.ne(0).any(dim=1)][:positions]
+    if not support.exact or len(used) < 2:
+        return None
+    shares = place_tokens(update[token][support.ids].float(), used)
+    preferred = preferences(update, model, lambda _: 0.0, blocks=_BLOCKS)
+    if not preferred:
+        return None
+    grid = Grid.of(_placed(support.ids, shares), model.vocab_size, rng)
+    return grow_jointly(grid, preferred, model, records=records, clock=clock)
+
+
+def _placed(tokens: Int64[Tensor, " tokens"], shares: Float[Tensor, "tokens positions"]) -> Candidates:
+    likely = shares >= _LIKELY * shares.amax(dim=1, keepdim=True)
+    columns = [likely[:, p].nonzero().flatten() for p in range(shares.shape[1])]
+    ordered = [rows[shares[rows, p].argsort(descending=True)] for p, rows in enumerate(columns)]
+    return Candidates(
+        tokens=tuple(tokens[rows] for rows in ordered),
+        residuals=tuple(1 - shares[rows, p] for p, rows in enumerate(ordered)),
+        nearest=tokens[shares.argmax(dim=0)],
+        null_cut=1.0,
+        positional=True,
+    )

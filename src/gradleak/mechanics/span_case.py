@@ -1,0 +1,109 @@
+"""Why: what an adversary holds comes as an update and a view; the steps of the span attack need it as a model to probe, readable
+tensors and the noise on each. Must not know how tokens or sequences are searched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradleak.core.errors import NotApplicableError
+from gradleak.core.knowledge import View
+from gradleak.core.specs import name_of
+from gradleak.core.stage import ModelStage, ProtocolStage, Stage
+from gradleak.core.update import Update
+from gradleak.mechanics.adamw_inverse import first_step_gradients
+from gradleak.mechanics.span_readers import Model
+from gradleak.mechanics.stage_noise import released_std
+from gradleak.mechanics.training import ClientTrainer
+from gradleak.models import Subject
+
+_UNKNOWN_TOKENS = 1024
+"""Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
+_ROUNDING = 0.4247 * 2.0**-24
+"""Standard deviation of one float32 rounding in units of the rms."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpanCase:
+    """What this adversary holds, in the form the steps need it.
+
+    Attributes:
+        update: what was released; ``readable``: tensors with the same column spaces as the gradient's.
+    """
+
+    update: Update
+    readable: Update
+    subject: Subject
+    model: Model
+    view: View
+    stages: tuple[Stage, ...]
+    batch_size: int | None
+    seq_len: int | None
+
+    @staticmethod
+    def of(update: Update, view: View) -> SpanCase:
+        subject, trainer = view["subject"], view.get("trainer")
+        stages = tuple(view.get("stages") or ())
+        if steps_by_adamw(trainer) and stages:
+            raise NotApplicableError(
+                "The client used AdamW, and a stage changed what it shared: the step cannot be undone to a gradient any more."
+            )
+        return SpanCase(
+            update=update,
+            readable=first_step_gradients(update, view["trainer"]) if steps_by_adamw(trainer) else update,
+            subject=subject,
+            model=Model(subject=subject, parameters=_midway(update, subject, trainer, stages)),
+            view=view,
+            stages=stages,
+            batch_size=view.get("batch_size"),
+            seq_len=view.get("seq_len"),
+        )
+
+    @property
+    def summands(self) -> int:
+        return self.batch_size * self.seq_len if self.batch_size and self.seq_len else _UNKNOWN_TOKENS
+
+    def noise_std(self, name: str) -> float:
+        """Stage noise, and the rounding of the weights themselves where their difference was shared."""
+        trainer = self.view.get("trainer")
+        if steps_by_adamw(trainer):
+            return 1.0
+        # Noise of a size that cannot be told is left to the update's own spectrum.
+        parts = [self._stage_std(self.stages, name) or 0.0]
+        if trainer is not None and trainer.training.share == "delta":
+            weight = self.subject.module.get_parameter(name).detach().double()
+            size = float(weight.square().mean().sqrt())
+            parts.append(_ROUNDING * size * math.sqrt(trainer.training.local_steps(self.batch_size or 1)))
+        return math.hypot(*parts)
+
+    def adapted(self) -> tuple[str, ...]:
+        """Stages that the search accounts for: another model, clients, scaling (which moves no span), noise of a known size."""
+        name = next(iter(self.update))
+        return tuple(
+            name_of(stage)
+            for stage in self.stages
+            if isinstance(stage, (ModelStage, ProtocolStage))
+            or stage.norm_bound() is not None
+            or self._stage_std((stage,), name)
+        )
+
+    def _stage_std(self, stages: tuple[Stage, ...], name: str) -> float | None:
+        trainer = self.view.get("trainer")
+        return released_std(stages, name, self.update[name], trainer=trainer, records=self.batch_size)
+
+
+def steps_by_adamw(trainer: ClientTrainer | None) -> bool:
+    return trainer is not None and trainer.training.share == "delta" and trainer.training.optimizer == "adamw"
+
+
+def _midway(
+    update: Update, subject: Subject, trainer: ClientTrainer | None, stages: tuple[Stage, ...]
+) -> dict[str, Tensor] | None:
+    """The mean of the parameters before and after local training, whose inputs the sum over the steps holds to second
+    order; None where the update is a gradient or was altered."""
+    if trainer is None or trainer.training.share != "delta" or trainer.training.single or stages:
+        return None
+    return {name: subject.module.get_parameter(name).detach() + delta.float() / 2 for name, delta in update.items()}

@@ -1,0 +1,100 @@
+"""Beyond the width: placement by the tables' gradients, joint evidence, and the test that settles a token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from gradleak.attacks.span import Span
+from gradleak.core.batch import Batch
+from gradleak.core.knowledge import Knowledge
+from gradleak.core.observation import Observation
+from gradleak.core.rng import derive
+from gradleak.mechanics.span_joint import _distinct
+from gradleak.mechanics.span_placement import place_tokens
+from gradleak.mechanics.span_preference import evidence
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import Subject, read_anatomy
+
+RECORDS, LENGTH, WIDTH, VOCAB = 22, 8, 160, 4000
+
+
+@pytest.mark.parametrize("tokens", [60, 120])
+def test_tokens_are_placed_with_fewer_equations_than_tokens(tokens: int) -> None:
+    rng = derive(tokens, "placement")
+    rows = torch.randn(tokens, 96, generator=rng) * torch.rand(tokens, 1, generator=rng).add(0.1)
+    truth = torch.randint(6, (tokens,), generator=rng)
+    places = torch.zeros(6, 96).index_add(0, truth, rows)
+    shares = place_tokens(rows, places)
+    assert torch.allclose(shares.sum(dim=1), torch.ones(tokens, dtype=torch.float64))
+    assert torch.equal(shares.argmax(dim=1), truth)
+
+
+def test_placement_fails_where_half_the_tokens_exceed_the_equations() -> None:
+    rng = derive(0, "placement")
+    rows, truth = torch.randn(400, 32, generator=rng), torch.randint(6, (400,), generator=rng)
+    shares = place_tokens(rows, torch.zeros(6, 32).index_add(0, truth, rows))
+    assert float((shares.argmax(dim=1) == truth).double().mean()) < 0.9
+
+
+def test_what_is_common_to_a_prefix_or_a_token_is_no_evidence() -> None:
+    rng = derive(3, "evidence")
+    weights = torch.randn(9, 9, 3, generator=rng, dtype=torch.float64) * 0.2
+    weights[torch.arange(9), torch.arange(9)] -= 1.0
+    rows, columns = (5 * torch.randn(9, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    shifted = weights + rows.unsqueeze(1) + columns.unsqueeze(0)
+    assert torch.equal(evidence(shifted).argmax(dim=1), torch.arange(9))
+    # Each layer on its own is misled by the common parts.
+    assert not torch.equal(shifted[..., 0].argmin(dim=1), torch.arange(9))
+
+
+def test_what_was_not_weighed_has_no_evidence() -> None:
+    weights = torch.randn(4, 5, 2, generator=derive(0, "evidence"), dtype=torch.float64)
+    weights[0, 3] = torch.nan
+    found = evidence(weights)
+    assert found[0, 3] == -torch.inf
+    assert bool(found[1:].isfinite().all())
+
+
+def test_sequences_that_share_most_with_others_are_dropped() -> None:
+    rows = torch.tensor([[0, 0, 0], [0, 0, 1], [1, 1, 1]])
+    certain = torch.tensor([[0.0, 5, 5], [0.0, 9, 9], [0.0, 1, 1]])
+    assert sorted(_distinct(rows, certain, 2).tolist()) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def crowded() -> tuple[Subject, Batch]:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB,
+        n_embd=WIDTH,
+        n_inner=2 * WIDTH,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+        initializer_range=0.045,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    module = transformers.GPT2ForSequenceClassification(config).eval()
+    subject = Subject(
+        name="gpt2", module=module, anatomy=read_anatomy(module), tokenizer=None, loss="classification", classes=2
+    )
+    rng = derive(1, "crowded")
+    ids = torch.randint(3, VOCAB, (RECORDS, LENGTH), generator=rng)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return subject, Batch(inputs=ids, mask=mask, labels=torch.randint(2, (RECORDS,), generator=rng))
+
+
+def test_sentences_come_back_from_a_batch_larger_than_the_width(crowded: tuple[Subject, Batch]) -> None:
+    subject, batch = crowded
+    assert batch.mask.sum() > WIDTH
+    update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(0, "update"))
+    facts = {"subject": subject, "batch_size": RECORDS, "seq_len": LENGTH}
+    found = Span()(Observation(update=update, knowledge=Knowledge(facts=facts)), rng=derive(0, "attack"))
+    exact = {tuple(r.tolist()) for r in batch.records()} & {tuple(r.tolist()) for r in found.records}
+    assert found.ordered
+    assert len(exact) >= RECORDS // 2
+    assert len(found.records) <= RECORDS
