@@ -89,6 +89,7 @@ def test_trees_compose_and_claim_no_sampling() -> None:
         tree(2.0, 400, sampling="poisson", sampling_rate=0.1)
 
 
+@pytest.mark.slow
 def test_a9_a_composite_of_mixtures_of_gaussians() -> None:
     """The engine of user-level accounting; anchors the version that is installed."""
     accountant = PLDAccountant(value_discretization_interval=1e-3)
@@ -97,6 +98,7 @@ def test_a9_a_composite_of_mixtures_of_gaussians() -> None:
     assert accountant.get_epsilon(1e-6) == pytest.approx(17.193115, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("z", "q", "k"), [(1.0, 0.1, 4)])
 def test_a_user_in_one_step_by_quadrature(z: float, q: float, k: int) -> None:
     """δ at our ε is the integral of (p - e^ε·p')₊ in the worse direction, p the binomial mixture, p' the noise alone."""
