@@ -115,8 +115,9 @@ def trained(task: str, chain: str, seed: int) -> Cell:
         )
     if not reason:
         found = train(task, calls, seed, Schedule(rounds=ROUNDS[task]))
-        reason, last = found.reason, found.losses[-10:]
+        reason = found.reason
     if found.accuracy is not None and not reason:
+        last = found.losses[-10:]
         values |= {"accuracy": found.accuracy, "last loss": sum(last) / len(last), "seconds": found.cpu_seconds}
     return Cell(
         measure=task,

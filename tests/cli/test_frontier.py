@@ -267,6 +267,9 @@ def test_estimates_alone_do_not_suffice() -> None:
 def test_a_setting_that_no_informed_attack_tested_is_not_named(change: dict[str, bool]) -> None:
     answer = recommend([_sweep(_point("x", 0.12, 0.89, **change))], Limits(leakage=0.3, drop=0.1))
     assert answer.found is None and answer.close == ()
+    assert "Not counted" in " ".join(answer.sentences()) and "gaussian(std=x)" in " ".join(answer.sentences())
+    counted = recommend([_sweep(_point("y", 0.12, 0.89))], Limits(leakage=0.3, drop=0.1))
+    assert "Not counted" not in " ".join(counted.sentences())
 
 
 def test_runs_of_different_metrics_are_not_mixed() -> None:

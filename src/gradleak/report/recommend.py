@@ -71,11 +71,13 @@ class Recommendation:
             "intervals do not: more --repeats narrow the leakage, more --utility-seeds the drop."
             for each in self.close
         )
+        left_out = [each.defense for each in self.every if not _counts(each)]
+        missing = (f"Not counted, without a result of an informed attack or of every training: {', '.join(left_out)}.",)
         last = (
             "This speaks of the attacks, data and tiny training of these runs. A stronger attack or another model may leak "
             "more; without an ε nothing bounds it."
         )
-        return (first, *(limit if guess >= self.limits.leakage else ()), *close, last)
+        return (first, *(limit if guess >= self.limits.leakage else ()), *close, *(missing if left_out else ()), last)
 
 
 def recommend(sweeps: Sequence[Sweep], limits: Limits) -> Recommendation:
@@ -93,7 +95,7 @@ def recommend(sweeps: Sequence[Sweep], limits: Limits) -> Recommendation:
             f"These runs measure leakage by {' and '.join(metrics)}, which cannot be compared. Split them."
         )
     every = [Finding(run=sweep.run, metric=sweep.metric, point=point) for sweep in sweeps for point in sweep.points]
-    counted = [each for each in every if each.point.tested and each.point.adaptive and each.point.drop is not None]
+    counted = [each for each in every if _counts(each.point)]
     meeting = [each for each in counted if _meets(each.point, limits)]
     close = [each for each in counted if each not in meeting and _estimates_meet(each.point, limits)]
     return Recommendation(
@@ -102,6 +104,10 @@ def recommend(sweeps: Sequence[Sweep], limits: Limits) -> Recommendation:
         close=tuple(sorted(close, key=_cost)),
         every=tuple(each.point for each in every),
     )
+
+
+def _counts(point: Point) -> bool:
+    return point.tested and point.adaptive and point.drop is not None
 
 
 def _meets(point: Point, limits: Limits) -> bool:
