@@ -15,12 +15,14 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.certificate import Certificate, certify
+from gradleak.mechanics.span import noise_in
 from gradleak.mechanics.span_assembly import Assembled, Assembly
 from gradleak.mechanics.span_beyond import join_placed
 from gradleak.mechanics.span_candidates import find_candidates
 from gradleak.mechanics.span_case import SpanCase, steps_by_adamw
 from gradleak.mechanics.span_context import Attended, Grid, Replayed
 from gradleak.mechanics.span_growth import Grown, grow
+from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import (
     Candidates,
     Model,
@@ -29,10 +31,13 @@ from gradleak.mechanics.span_readers import (
     first_reader,
     input_drift,
 )
+from gradleak.mechanics.span_settled import settle
 from gradleak.mechanics.tokens import token_support
 from gradleak.models import Subject
 
 _FIRST_WINDOW = 32
+_BLURRED = 30.0
+"""Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +113,7 @@ class Span(Attack):
                 "no layer behind the first attention tells their order",
             )
         if case.subject.anatomy.kind == "decoder":
-            outcome = self._grow(case, candidates, readers, rng, clock)
+            outcome = self._grow(case, first, candidates, readers, rng, clock)
         else:
             outcome = self._assemble(case, first, candidates, readers, rng, clock)
         statistics = _statistics(first, readers, candidates) | dict(outcome.statistics)
@@ -117,7 +122,13 @@ class Span(Attack):
         return _conclude(case, outcome, statistics, rng, clock)
 
     def _grow(
-        self, case: SpanCase, candidates: Candidates, readers: tuple[Reader, ...], rng: torch.Generator, clock: Clock
+        self,
+        case: SpanCase,
+        first: Reader,
+        candidates: Candidates,
+        readers: tuple[Reader, ...],
+        rng: torch.Generator,
+        clock: Clock,
     ) -> _Outcome:
         beam = self.beam * (case.batch_size or 16)
         if not candidates.tokens[0].numel():
@@ -126,7 +137,8 @@ class Span(Attack):
         attended = Attended.of(grid, readers, case.model, rng)
         continuations = attended or Replayed(grid=grid, readers=readers, model=case.model)
         grown = grow(grid, continuations, readers[-1], case.model, beam=beam, at_most=case.batch_size, clock=clock)
-        return _outcome_of_growth(grown, case.batch_size)
+        outcome = _outcome_of_growth(grown, case.batch_size)
+        return outcome if candidates.null_cut > _BLURRED * first.space.typical else _under_noise(case, outcome)
 
     def _assemble(
         self,
@@ -171,6 +183,27 @@ def _candidates(first: Reader, case: SpanCase, rng: torch.Generator) -> Candidat
         if not found.positional or found.length() < window or window == longest:
             return found
         window = min(2 * window, longest)
+
+
+def _under_noise(case: SpanCase, outcome: _Outcome) -> _Outcome:
+    """The same outcome, with how much of what stands out of the noise it leaves unexplained."""
+
+    def std(name: str) -> float:
+        return case.noise_std(name) or noise_in(case.readable[name])
+
+    preferred = preferences(case.readable, case.model, std, blocks=2)
+    tested = max(1, int(outcome.statistics["tested"]))
+    settled = settle(outcome.records, preferred, case.model, tests=tested) if outcome.records else None
+    if settled is None:
+        return outcome
+    statistics = {**outcome.statistics, "unexplained_directions": float(settled.unexplained)}
+    note = "; all that stands out of the noise is explained"
+    if settled.unexplained:
+        note = (
+            f"; {settled.unexplained} directions stand out of the noise that no proposed token explains: "
+            "how the records go on cannot be told"
+        )
+    return replace(outcome, message=outcome.message + note, statistics=statistics)
 
 
 def _beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
