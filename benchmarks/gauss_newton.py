@@ -28,6 +28,7 @@ from gradleak.theory.error_bounds import estimated_bounds
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ATTACKS: dict[str, Attack] = {
     "gauss_newton": GaussNewton(),
+    "gauss_newton(space=all)": GaussNewton(space="all"),
     "dlg": DLG(),
 }
 

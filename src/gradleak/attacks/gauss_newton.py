@@ -29,6 +29,8 @@ class GaussNewton(MatchingAttack):
         restarts: starts that are optimized together; screened: random starts looked at first.
         balance: tensors are divided by their norm to this power; 0 is plain, 1 lets small tensors count.
         patience: iterations without 1 % progress before the search stops.
+        space: ``span`` searches only embeddings whose first inputs lie in the span of that layer's gradients, where that is
+            certain (two blocks or more, no stage, every token read by the loss); ``all`` searches everywhere.
 
     Source: Levenberg–Marquardt with Nielsen's damping, on the objective of Zhu, Liu, Han 2019, arXiv 1906.08935.
     """
@@ -43,6 +45,7 @@ class GaussNewton(MatchingAttack):
     screened: int = 16
     balance: float = 1.0
     patience: int = 8
+    space: str = "span"
 
     def __post_init__(self) -> None:
         require_ranges(self, counts=("iterations", "inner", "restarts", "screened"))
@@ -55,4 +58,5 @@ class GaussNewton(MatchingAttack):
             restarts=self.restarts,
             screened=self.screened,
             balance=self.balance,
+            space="span" if self.space == "span" else "all",
         )

@@ -23,13 +23,14 @@ from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
-from gradleak.mechanics.framing import UNKNOWN, Framing
+from gradleak.mechanics import search_space
 from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.objectives import Objective, Target
 from gradleak.mechanics.outer_sums import OuterSum, Simulated
 from gradleak.mechanics.readout import nearest_tokens, token_table
 from gradleak.mechanics.replay import Replay
 from gradleak.mechanics.search import Optimizer, Stopping, Variables
+from gradleak.mechanics.search_space import SearchSpace
 from gradleak.mechanics.training import ClientTrainer
 from gradleak.models.noisy import noise_name, noisy_layers
 
@@ -57,6 +58,7 @@ class Matching:
         restarts: starts that are optimized together; screened: random starts of which the best are kept.
         total_variation: weight of the anisotropic total variation of pixels.
         labels: ``search`` optimizes soft labels even where they could be inferred; ``infer`` reads them first.
+        space: ``span`` searches embeddings only where the first attention's gradients leave room (``search_space``).
         balance: every tensor is divided by its observed norm to this power: 0 matches the tensors as they are, 1 lets
             none count more than another.
         noise_penalty: weight of how far the average of every searched noise is from its mean.
@@ -70,12 +72,13 @@ class Matching:
     balance: float
     total_variation: float = 0.0
     labels: Literal["infer", "search"] = "infer"
+    space: Literal["span", "all"] = "all"
     noise_penalty: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One observation, made ready to be matched. Inputs are searched in units of ``center + scale · u``.
+    """One observation, made ready to be matched.
 
     Attributes:
         replay: the channel as the adversary simulates it.
@@ -90,9 +93,7 @@ class Problem:
     batch_size: int
     mask: Bool[Tensor, "batch ..."]
     targets: Float[Tensor, "batch classes"] | None
-    center: Tensor
-    scale: Tensor
-    shape: tuple[int, ...]
+    space: SearchSpace
     noise: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -100,7 +101,7 @@ class Problem:
         return self.replay.trainer
 
     def inputs(self, u: Tensor) -> Tensor:
-        return self.center + self.scale * u
+        return self.space.inputs(u)
 
     def simulate(
         self, inputs: Tensor, targets: Tensor, noise: Mapping[str, Tensor] = MappingProxyType({})
@@ -154,11 +155,11 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
     observed = _simulable(update, trainer, stages)
     weights = _weights(observed, balance=parts.balance)
     if text:
-        center, scale = _text_space(view, token_table(subject), batch_size, mask.shape[1])
-        shape = tuple(center.shape)
+        space = search_space.embeddings(view, token_table(subject), batch_size, mask.shape[1])
+        if parts.space == "span" and not stages and trainer.training.plain and trainer.training.share == "gradient":
+            space = search_space.within_span(space, subject, update)
     else:
-        center, scale = torch.tensor(0.5), torch.tensor(0.25)
-        shape = (batch_size, *subject.pixel_shape)
+        space = search_space.pixels((batch_size, *subject.pixel_shape))
     problem = Problem(
         replay=Replay(
             trainer=trainer,
@@ -172,15 +173,13 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
         batch_size=batch_size,
         mask=mask,
         targets=_known_targets(update, view, trainer, search_labels=parts.labels == "search"),
-        center=center,
-        scale=scale,
-        shape=shape,
+        space=space,
     )
     return replace(problem, noise=_searched_noise(problem)) if stages and trainer.training.single else problem
 
 
 def _searched_noise(problem: Problem) -> dict[str, tuple[int, ...]]:
-    start = problem.inputs(torch.zeros(problem.shape))
+    start = problem.inputs(torch.zeros(problem.space.shape))
     targets = torch.zeros(problem.batch_size, problem.trainer.subject.classes)
     return problem.trainer.noise_shapes(TrainingData(inputs=start, targets=targets, mask=problem.mask))
 
@@ -225,21 +224,6 @@ def objective(update: Update, view: View, parts: Matching) -> core.Objective:
             return float(_value(problem, parts, inputs, targets))
 
     return evaluate
-
-
-def _text_space(view: View, table: Tensor, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
-    """Center and scale of every place: those of the token table; where the framing tells the token, that token and 0."""
-    center = table.mean(0).expand(batch_size, seq_len, -1)
-    scale = table.std(0).expand(batch_size, seq_len, -1)
-    framing: Framing | None = view.get("framing")
-    if framing is None:
-        return center, scale
-    mask = view.get("mask")
-    # Padding goes to the longest record: one record alone has none.
-    lengths = torch.full((batch_size,), seq_len if batch_size == 1 else 0) if mask is None else mask.sum(1)
-    known = framing.known(lengths, seq_len).unsqueeze(-1)
-    told = known != UNKNOWN
-    return torch.where(told, table[known.squeeze(-1).clamp_min(0)], center), torch.where(told, 0.0, scale)
 
 
 def _simulable(update: Update, trainer: ClientTrainer, stages: tuple[Stage, ...]) -> dict[str, Tensor]:
@@ -364,7 +348,7 @@ def _screen(
     restarts = max(parts.restarts, min(classes, _LABEL_STARTS)) if search_labels else parts.restarts
 
     def draw() -> Variables:
-        found: Variables = {"inputs": torch.randn(restarts, *problem.shape, generator=rng)}
+        found: Variables = {"inputs": torch.randn(restarts, *problem.space.shape, generator=rng)}
         # Noise starts at its mean: that is the best guess before anything is known of the draw.
         found |= {_NOISE + name: torch.zeros(restarts, *shape) for name, shape in problem.noise.items()}
         if search_labels:
