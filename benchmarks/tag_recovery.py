@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, float | int]] = {
     "lr=0.1": {"lr": 0.1},
     "l1=0.1": {"l1": 0.1},
     "balance=0": {"balance": 0.0},
+    "balance=1": {"balance": 1.0},
     "screened=1": {"screened": 1},
     "restarts=2": {"restarts": 2},
     "lr=1": {"lr": 1.0},
