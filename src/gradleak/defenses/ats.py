@@ -51,12 +51,13 @@ class ATS(DataStage):
     Source: arXiv 2011.12505, by the notes: both scores, the grid, the form of policies.
     Deviations: the fifty changes are ours (ten kinds at five strengths), so the numbers of published policies mean
         others. The better part by S_acc passes, not what exceeds a constant, which would depend on the number of
-        images. The default policies are what ``search`` found on the digits of ``benchmarks/image_defenses.py``.
+        images. The default policies are a rotation and a shear each way, chosen by hand: what ``search``
+        picked on digits left a small vision transformer at chance.
     """
 
     summary: ClassVar[str] = "Trains on augmented images, by policies that were searched to make gradients tell less."
 
-    policies: str = "24-22-38+2-39-24"
+    policies: str = "11-17+12-16"
 
     def __post_init__(self) -> None:
         read_policies(self.policies)
