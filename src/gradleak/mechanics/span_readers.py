@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.probe import linear_inputs, reads_context
-from gradleak.mechanics.span import Null, Subspace, accept, column_space, fit_null
+from gradleak.mechanics.span import Null, Subspace, column_space, fit_null, log_odds
 from gradleak.models import Anatomy, LinearMap, Subject
 
 FALSE_ALARM_RATE = 1e-3
@@ -162,9 +162,19 @@ def context_readers(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """The context test on a set of rows: which pass, and how far each is from the floor (mean log ratio)."""
+    """The context test on a set of rows.
+
+    Attributes:
+        passed: nearer to a member's expected residual than to the null's cut.
+        possible: below the null's cut: no non-member is expected there. Noise that hides directions altogether makes a
+            member show more than its expected residual, but not as much as that.
+        odds: log odds against membership, summed over readers.
+        excess: distance from the floor (mean log ratio).
+    """
 
     passed: Bool[Tensor, " rows"]
+    possible: Bool[Tensor, " rows"]
+    odds: Float[Tensor, " rows"]
     excess: Float[Tensor, " rows"]
 
 
@@ -196,16 +206,20 @@ def judge_rows(
     The reader with the widest margin between a member's expected residual and the null's cut decides; another one may
     object only if its own margin is at least a decade.
     """
-    margins, verdicts, excesses = [], [], []
+    margins, possible, odds, excesses = [], [], [], []
     for reader, rows, null, typical in zip(readers, vectors, calibration.nulls, calibration.typical, strict=True):
         cut = null.cut(FALSE_ALARM_RATE / max(1, tests))
         residual, expected = reader.space.residual(rows), reader.space.expected(rows)
         margins.append(math.log10(max(cut, 1e-300) / typical))
-        verdicts.append(accept(residual, expected, null_cut=cut))
+        possible.append(residual < cut)
+        odds.append(log_odds(residual, expected, null_cut=cut))
         excesses.append((residual.clamp(min=1e-12) / expected).log().clamp(min=0.0))
     best = max(range(len(margins)), key=margins.__getitem__)
     usable = [i for i, margin in enumerate(margins) if i == best or margin >= 1.0]
+    against = torch.stack([odds[i] for i in usable])
     return Verdict(
-        passed=torch.stack([verdicts[i] for i in usable]).all(0),
+        passed=(against < 0).all(0),
+        possible=torch.stack([possible[i] for i in usable]).all(0),
+        odds=against.sum(0),
         excess=torch.stack([excesses[i] for i in usable]).mean(0),
     )
