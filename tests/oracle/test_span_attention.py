@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import transformers
@@ -147,3 +149,8 @@ def test_finds_every_sentence_among_all_words_without_lengths_and_batch_size(kin
     assert {tuple(ids.tolist()) for ids in found.sentences} == {tuple(ids.tolist()) for ids in batch.records()}
     assert found.complete
     assert all(float(each.min()) > 0.999 for each in found.confidence)
+    # The polynomial bound of docs/span.md: one pass tries each pair as an anchor twice at most, 11 steps each. Every
+    # sentence one by one would be as many tests as there are choices of a candidate per position.
+    pairs = Pairs.of(case(kind, seed)[4])
+    assert 0 < found.steps <= 2 * 11 * pairs.count
+    assert math.prod(at.numel() for at in pairs.at) > 1000 * found.steps * pairs.count

@@ -303,11 +303,17 @@ def _outcome_of_assembly(assembled: Assembled, batch_size: int | None) -> _Outco
     notes = [f"{len(records)} sentences assembled" + (f" for {batch_size} records" if batch_size else "")]
     if batch_size is not None and len(records) < batch_size:
         notes.append("a repeated record is invisible; the search is not exhaustive")
+    statistics = {"tested": float(assembled.tested), "accepted": float(len(assembled.sentences))}
+    if assembled.confidence:
+        statistics |= {
+            "least_confidence": min(float(sure.min()) for sure in assembled.confidence),
+            "complete": float(assembled.complete),
+        }
     return _Outcome(
         records=records,
         status=_status(bool(records), assembled.finished),
         message="; ".join(notes),
-        statistics={"tested": float(assembled.tested), "accepted": float(len(assembled.sentences))},
+        statistics=statistics,
     )
 
 
