@@ -29,7 +29,7 @@ from gradleak.theory.reach import propagate
 from gradleak.theory.rounding import rounding_std
 from gradleak.theory.span_table import Cell, span_table
 from gradleak.theory.token_test import CONDITIONS
-from gradleak.theory.verdicts import ambiguity_of, conclude, invisible
+from gradleak.theory.verdicts import Contexts, ambiguity_of, conclude, conclude_adapters, invisible
 
 _VERIFIED_UP_TO = 60_000_000
 """Parameters up to which the table is confirmed by a float64 pass of the model itself (8 bytes each)."""
@@ -75,6 +75,10 @@ def predict(
     room = block.mlp_inputs[0].in_features - 1
     candidates = anatomy.vocab_size * (batch.inputs.shape[1] if law.positional else 1)
     ambiguity = ambiguity_of(graph, law)
+    contexts = Contexts(found=found, room=room, lit=int(reach.output.sum()))
+    conclusions = [*conclude(cells[-1], ambiguity, equations, invariances, contexts)]
+    if adapter_rank is not None:
+        conclusions += conclude_adapters(adapter_rank, maps=len(block.attention_inputs), ambiguity=ambiguity)
     return Prediction(
         model=subject.name,
         loss=subject.loss,
@@ -99,9 +103,7 @@ def predict(
         ),
         conditions=CONDITIONS,
         invisible=tuple(invisible(subject, batch, reach)),
-        conclusions=tuple(
-            conclude(subject, cells[-1], ambiguity, equations, invariances, found, room, reach, batch, adapter_rank)
-        ),
+        conclusions=tuple(conclusions),
     )
 
 

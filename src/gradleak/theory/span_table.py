@@ -44,7 +44,7 @@ class Cell:
         part: which projection; ``query+key+value`` for what a fused map's gradient, or all three together, span.
         rank: rank of the gradient.
         room: dimensions there are; at ``rank == room`` every vector is in the span and nothing can be told.
-        held: places whose input lies in the span, ``[batch seq]``.
+        held: places whose input lies in the span, ``[batch seq]``; tokens: how many places are real.
         reason: one sentence where the answer is not "every place".
     """
 
@@ -52,6 +52,7 @@ class Cell:
     rank: int
     room: int
     held: Places
+    tokens: int
     reason: str
 
     @property
@@ -138,7 +139,14 @@ def _cell(
     members = (outside < _MEMBER) | full
     held = mask & members[graph.pair_of.clamp(min=0)]
     rank = min(rank, law.room)
-    return Cell(part=part, rank=rank, room=law.room, held=held, reason=_reason(part, rank, held, mask, reach, law))
+    return Cell(
+        part=part,
+        rank=rank,
+        room=law.room,
+        held=held,
+        tokens=int(mask.sum()),
+        reason=_reason(part, rank, held, mask, reach, law),
+    )
 
 
 def _reason(part: Part, rank: int, held: Places, mask: Places, reach: Reach, law: InputLaw) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from gradleak.core.batch import Batch
 from gradleak.models import Subject
@@ -57,30 +58,40 @@ def invisible(subject: Subject, batch: Batch, reach: Reach) -> Iterator[str]:
         yield f"behind the first attention: {dark} of {int(batch.mask.sum())} tokens, which have no error signal there"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contexts:
+    """What the layer behind the first attention tells apart.
+
+    Attributes:
+        found: distinct contexts; room: dimensions of its input in which they can be told.
+        lit: tokens with an error signal there.
+    """
+
+    found: int
+    room: int
+    lit: int
+
+
 def conclude(
-    subject: Subject,
-    together: Cell,
-    ambiguity: Ambiguity,
-    equations: Equations,
-    invariances: Sequence[Invariance],
-    found: int,
-    room: int,
-    reach: Reach,
-    batch: Batch,
-    adapter_rank: int | None,
+    together: Cell, ambiguity: Ambiguity, equations: Equations, invariances: Sequence[Invariance], contexts: Contexts
 ) -> Iterator[Conclusion]:
+    """The three questions of every prediction.
+
+    Args:
+        together: what the first attention's gradients hold together.
+    """
     yield Conclusion(question="embeddings, by counting", verdict=_by_counting(equations, invariances))
-    yield Conclusion(question="tokens, by the first attention", verdict=_by_first(together, ambiguity, batch))
-    yield Conclusion(
-        question="records, by the layer behind it", verdict=_by_second(found, room, reach, batch, together)
-    )
-    if adapter_rank is not None:
-        maps = len(subject.anatomy.blocks[0].attention_inputs)
-        for fresh in (True, False):
-            yield Conclusion(
-                question=f"tokens, by adapters of rank {adapter_rank}" + (" before the first step" if fresh else ""),
-                verdict=adapter_verdict(rank=adapter_rank, maps=maps, inputs=ambiguity.rank, fresh=fresh),
-            )
+    yield Conclusion(question="tokens, by the first attention", verdict=_by_first(together, ambiguity))
+    yield Conclusion(question="records, by the layer behind it", verdict=_by_second(contexts, together))
+
+
+def conclude_adapters(rank: int, *, maps: int, ambiguity: Ambiguity) -> Iterator[Conclusion]:
+    """What adapters of this rank on ``maps`` maps would hold, before and after the first step."""
+    for fresh in (True, False):
+        yield Conclusion(
+            question=f"tokens, by adapters of rank {rank}" + (" before the first step" if fresh else ""),
+            verdict=adapter_verdict(rank=rank, maps=maps, inputs=ambiguity.rank, fresh=fresh),
+        )
 
 
 def _by_counting(equations: Equations, invariances: Sequence[Invariance]) -> Verdict:
@@ -98,13 +109,12 @@ def _by_counting(equations: Equations, invariances: Sequence[Invariance]) -> Ver
     )
 
 
-def _by_first(cell: Cell, ambiguity: Ambiguity, batch: Batch) -> Verdict:
-    total = int(batch.mask.sum())
+def _by_first(cell: Cell, ambiguity: Ambiguity) -> Verdict:
     if not cell.tells:
         reason = cell.reason or "no token of the batch is in the span by itself"
         return Verdict(uniqueness=Uniqueness.UNDERDETERMINED, reason=f"rank {cell.rank} of {cell.room}: {reason}.")
     held = int(cell.held.sum())
-    part = f"{held} of {total} tokens are in a span of rank {cell.rank} of {cell.room}"
+    part = f"{held} of {cell.tokens} tokens are in a span of rank {cell.rank} of {cell.room}"
     if ambiguity.indistinguishable > ambiguity.pairs:
         return Verdict(
             uniqueness=Uniqueness.UP_TO_SYMMETRY,
@@ -113,8 +123,8 @@ def _by_first(cell: Cell, ambiguity: Ambiguity, batch: Batch) -> Verdict:
     return Verdict(uniqueness=Uniqueness.UNIQUE, reason=f"{part}, each at its own position.")
 
 
-def _by_second(found: int, room: int, reach: Reach, batch: Batch, cell: Cell) -> Verdict:
-    total, lit = int(batch.mask.sum()), int(reach.output.sum())
+def _by_second(contexts: Contexts, cell: Cell) -> Verdict:
+    found, room = contexts.found, contexts.room
     if not cell.tells:
         return Verdict(
             uniqueness=Uniqueness.UNDERDETERMINED,
@@ -127,6 +137,6 @@ def _by_second(found: int, room: int, reach: Reach, batch: Batch, cell: Cell) ->
         )
     return Verdict(
         uniqueness=Uniqueness.UP_TO_SYMMETRY,
-        reason=f"{found} distinct contexts in {room} dimensions, {lit} of {total} tokens with a signal; the symmetry is the order "
+        reason=f"{found} distinct contexts in {room} dimensions, {contexts.lit} of {cell.tokens} tokens with a signal; the symmetry is the order "
         "and multiplicity of the records.",
     )
