@@ -52,11 +52,12 @@ def error(found: Reconstruction, batch: Batch) -> float:
 
 
 def test_where_the_width_is_twice_the_tokens_the_record_comes_back() -> None:
-    """d >= 2n: at least 95 % of the instances, here all of 24, from updates in float32."""
+    """d >= 2n: at least 95 % of the instances, here 24 instances of normal data, from updates in float32."""
     shapes = [(2, 8, 1), (4, 8, 1), (4, 16, 2), (4, 8, 2)]
     errors = []
     for tokens, width, heads in shapes:
-        for seed in range(6):
+        # Not the seeds on which the stopping value of the second stage was set.
+        for seed in range(100, 106):
             observation, batch = capture(tokens, width, heads, seed)
             found = AttentionExact()(observation, rng=derive(seed, "attack"))
             errors.append(error(found, batch))
