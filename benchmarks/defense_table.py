@@ -58,6 +58,8 @@ def page(cells: Sequence[Cell]) -> str:
         [
             HEAD + "## One table",
             "",
+            seeds(cells),
+            "",
             *lines,
             LEGEND,
             "## The small tests of the notes beside ours",
@@ -68,6 +70,17 @@ def page(cells: Sequence[Cell]) -> str:
             "",
         ]
     )
+
+
+def seeds(cells: Sequence[Cell]) -> str:
+    """How often everything was measured: a sentence for who reads a number without an interval."""
+    counts: dict[str, set[int]] = {}
+    for measure in dict.fromkeys(cell.measure for cell in cells):
+        own = [cell for cell in cells if cell.measure == measure and cell.values]
+        by_defense = {cell.defense: sum(each.defense == cell.defense for each in own) for cell in own}
+        counts[measure] = set(by_defense.values()) or {0}
+    parts = [f"{measure} {min(n)}–{max(n)}" if len(n) > 1 else f"{measure} {min(n)}" for measure, n in counts.items()]
+    return f"Cells per defense so far: {', '.join(parts)}. A number without an interval has one seed; a dash was not measured."
 
 
 def row(defense: str, cells: Sequence[Cell]) -> str:
