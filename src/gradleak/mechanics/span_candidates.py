@@ -21,6 +21,8 @@ from gradleak.mechanics.span import Null, Subspace, accept, fit_null
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, Reader
 
 _NULL_PAIRS = 4096
+_FALSE_PER_POSITION = 8.0
+"""Non-members let through at each position where noise blurs the space."""
 _SKETCH_COLUMNS = 32
 _TILT_COLUMNS = 16
 _LENGTH_COLUMNS = 8
@@ -71,6 +73,9 @@ def find_candidates(
     blurred = cut < _CLEAR * typical
     if blurred and isinstance(test, _Factored):
         test = test.sharpened()
+    if blurred:
+        # Noise can hide directions altogether. The tests behind the first attention can take a few non-members per position.
+        cut = max(cut, null.cut(_FALSE_PER_POSITION / model.vocab_size))
     ids, nearest = test.screen(cut if blurred else math.sqrt(min(space.worst, cut) * cut))
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for part in chunks(len(ids), test.floats_each):
