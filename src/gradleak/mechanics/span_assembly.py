@@ -208,8 +208,7 @@ class Assembly:
         return True
 
     def _verify(self, rows: Sequence[Int64[Tensor, " length"]], found: _Found, rng: torch.Generator) -> None:
-        """Accepts those sentences of which no position is a non-member's and all together are members'; none is looked at
-        twice."""
+        """Accepts those sentences of which every position passes, where noise is small all but one; none is looked at twice."""
         seen = found.rejected | found.sentences.keys()
         new = [ids for ids in dict.fromkeys(tuple(row.tolist()) for row in rows) if ids not in seen]
         for length in sorted({len(ids) for ids in new}):
@@ -222,7 +221,7 @@ class Assembly:
             null = [z.flatten(0, 1) for z in self.model.inputs(self.readers, null_ids)]
             found.calibrations[length] = calibrate(self.readers, null)
         # A wrong token moves what the other positions attend to by its share, about one in ``length``; only where a member's
-        # residual is below that do positions that pass make up for one that does not.
+        # residual is below that do all others that pass make up for one that does not.
         law = found.calibrations[length]
         noise = min(typical / null.cut(0.5) for typical, null in zip(law.typical, law.nulls, strict=True))
         clear = noise * length < 1.0
@@ -233,9 +232,8 @@ class Assembly:
             verdict = judge_rows(self.readers, vectors, found.calibrations[length], tests=found.tested)
             # One position may have lost a direction to noise; what the others say makes up for it.
             possible = verdict.possible.reshape(-1, length).all(1)
-            each = verdict.passed.reshape(-1, length).all(1)
-            summed = verdict.odds.reshape(-1, length).sum(1) < 0
-            passed = (possible & (each | summed if clear else each)).tolist()
+            failed = (~verdict.passed).reshape(-1, length).sum(1)
+            passed = (possible & (failed <= (1 if clear else 0))).tolist()
             excess = verdict.excess.reshape(-1, length).mean(1).tolist()
             for ids, good, value in zip(new[part], passed, excess, strict=True):
                 if good:

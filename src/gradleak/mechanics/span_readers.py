@@ -168,13 +168,11 @@ class Verdict:
         passed: nearer to a member's expected residual than to the null's cut.
         possible: below the null's cut: no non-member is expected there. Noise that hides directions altogether makes a
             member show more than its expected residual, but not as much as that.
-        odds: log odds against membership, summed over readers.
         excess: distance from the floor (mean log ratio).
     """
 
     passed: Bool[Tensor, " rows"]
     possible: Bool[Tensor, " rows"]
-    odds: Float[Tensor, " rows"]
     excess: Float[Tensor, " rows"]
 
 
@@ -220,6 +218,5 @@ def judge_rows(
     return Verdict(
         passed=(against < 0).all(0),
         possible=torch.stack([possible[i] for i in usable]).all(0),
-        odds=against.sum(0),
         excess=torch.stack([excesses[i] for i in usable]).mean(0),
     )
