@@ -29,6 +29,7 @@ from gradleak.core.update import Update
 from gradleak.mechanics.framing import Framing
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject
+from gradleak.models.subject import Loss
 
 MANIFEST, TENSORS = "observation.json", "update.safetensors"
 _PEFT_PREFIX = "base_model.model."
@@ -49,7 +50,7 @@ class Manifest(BaseModel):
     kind: Literal["gradleak.observation"] = "gradleak.observation"
     schema_version: Literal[1] = 1
     model: str | None = None
-    loss: Literal["classification", "causal-lm", "masked-lm"] | None = None
+    loss: Loss | None = None
     classes: int | None = None
     batch_size: int | None = None
     seq_len: int | None = None

@@ -74,7 +74,7 @@ class Plan(_Strict):
     model_fingerprint: str = ""
     settings: dict[str, Plain] = Field(default_factory=dict)
     first_blocks: int | None = Field(default=None, ge=1)
-    loss: Literal["classification", "causal-lm", "masked-lm"] | None = None
+    loss: Literal["classification", "causal-lm", "masked-lm", "squared"] | None = None
     classes: int = Field(default=2, ge=1)
     data: DataSource = DataSource()
     batch_size: int = Field(default=1, ge=1)
