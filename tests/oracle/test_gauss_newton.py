@@ -51,7 +51,7 @@ def test_slope_and_curvature_are_those_of_the_objective(model: str, loss: str) -
     view = View(declared=inversion.NEEDS | inversion.USES, _facts=facts)
     parts = GaussNewton().parts("text")
     function = inversion.objective_function(inversion.pose(update, view, parts), parts)
-    start = {"inputs": torch.randn(2, *function.problem.shape, generator=rng(1))}
+    start = {"inputs": torch.randn(2, *function.problem.space.shape, generator=rng(1))}
     problem = _Problem(function=function, shapes={"inputs": start["inputs"].shape}, inner=5, tolerance=0.1)
     x = flatten(start)
     v, step = torch.randn(x.shape, generator=rng(2)), 1e-3

@@ -22,7 +22,7 @@ from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model,
 
 _NULL_PAIRS = 4096
 _FALSE_PER_POSITION = 8.0
-"""Non-members let through at each position where noise blurs the space."""
+"""Non-members let through at each position of a decoder where noise blurs the space; set by hand, not swept."""
 _SKETCH_COLUMNS = 32
 _TILT_COLUMNS = 16
 _LENGTH_COLUMNS = 8
@@ -73,8 +73,9 @@ def find_candidates(
     blurred = cut < _CLEAR * typical
     if blurred and isinstance(test, _Factored):
         test = test.sharpened()
-    if blurred:
-        # Noise can hide directions altogether. The tests behind the first attention can take a few non-members per position.
+    if blurred and model.subject.anatomy.kind == "decoder" and 2 * space.rank <= space.features:
+        # Noise can hide directions altogether. A decoder's later tests reject a few non-members per position, as long as their
+        # spaces leave room outside; the one test of an encoder's whole sentences does not.
         cut = max(cut, null.cut(_FALSE_PER_POSITION / model.vocab_size))
     ids, nearest = test.screen(cut if blurred else math.sqrt(min(space.worst, cut) * cut))
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
