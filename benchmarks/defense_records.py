@@ -59,10 +59,11 @@ def over_seeds(cells: Iterable[Cell], name: str) -> Interval | None:
     return interval(found) if found else None
 
 
-def text(found: Interval | None, digits: int = 1) -> str:
-    """``12.3 [10.1, 14.5]``, or a dash."""
+def text(found: Interval | None, digits: int = 1, *, within: tuple[float, float] = (-math.inf, math.inf)) -> str:
+    """``12.3 [10.1, 14.5]``, the interval cut to the values that can be; or a dash."""
     if found is None:
         return "–"
     if found.low is None or found.high is None:
         return f"{found.value:.{digits}f}"
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    low, high = max(found.low, within[0]), min(found.high, within[1])
+    return f"{found.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -7,6 +7,7 @@ Nothing is measured here. A test holds that the page is what this script makes o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,8 @@ WHO = ("naive", "informed")
 HEAD = """# What every defense leaves, and what it costs
 
 Written by `python benchmarks/defense_table.py` from the cells that `python benchmarks/defenses.py` measured
-(`benchmarks/results/defenses.jsonl`); do not edit. Every number is a mean over seeds with Student's 95 % interval.
+(`benchmarks/results/defenses.jsonl`); do not edit. Every number is a mean over seeds with Student's 95 % interval,
+cut to the values that can be.
 
 """
 LEGEND = """
@@ -83,6 +85,10 @@ def seeds(cells: Sequence[Cell]) -> str:
     return f"Cells per defense so far: {', '.join(parts)}. A number without an interval has one seed; a dash was not measured."
 
 
+POSSIBLE = {"pictures": (-math.inf, math.inf), "texts": (0.0, 1.0), "rank": (1.0, math.inf)}
+"""Values that a measure can take."""
+
+
 def row(defense: str, cells: Sequence[Cell]) -> str:
     """One line of the table."""
     own = [cell for cell in cells if cell.defense == defense]
@@ -107,7 +113,7 @@ def leak(own: Sequence[Cell], measure: str, who: str, digits: int) -> str:
     if not means:
         return "does not apply" if any(cell.reason for cell in found) else "–"
     best = (min if measure == "rank" else max)(means, key=lambda each: each.value)
-    return text(best, digits) + _marks(found, measure)
+    return text(best, digits, within=POSSIBLE[measure]) + _marks(found, measure)
 
 
 def _one_world(found: list[Cell]) -> list[Cell]:
@@ -132,7 +138,9 @@ def accuracy(defense: str, task: str, cells: Sequence[Cell]) -> str:
         if any(cell.values for cell in reasons):
             return "too slow to train"
         return "does not apply" if reasons else "–"
-    mean = text(over_seeds([c for c in cells if (c.measure, c.defense) == (task, defense)], "accuracy"), 2)
+    mean = text(
+        over_seeds([c for c in cells if (c.measure, c.defense) == (task, defense)], "accuracy"), 2, within=(0.0, 1.0)
+    )
     if defense == "none" or not found.keys() & plain.keys():
         return mean
     return f"{mean} ({_signed(drop(found, plain))})"

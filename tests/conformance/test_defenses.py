@@ -31,7 +31,9 @@ def stage(update_spec: Spec) -> UpdateStage:
 
 
 def bound(spec: Spec) -> Any:
-    return catalogue.make("defenses", spec).bind((catalogue.make("defenses", LOCATE),))
+    behind = catalogue.find("defenses", spec.type).behind
+    before = tuple(catalogue.make("defenses", each) for each in (parse_chain(behind) if behind else (LOCATE,)))
+    return catalogue.make("defenses", spec).bind(before)
 
 
 def rng(seed: int = 0) -> torch.Generator:

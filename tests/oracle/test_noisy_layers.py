@@ -14,6 +14,7 @@ from gradleak.core.errors import ModelError, SpecError
 from gradleak.core.rng import derive
 from gradleak.core.stage import ModelStage, Stage
 from gradleak.defenses.cvb import CVB
+from gradleak.defenses.frozen_embeddings import FrozenEmbeddings
 from gradleak.defenses.ppp import PPP
 from gradleak.defenses.precode import PRECODE
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
@@ -185,8 +186,10 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(SpecError, match="relative_std"):
         PPP(relative_std=0.0)
     trainer = ClientTrainer(subject=text, training=LocalTraining())
+    with pytest.raises(SpecError, match="none stands before it"):
+        _ = Channel(trainer=trainer, stages=(PPP(relative_std=1.0),))
     with pytest.raises(ModelError, match="no random layer"):
-        _ = Channel(trainer=trainer, stages=(PPP(relative_std=1.0),)).observe(
+        _ = Channel(trainer=trainer, stages=(FrozenEmbeddings(), PPP(relative_std=1.0))).observe(
             Batch(inputs=torch.full((1, 4), 7), mask=torch.ones(1, 4, dtype=torch.bool), labels=torch.tensor([0])),
             derive(0, "client"),
         )

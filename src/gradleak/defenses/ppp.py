@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from gradleak.core.errors import ModelError
-from gradleak.core.stage import Client, ClientStage, State
+from gradleak.core.errors import ModelError, SpecError
+from gradleak.core.stage import Client, ClientStage, ModelStage, Stage, State
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require, rms
 from gradleak.models import Subject
@@ -30,7 +30,8 @@ class PPP(ClientStage):
         relative_std: standard deviation in units of each tensor's root mean square, above 0.
 
     Raises:
-        SpecError: if ``relative_std`` is not positive; when run, ``ModelError`` if the model has no random layer.
+        SpecError: if ``relative_std`` is not positive, or no stage before it changes the model; when run, ``ModelError`` if
+            the model has no random layer.
 
     Guarantees:
         Tensors of the bottleneck and behind it are shared as they were. No differential privacy: nothing is clipped.
@@ -48,6 +49,14 @@ class PPP(ClientStage):
 
     def __post_init__(self) -> None:
         require(self.relative_std > 0, "ppp", "relative_std", self.relative_std, "above 0")
+
+    def bind(self, preceding: tuple[Stage, ...]) -> Self:
+        if not any(isinstance(stage, ModelStage) for stage in preceding):
+            raise SpecError(
+                f"ppp puts noise below a random bottleneck, and none stands before it. Write {self.behind}+ppp(...), or "
+                "gaussian(...) for noise everywhere."
+            )
+        return self
 
     def apply(self, update: Update, client: Client, rng: torch.Generator) -> tuple[Update, State]:
         kept = _from_bottleneck_on(client.trainer.subject)
