@@ -28,12 +28,14 @@ REQUIRED = {
 
 
 def _call(name: str) -> tuple[Call, ...]:
+    behind = catalogue.find("defenses", name).behind
     if name in REQUIRED:
-        return read_chain(f"{name}({REQUIRED[name]})")
-    required = [item for item in catalogue.explain("defenses", name)["arguments"] if item["required"]]
-    values = {"int": "1", "float": "0.5", "str": "a"}
-    arguments = ", ".join(f"{each['name']}={values[each['type']]}" for each in required)
-    return read_chain(f"{name}({arguments})")
+        arguments = REQUIRED[name]
+    else:
+        required = [item for item in catalogue.explain("defenses", name)["arguments"] if item["required"]]
+        values = {"int": "1", "float": "0.5", "str": "a"}
+        arguments = ", ".join(f"{each['name']}={values[each['type']]}" for each in required)
+    return read_chain("+".join(filter(None, (behind, f"{name}({arguments})"))))
 
 
 @pytest.mark.parametrize("task", TASKS)
