@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from gradleak.mechanics.span import accept, column_space, fit_null, significant_bits
+from gradleak.mechanics.span import column_space, significant_bits
+from gradleak.mechanics.span_null import accept, fit_null
 
 FEATURES, OUTPUTS, RANK = 64, 192, 12
 

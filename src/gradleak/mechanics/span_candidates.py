@@ -17,7 +17,8 @@ from torch import Tensor
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.first_input import FirstInput, read_first_input
 from gradleak.mechanics.probe import chunks, reads_position
-from gradleak.mechanics.span import Null, Subspace, accept, fit_null
+from gradleak.mechanics.span import Subspace
+from gradleak.mechanics.span_null import Null, accept, fit_null
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, Reader
 
 _NULL_PAIRS = 4096

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradleak.mechanics.heads import Heads, read_heads
 from gradleak.mechanics.probe import chunks
-from gradleak.mechanics.span import LogNull, log_odds
+from gradleak.mechanics.span_null import LogNull, log_odds
 from gradleak.mechanics.span_readers import (
     FALSE_ALARM_RATE,
     Calibration,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.probe import linear_inputs, reads_context
-from gradleak.mechanics.span import Null, Subspace, column_space, fit_null, log_odds
+from gradleak.mechanics.span import Subspace, column_space
+from gradleak.mechanics.span_null import Null, fit_null, log_odds
 from gradleak.models import Anatomy, LinearMap, Subject
 
 FALSE_ALARM_RATE = 1e-3

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.integrate import quad  # pyright: ignore[reportMissingTypeStubs]
 from scipy.special import log_ndtr, logsumexp, rel_entr  # pyright: ignore[reportMissingTypeStubs]
 
@@ -63,6 +64,33 @@ class Bayes:
     matched: Rate
 
 
+class Tally:
+    """Counts draws of a decoder until it is asked for rates and bits."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self._prior = candidates.prior
+        self._hits = self._matched = 0
+        self._nats: list[Matrix] = []
+
+    def add(self, scores: Matrix, matches: Matrix, truth: NDArray[np.int64]) -> None:
+        """Draws whose log posteriors are ``scores`` ``[n K]`` up to a constant of each row, beside the scores of matching."""
+        self._hits += int((scores.argmax(1) == truth).sum())
+        self._matched += int((matches.argmax(1) == truth).sum())
+        total: Matrix = np.asarray(logsumexp(scores, axis=1, keepdims=True))
+        posterior = np.exp(scores - total)
+        self._nats.append(rel_entr(posterior, self._prior).sum(1))
+
+    def result(self, confidence: float) -> Bayes:
+        """Over all draws so far, at least one."""
+        bits = np.concatenate(self._nats) / math.log(2)
+        return Bayes(
+            success=Rate.of(self._hits, bits.size, confidence),
+            bits=float(bits.mean()),
+            bits_error=float(bits.std() / math.sqrt(bits.size)),
+            matched=Rate.of(self._matched, bits.size, confidence),
+        )
+
+
 def optimal(
     candidates: Candidates,
     noise_multiplier: float,
@@ -99,25 +127,15 @@ def optimal(
     norms = gram.diagonal()
     offset = np.log(candidates.prior) - norms / (2 * z * z)
     lengths = np.sqrt(np.maximum(norms, np.finfo(np.float64).tiny))
-    hits = matched = 0
-    logs: list[Matrix] = []
+    tally = Tally(candidates)
     step = max(1, _CELLS // candidates.count)
     for start in range(0, trials, step):
         size = min(step, trials - start)
         truth = rng.choice(candidates.count, size=size, p=candidates.prior)
         inner = gram[truth] + z * rng.standard_normal((size, root.shape[1])) @ root.T
         scores = inner / (z * z) + offset
-        hits += int((scores.argmax(1) == truth).sum())
-        matched += int(((inner / lengths).argmax(1) == truth).sum())
-        posterior = np.exp(scores - logsumexp(scores, axis=1, keepdims=True))
-        logs.append(rel_entr(posterior, candidates.prior).sum(1))
-    found = np.concatenate(logs) / math.log(2)
-    return Bayes(
-        success=Rate.of(hits, trials, confidence),
-        bits=float(found.mean()),
-        bits_error=float(found.std() / math.sqrt(trials)),
-        matched=Rate.of(matched, trials, confidence),
-    )
+        tally.add(scores, inner / lengths, truth)
+    return tally.result(confidence)
 
 
 def bits_cap(candidates: Candidates, noise_multiplier: float) -> float:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import root_scalar  # pyright: ignore[reportMissingTypeStubs]
-from scipy.special import logsumexp, rel_entr  # pyright: ignore[reportMissingTypeStubs]
 from scipy.stats import binom  # pyright: ignore[reportMissingTypeStubs]
 
 from gradleak.core.errors import UsageError
 from gradleak.privacy import bayes, counts, instance, reconstruction
-from gradleak.privacy.bayes import Bayes, Rate
+from gradleak.privacy.bayes import Bayes, Tally
 from gradleak.privacy.candidates import Candidates, Matrix
 
 _CELLS = 4_000_000
@@ -97,8 +96,7 @@ def optimal(
     gram, root, norms = candidates.gram, candidates.root, candidates.gram.diagonal()
     lengths = np.sqrt(np.maximum(norms, np.finfo(np.float64).tiny))
     log_prior = np.log(candidates.prior)
-    hits = matched = 0
-    logs: list[Matrix] = []
+    tally = Tally(candidates)
     step = max(1, _CELLS // (candidates.count * law.releases))
     for start in range(0, trials, step):
         size = min(step, trials - start)
@@ -107,17 +105,8 @@ def optimal(
         noise = rng.standard_normal((size, law.releases, root.shape[1])) @ root.T
         inner = coins * gram[truth][:, None, :] + law.noise_multiplier * noise
         scores = log_likelihoods(inner, norms, law) + log_prior
-        hits += int((scores.argmax(1) == truth).sum())
-        matched += int(((inner.sum(1) / lengths).argmax(1) == truth).sum())
-        posterior = np.exp(scores - logsumexp(scores, axis=1, keepdims=True))
-        logs.append(rel_entr(posterior, candidates.prior).sum(1))
-    found = np.concatenate(logs) / math.log(2)
-    return Bayes(
-        success=Rate.of(hits, trials, confidence),
-        bits=float(found.mean()),
-        bits_error=float(found.std() / math.sqrt(trials)),
-        matched=Rate.of(matched, trials, confidence),
-    )
+        tally.add(scores, inner.sum(1) / lengths, truth)
+    return tally.result(confidence)
 
 
 def bits_cap(candidates: Candidates, law: Sampling) -> float:
