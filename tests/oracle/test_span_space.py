@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from gradleak.mechanics.span import column_space, significant_bits
+from gradleak.mechanics.span import column_space
+from gradleak.mechanics.span_noise import significant_bits
 from gradleak.mechanics.span_null import accept, fit_null
 
 FEATURES, OUTPUTS, RANK = 64, 192, 12
@@ -26,6 +27,40 @@ def test_rank_is_found_in_every_number_format(seed: int, dtype: torch.dtype) -> 
     _, gradient = factors(seed)
     space = column_space([gradient.to(dtype).float()], noise_std=[0.0], summands=RANK)
     assert space.rank == RANK
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_of_large_features_is_no_direction(dtype: torch.dtype) -> None:
+    """Features of very different sizes, as trained transformers have them: the large ones' rounding stands out of noise that is
+    taken for even. The rank is right, and members show what perturbation theory expects of them."""
+    ratios = []
+    sizes = torch.ones(FEATURES).index_fill(0, torch.arange(FEATURES // 3), 10.0)
+    for seed in range(10):
+        x, _ = factors(seed)
+        x *= sizes
+        d = torch.randn(RANK, OUTPUTS, generator=torch.Generator().manual_seed(100 + seed))
+        gradient = (x.T @ d).to(dtype).float()
+        space = column_space([gradient], noise_std=[0.0], summands=RANK)
+        assert space.rank == RANK
+        ratios.append(space.residual(x) / space.expected(x))
+        plain = (
+            gradient.double()
+            / gradient.double().square().mean(0).sqrt()
+            / (0.4247 * 2.0 ** -significant_bits(gradient))
+        )
+        edge = FEATURES**0.5 + OUTPUTS**0.5
+        assert int((torch.linalg.svdvals(plain) > edge).sum()) > RANK
+    # The model of the noise, a_i b_j, has no term for the entry itself; hence a tenth.
+    assert float(torch.cat(ratios).mean()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_what_float16_flushes_counts_as_noise() -> None:
+    """Entries a few steps of the smallest float16 numbers in size: the error is that of the steps, not of the entries."""
+    x, gradient = factors(0)
+    small = (gradient * (4 * 2.0**-24 / float(gradient.square().mean().sqrt()))).half().float()
+    space = column_space([small], noise_std=[0.0], summands=RANK)
+    assert space.rank == RANK
+    assert 0.7 < float((space.residual(x) / space.expected(x)).mean()) < 1.3
 
 
 @pytest.mark.parametrize("std", [1e-4, 1e-2, 0.3])

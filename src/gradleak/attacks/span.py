@@ -15,13 +15,13 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.certificate import Certificate, certify
-from gradleak.mechanics.span import noise_in
 from gradleak.mechanics.span_assembly import Assembled, Assembly
 from gradleak.mechanics.span_beyond import join_placed
 from gradleak.mechanics.span_candidates import find_candidates
 from gradleak.mechanics.span_case import SpanCase, steps_by_adamw
 from gradleak.mechanics.span_context import Attended, Grid, Replayed
 from gradleak.mechanics.span_growth import Grown, grow
+from gradleak.mechanics.span_noise import noise_in
 from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import (
     Candidates,

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.mechanics.labels import labels_of_records
-from gradleak.mechanics.span import significant_bits
+from gradleak.mechanics.span_noise import significant_bits
 from gradleak.mechanics.training import ClientTrainer
 
 _MOST_ASSIGNMENTS = 256

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.probe import chunks, linear_inputs
-from gradleak.mechanics.span import whiten
+from gradleak.mechanics.span_noise import whiten
 from gradleak.mechanics.span_readers import Model, NoiseOf
 from gradleak.models import LinearMap
 
@@ -47,7 +47,8 @@ class Preference:
         shared = [m for m in maps if m.weight in update and bool(update[m.weight].any())]
         if not shared:
             return None
-        gradient = whiten([m.as_matrix(update[m.weight]).T for m in shared], [noise_std(m.weight) for m in shared])
+        white = whiten([m.as_matrix(update[m.weight]).T for m in shared], [noise_std(m.weight) for m in shared])
+        gradient = white.features
         values, vectors = torch.linalg.eigh(gradient @ gradient.T / gradient.shape[1])
         # Below one lies what noise alone gives.
         root = vectors / values.clamp(min=1.0).sqrt()

@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from gradleak.core.errors import DataError, NotApplicableError, UsageError
-from gradleak.mechanics.span import significant_bits
+from gradleak.mechanics.span_noise import significant_bits
 from gradleak.mechanics.training import LocalTraining
 from gradleak.models import Subject
 from gradleak.theory._gauge import Identity, Kind, verified_identities
