@@ -70,45 +70,6 @@ def test_error_law(n: int, d: int, level: float) -> None:
     assert 0.8 <= measured / predicted <= 1.3, (measured, predicted)
 
 
-@pytest.mark.parametrize("level", [1e-5, 1e-3])
-def test_influence_of_noise_on_a_real_block(level: float) -> None:
-    """A tiny GPT-2 in float64: first-order shift against Gauss–Newton on the real update, within 5 %."""
-    settings = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}
-    subject = load_subject("random:gpt2", loss="classification", settings=settings)
-    subject.module.double()
-    # Weights of the published scale make a nearly linear model; larger ones use the softmax.
-    with torch.no_grad():
-        for name, value in subject.parameters().items():
-            if value.ndim == 2 and "wte" not in name:
-                value.mul_(10.0)
-    ids = torch.tensor([[5, 9, 11, 3]])
-    x, mask = subject.embed(ids).detach() * 10, torch.ones_like(ids, dtype=torch.bool)
-    targets = soft_labels(torch.tensor([1]), subject.classes).double()
-    trainer = ClientTrainer(subject=subject, training=LocalTraining())
-    jacobian = update_jacobian(trainer, x, targets, mask)
-    clean = jacobian.update
-    size = float(flatten(clean).square().mean().sqrt())
-    g = rng(0)
-    noise = {name: level * 1e-3 * size * torch.randn(t.shape, dtype=t.dtype, generator=g) for name, t in clean.items()}
-    found = influence(jacobian, noise, tolerance=1e-12)
-    assert found.residual < 1e-8
-
-    matrix = jacobian.dense()
-    basis = torch.linalg.svd(matrix, full_matrices=False)
-    seen = basis[1] > 1e-9 * basis[1][0]
-    moved = x
-    for _ in range(8):
-        now = trainer.replay(moved, targets, mask)
-        gap = flatten({name: (now[name] - clean[name] - noise[name]).detach() for name in clean})
-        j = update_jacobian(trainer, moved, targets, mask).dense()
-        u, s, vt = torch.linalg.svd(j, full_matrices=False)
-        s_inv = torch.where(s > 1e-9 * s[0], 1 / s, torch.zeros_like(s))
-        moved = moved - (vt.T @ (s_inv * (u.T @ gap))).view_as(moved)
-    along = basis[2][seen]
-    measured = float((along @ (moved - x).flatten()).norm())
-    assert abs(found.norm / measured - 1) < 0.05, (found.norm, measured)
-
-
 def test_influence_by_matching_bare_attention() -> None:
     """Noise and pruning; the bounds below; the regularized form; singular directions; the null space of Jᵀ."""
     layer, x, b = problem(4, 8, seed=3)
