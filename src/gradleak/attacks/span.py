@@ -17,7 +17,7 @@ from gradleak.core.update import Update
 from gradleak.mechanics.certificate import Certificate, certify
 from gradleak.mechanics.span_assembly import Assembled, Assembly
 from gradleak.mechanics.span_beyond import join_placed
-from gradleak.mechanics.span_candidates import find_candidates
+from gradleak.mechanics.span_candidates import candidates_of
 from gradleak.mechanics.span_case import SpanCase, steps_by_adamw
 from gradleak.mechanics.span_context import Attended, Grid, Replayed
 from gradleak.mechanics.span_growth import Grown, grow
@@ -35,7 +35,6 @@ from gradleak.mechanics.span_settled import settle
 from gradleak.mechanics.tokens import token_support
 from gradleak.models import Subject
 
-_FIRST_WINDOW = 32
 _BLURRED = 30.0
 """Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""
 
@@ -96,7 +95,7 @@ class Span(Attack):
     def _search(
         self, case: SpanCase, first: Reader, evidence: Mapping[str, Any], rng: torch.Generator, clock: Clock
     ) -> Reconstruction:
-        candidates = _candidates(first, case, rng)
+        candidates = candidates_of(case, first, rng)
         if not candidates.length():
             return Reconstruction(
                 status=Status.NOTHING_FOUND,
@@ -170,19 +169,6 @@ class _Outcome:
     status: Status
     message: str
     statistics: Mapping[str, float]
-
-
-def _candidates(first: Reader, case: SpanCase, rng: torch.Generator) -> Candidates:
-    """Candidates at every position; where the length is unknown the window grows until its end is empty."""
-    longest = case.subject.anatomy.max_positions or 1_000_000
-    if case.seq_len is not None:
-        return find_candidates(first, case.model, positions=min(case.seq_len, longest), rng=rng)
-    window = min(_FIRST_WINDOW, longest)
-    while True:
-        found = find_candidates(first, case.model, positions=window, rng=rng)
-        if not found.positional or found.length() < window or window == longest:
-            return found
-        window = min(2 * window, longest)
 
 
 def _under_noise(case: SpanCase, outcome: _Outcome) -> _Outcome:
@@ -326,10 +312,9 @@ def _status(found: bool, finished: bool) -> Status:
 def _tokens_only(case: SpanCase, candidates: Candidates, statistics: dict[str, float], why: str) -> Reconstruction:
     """What the first test alone gives: the nearest token per position for a single record, else a bag of tokens."""
     single = case.batch_size == 1 and candidates.positional
-    length = candidates.length()
-    bag = torch.cat(candidates.tokens[:length] if candidates.positional else candidates.tokens[:1]).unique()
+    bag = candidates.bag()
     return Reconstruction(
-        records=(candidates.nearest[:length].clone() if single else bag,),
+        records=(candidates.nearest[: candidates.length()].clone() if single else bag,),
         ordered=single,
         status=Status.CONVERGED,
         message=f"{bag.numel()} tokens pass at the first attention, but {why}: "

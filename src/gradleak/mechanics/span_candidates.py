@@ -18,9 +18,11 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.first_input import FirstInput, read_first_input
 from gradleak.mechanics.probe import chunks, reads_position
 from gradleak.mechanics.span import Subspace
+from gradleak.mechanics.span_case import SpanCase
 from gradleak.mechanics.span_null import Null, accept, fit_null
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, Reader
 
+_FIRST_WINDOW = 32
 _NULL_PAIRS = 4096
 _FALSE_PER_POSITION = 8.0
 """Non-members let through at each position of a decoder where noise blurs the space; set by hand, not swept."""
@@ -50,6 +52,19 @@ class _FirstTest(Protocol):
     def screen(self, below: float) -> tuple[Tensor, Tensor]:
         """Tokens that may have a residual ``below`` somewhere (none is missed), and per position the nearest token."""
         ...
+
+
+def candidates_of(case: SpanCase, first: Reader, rng: torch.Generator) -> Candidates:
+    """Candidates at every position of a case; where the length is unknown the window grows until its end is empty."""
+    longest = case.subject.anatomy.max_positions or 1_000_000
+    if case.seq_len is not None:
+        return find_candidates(first, case.model, positions=min(case.seq_len, longest), rng=rng)
+    window = min(_FIRST_WINDOW, longest)
+    while True:
+        found = find_candidates(first, case.model, positions=window, rng=rng)
+        if not found.positional or found.length() < window or window == longest:
+            return found
+        window = min(2 * window, longest)
 
 
 def find_candidates(

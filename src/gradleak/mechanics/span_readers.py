@@ -82,6 +82,14 @@ class Candidates:
         filled = [p for p, ids in enumerate(self.tokens) if ids.numel()]
         return filled[-1] + 1 if filled else 0
 
+    def bag(self) -> Int64[Tensor, " tokens"]:
+        """Every token that passes somewhere, once."""
+        return (
+            torch.cat(self.tokens[: self.length()] if self.positional else self.tokens[:1]).unique()
+            if self.length()
+            else self.nearest[:0]
+        )
+
 
 def input_drift(model: Model, maps: Sequence[LinearMap], rng: torch.Generator) -> float:
     """How far a layer's input leaves the straight line that local training draws it along, relative to its length.

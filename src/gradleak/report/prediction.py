@@ -161,17 +161,31 @@ def _noise(p: Prediction) -> Table:
 
 def _noise_notes(p: Prediction) -> Iterator[RenderableType]:
     name, meaning = _UNITS[p.noise.unit]
+    yield _first_test(p, f"{name} {p.noise.value:g}")
     yield _note(
-        f"visible, recall: directions above the noise and expected token recall at {name} {p.noise.value:g} and {p.dtype} "
+        f"visible, recall: directions above the noise and expected recall of the token test at {name} {p.noise.value:g} and {p.dtype} "
         f"rounding. The last four columns: the {name} at which half, then none, of the directions stand out, and at which the "
         f"token test is expected to find 50% and 5% of the tokens ({meaning})."
     )
     yield _note(
         f"Smallest residual that a wrong candidate is expected to show: {_number(p.null_residual)}. "
-        "Conditions of the token column: " + "; ".join(p.conditions) + "."
+        "The token test is told all other tokens: no attack, but the most powerful test of one token. Conditions: "
+        + "; ".join(p.conditions)
+        + "."
     )
     yield _note(
         "A span attack that fails is not safety: an attacker who compares whole candidate sentences survives more noise."
+    )
+
+
+def _first_test(p: Prediction, level: str) -> Text:
+    first = p.first_test
+    if isinstance(first, str):
+        return _note(f"Recall of the attack token_span: not computed: {first}")
+    sure = f" ± {first.recall_error:.0%}" if first.draws > 1 else ""
+    return Text(
+        f"The attack token_span is expected to find {first.recall:.0%}{sure} of the distinct tokens at {level}, and {first.false:.1f} "
+        f"that are not there; span, which puts them in order, finds no others by this test and may lose some."
     )
 
 

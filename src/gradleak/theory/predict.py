@@ -13,11 +13,12 @@ from torch import Tensor
 from gradleak.core.batch import Batch
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.training import DTYPES, ClientTrainer, LocalTraining
 from gradleak.models import Subject
 from gradleak.theory.contexts import distinct_contexts
 from gradleak.theory.counting import AttentionShape
 from gradleak.theory.data_spectrum import DataSpectrum, data_spectrum
+from gradleak.theory.first_test import FirstTest, first_test
 from gradleak.theory.flow import Flow, flow_through
 from gradleak.theory.input_law import InputLaw, read_input_law
 from gradleak.theory.invariance import Invariance, probe_invariances
@@ -71,7 +72,8 @@ def predict(
     equations = _equations(subject, law, invariances, tokens=int(batch.mask.sum()))
     gradient = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed, "gradient"))
     table = tuple(_row(cell, seen, batch) for cell, seen in zip(cells, _seen(subject, batch, law), strict=True))
-    forecasts = tuple(_forecasts(subject, batch, {p: flows[p] for p in maps}, graph, gradient, training, noise))
+    first = {path: flows[path] for path in maps}
+    forecasts = tuple(_forecasts(subject, batch, first, graph, gradient, training, noise))
     room = block.mlp_inputs[0].in_features - 1
     candidates = anatomy.vocab_size * (batch.inputs.shape[1] if law.positional else 1)
     ambiguity = ambiguity_of(graph, law)
@@ -98,6 +100,7 @@ def predict(
         dtype=training.dtype,
         noise=noise,
         forecasts=forecasts,
+        first_test=_first_test(subject, batch, first, forecasts, training, noise, seed),
         null_residual=smallest_null_residual(
             candidates=candidates, rank=max(1, cells[-1].rank), width=max(law.room, cells[-1].rank)
         ),
@@ -220,6 +223,29 @@ def _forecasts(
             update_norm=norm,
             candidates=candidates,
         )
+
+
+def _first_test(
+    subject: Subject,
+    batch: Batch,
+    flows: Mapping[str, Flow],
+    forecasts: Sequence[NoiseForecast],
+    training: LocalTraining,
+    noise: Noise,
+    seed: int,
+) -> FirstTest | str:
+    """At the user's noise, for a shared gradient."""
+    if training.share != "gradient":
+        return "it is forecast for a shared gradient; a delta adds the rounding of the weights."
+    stds = [noise.value * each.unit for each in forecasts]
+    return first_test(
+        subject,
+        batch,
+        flows,
+        noise_std=stds,
+        dtype=DTYPES[training.dtype],
+        seed=derive(seed, "first test").initial_seed(),
+    )
 
 
 def _spectrum(

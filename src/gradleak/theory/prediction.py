@@ -9,6 +9,7 @@ from typing import Any, Literal
 from gradleak.core.errors import SpecError
 from gradleak.theory.counting import Verdict
 from gradleak.theory.data_spectrum import DataSpectrum
+from gradleak.theory.first_test import FirstTest
 from gradleak.theory.input_law import InputLaw
 from gradleak.theory.invariance import Invariance
 from gradleak.theory.noise_forecast import NoiseForecast
@@ -108,7 +109,7 @@ class Conclusion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """Everything that is known before an attack; ``spectrum`` is a sentence where it was not computed."""
+    """Everything that is known before an attack; ``spectrum`` and ``first_test`` are sentences where not computed."""
 
     model: str
     loss: str
@@ -128,6 +129,7 @@ class Prediction:
     dtype: str
     noise: Noise
     forecasts: tuple[NoiseForecast, ...]
+    first_test: FirstTest | str
     null_residual: float
     conditions: tuple[str, ...]
     invisible: tuple[str, ...]
@@ -138,9 +140,10 @@ class Prediction:
         """Plain data for JSON."""
         plain = asdict(self)
         plain["invariances"] = [asdict(each) | {"holds": each.holds} for each in self.invariances]
-        if isinstance(self.spectrum, str):
-            plain["spectrum"] = {"not_computed": self.spectrum}
-        else:
+        for name in ("spectrum", "first_test"):
+            if isinstance(plain[name], str):
+                plain[name] = {"not_computed": plain[name]}
+        if not isinstance(self.spectrum, str):
             plain["spectrum"]["resolution"] = self.spectrum.resolution.name
         for conclusion in plain["conclusions"]:
             verdict = conclusion.pop("verdict")
