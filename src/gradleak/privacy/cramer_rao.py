@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradleak.core.errors import UsageError
+from gradleak.mechanics.information import inverse_mean, mean_inverse
 
 Matrix = NDArray[np.float64]
 
@@ -40,9 +41,7 @@ def trace_bound(information: ArrayLike) -> float:
 
     Source: arXiv 2201.12383. Never above ``cramer_rao``, by Cauchy and Schwarz.
     """
-    matrix = _square(information)
-    trace = float(np.trace(matrix))
-    return math.inf if trace <= 0 else matrix.shape[0] / trace
+    return inverse_mean(np.diagonal(_square(information)))
 
 
 def cramer_rao(information: ArrayLike, *, relative_tolerance: float = 1e-12) -> float:
@@ -51,11 +50,10 @@ def cramer_rao(information: ArrayLike, *, relative_tolerance: float = 1e-12) -> 
     A model with LayerNorm everywhere has one direction per token that the gradient does not see (the shift along the
     all-ones vector), so this is infinite there. That no unbiased attacker exists says nothing about biased ones.
     """
-    matrix = _square(information)
-    values = np.linalg.eigvalsh(matrix)
+    values = np.linalg.eigvalsh(_square(information))
     if values[0] <= relative_tolerance * max(values[-1], 0.0):
         return math.inf
-    return float((1.0 / values).sum() / matrix.shape[0])
+    return mean_inverse(values)
 
 
 def local_bayes(information: ArrayLike, prior_precision: ArrayLike) -> float:
@@ -66,7 +64,7 @@ def local_bayes(information: ArrayLike, prior_precision: ArrayLike) -> float:
     precision = _square(prior_precision)
     values = np.linalg.eigvalsh(_square(information) + precision)
     # No eigenvalue of the sum lies below the prior's smallest one; what does is rounding of a much larger one.
-    return float((1.0 / np.maximum(values, np.linalg.eigvalsh(precision)[0])).sum() / values.size)
+    return mean_inverse(np.maximum(values, np.linalg.eigvalsh(precision)[0]))
 
 
 def van_trees(informations: Sequence[ArrayLike], prior_precision: ArrayLike) -> float:

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.core.errors import UsageError
+from gradleak.mechanics.information import inverse_mean, mean_inverse
 from gradleak.mechanics.jacobian import Jacobian, flatten
 from gradleak.mechanics.quadrature import TraceEstimate, hutchinson, inverse_trace, signs
 
@@ -89,15 +90,15 @@ def exact_bounds(
     if len(seen) == 0:
         raise UsageError("J is zero: the update does not depend on the data, so there is no error to bound.")
     information = (values / sigma).square()
-    per_seen = float((sigma / seen).square().mean())
+    per_seen = mean_inverse((seen / sigma).square())
     null = len(values) - len(seen)
     return ErrorBounds(
         unknowns=len(values),
         null=null,
         cramer_rao=math.inf if null else per_seen,
         cramer_rao_seen=per_seen,
-        fisher_trace=len(values) / float(information.sum()),
-        with_prior=None if prior_std is None else float((1 / (information + prior_std**-2)).mean()),
+        fisher_trace=inverse_mean(information),
+        with_prior=None if prior_std is None else mean_inverse(information + prior_std**-2),
     )
 
 

@@ -27,6 +27,8 @@ from gradleak.mechanics.span_readers import Model, Reader
 from gradleak.models import Subject
 from gradleak.theory.flow import Flow
 
+_AFFORDED = 8e7
+"""Entries of the token table times draws: some seconds of one core."""
 _WIDEST = 1536
 """Features up to which a draw takes a few seconds; wider layers are left to the limit law."""
 
@@ -66,14 +68,15 @@ def first_test(
         flows: factors of the gradients of the first attention's maps, by module path, in the order of ``noise_std``.
         noise_std: standard deviation per entry of the noise on each of these gradients; the attacker knows it.
         dtype: number format of what is shared.
-        draws: of the noise; one is enough without any.
+        draws: of the noise, at most; one is enough without any, and large token tables allow fewer.
     """
     path = next(iter(flows))
     if flows[path].inputs.shape[-1] > _WIDEST:
         return f"the layer is wider than {_WIDEST} features, so that drawing its noise would take minutes."
     signals = [f.inputs[batch.mask].double().T @ f.errors[batch.mask].double() for f in flows.values()]
     truth = batch.inputs[batch.mask].unique()
-    draws = draws if any(noise_std) else 1
+    afforded = max(1, int(_AFFORDED / (subject.anatomy.vocab_size * flows[path].inputs.shape[-1])))
+    draws = min(draws, afforded) if any(noise_std) else 1
     recalls, false, ranks = [], 0.0, 0.0
     for number in range(draws):
         rng = torch.Generator().manual_seed(seed + number)
