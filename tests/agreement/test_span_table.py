@@ -12,6 +12,8 @@ import transformers
 
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.models import Subject, read_anatomy
+from gradleak.theory.bands import read_bands
+from gradleak.theory.contexts import distinct_contexts
 from gradleak.theory.flow import flow_through
 from gradleak.theory.input_law import read_input_law
 from gradleak.theory.reach import Reach, propagate
@@ -64,12 +66,8 @@ def batch_of(subject: Subject, ids: torch.Tensor, mask: torch.Tensor, hidden: to
 
 
 def predicted(subject: Subject, batch: Batch) -> tuple[Reach, tuple[Cell, ...]]:
-    reach = propagate(
-        read_by_loss(subject, batch),
-        batch.mask,
-        causal=subject.anatomy.kind == "decoder",
-        blocks=len(subject.anatomy.blocks),
-    )[0]
+    bands = read_bands(subject, positions=batch.inputs.shape[1])
+    reach = propagate(read_by_loss(subject, batch), batch.mask, bands=bands)[0]
     law = read_input_law(subject, positions=batch.inputs.shape[1])
     return reach, span_table(reach, subject.anatomy.blocks[0], batch.inputs, batch.mask, law)
 
@@ -177,3 +175,68 @@ def test_every_cell_with_padding_repeats_and_hidden_tokens(
     mask = torch.arange(SEQ) < lengths.unsqueeze(1)
     hidden = torch.nn.functional.one_hot(torch.tensor([2, 6, 1]), SEQ).bool()
     check(subject, batch_of(subject, ids.masked_fill(~mask, 0), mask, hidden))
+
+
+WINDOWS: list[tuple[str, Loss, int, dict[str, Any]]] = [
+    ("mistral", "causal-lm", 2, {"sliding_window": 3, "num_key_value_heads": 2}),
+    ("mistral", "classification", 1, {"sliding_window": 4, "num_key_value_heads": 2}),
+    ("mistral", "classification", 2, {"sliding_window": 4, "num_key_value_heads": 2}),
+    ("gemma2", "causal-lm", 2, {"sliding_window": 3, "num_key_value_heads": 2, "head_dim": 32}),
+    ("modernbert", "classification", 2, {"local_attention": 6, "global_attn_every_n_layers": 2}),
+]
+
+
+@pytest.mark.parametrize(("kind", "loss", "layers", "extra"), WINDOWS)
+@pytest.mark.parametrize("words", [6, 500])
+def test_windows_of_local_attention(kind: str, loss: Loss, layers: int, extra: dict[str, Any], words: int) -> None:
+    """Windows shorter than the record, in all blocks or in some; no padding: rows that see nothing are NaN in float64."""
+    subject = subject_of(kind, loss, layers, **extra)
+    ids = torch.randint(1, 1 + words, (2, SEQ), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    check(subject, batch_of(subject, ids, mask, mask))
+
+
+def test_windows_are_read_off_the_model() -> None:
+    def bands(kind: str, loss: Loss = "causal-lm", **extra: Any) -> list[tuple[int | None, int | None]]:
+        return [(b.before, b.after) for b in read_bands(subject_of(kind, loss, 2, **extra), positions=SEQ)]
+
+    everything, causal = [(None, None)] * 2, [(None, 0)] * 2
+    assert bands("bert", "classification") == everything
+    assert bands("gpt2") == bands("bloom") == bands("mistral", sliding_window=10, num_key_value_heads=2) == causal
+    assert bands("mistral", sliding_window=3, num_key_value_heads=2) == [(2, 0), (2, 0)]
+    assert bands("gemma2", sliding_window=3, num_key_value_heads=2, head_dim=32) == [(2, 0), (None, 0)]
+    local = bands("modernbert", "classification", local_attention=6, global_attn_every_n_layers=2)
+    assert local == [(None, None), (3, 3)]
+
+
+def test_one_block_and_a_window_hold_the_last_tokens_only() -> None:
+    """A pooled last token that sees a window of three: four heads hold those three, and nothing before."""
+    subject = subject_of("mistral", "classification", 1, sliding_window=3, num_key_value_heads=4)
+    ids = distinct(1)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    _, cells = predicted(subject, batch_of(subject, ids, mask))
+    assert [(c.rank, c.held.nonzero()[:, 1].tolist()) for c in cells] == [
+        (1, [9]),
+        (3, [7, 8, 9]),
+        (3, [7, 8, 9]),
+        (3, [7, 8, 9]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "wanted"), [("mistral", {"sliding_window": 3, "num_key_value_heads": 2}, 9), ("gpt2", {}, 12)]
+)
+def test_contexts_of_a_window_are_what_stands_in_it(kind: str, extra: dict[str, Any], wanted: int) -> None:
+    """Rank of what the first attention hands on: with rotations and a window of three, equal neighborhoods count once."""
+    subject = subject_of(kind, "causal-lm", 2, **extra)
+    ids = torch.tensor([[5, 6, 7, 8, 6, 7, 8], [5, 6, 9, 5, 6, 7, 8]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    band = read_bands(subject, positions=7)[0]
+    law = read_input_law(subject, positions=7)
+    assert distinct_contexts(ids, band.visible(mask), positional=law.positional, within=mask) == wanted
+    path = subject.anatomy.blocks[0].attention_output.module
+    handed = flow_through(subject, batch_of(subject, ids, mask), (path,), dtype=torch.float64)[path].inputs.flatten(
+        0, 1
+    )
+    s = torch.linalg.svdvals(handed)
+    assert int((s > 1e-6 * s[0]).sum()) == wanted

@@ -58,7 +58,7 @@ def _patch_table(module: nn.Module, run: Trace, length: int, names: dict[int, st
 
 
 def _kind_without_table(module: nn.Module, first: Block, adapters: tuple[Adapter, ...]) -> PositionKind:
-    """Swaps two tokens before the last one; a model without positions attends to the same set as before.
+    """Swaps the two tokens before the last one; a model without positions attends to the same set as before.
 
     With queries and keys silenced, only a bias that is added to the scores can still tell the difference.
     """
@@ -69,7 +69,9 @@ def _kind_without_table(module: nn.Module, first: Block, adapters: tuple[Adapter
 
 def _order_matters(module: nn.Module, first: Block, adapters: tuple[Adapter, ...], *, scale: float) -> bool:
     inputs = sample_inputs(module)
-    swapped = inputs[:, [1, 0, *range(2, inputs.shape[1])]]
+    last = inputs.shape[1] - 1
+    # The nearest two, which a window of three tokens still holds.
+    swapped = inputs[:, [*range(last - 2), last - 1, last - 2, last]]
     before, after = (_attended(module, first, adapters, each, scale) for each in (inputs, swapped))
     # A bias of the smallest customary slope moves this by 1e-3 and more; rounding stays a hundred times below.
     tolerance = max(1e-4, 50 * torch.finfo(before.dtype).eps)

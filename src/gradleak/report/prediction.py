@@ -64,9 +64,22 @@ def _head(p: Prediction) -> RenderableType:
     text.append(
         f"\nfirst layer: positions {positions}; {norm} {'with' if law.bias else 'without'} bias", style="not bold dim"
     )
+    text.append(f"\n{_windows(p)}", style="not bold dim")
     text.append(f"\nbatch: {p.batch_size} × {p.seq_len}, {p.tokens} tokens; {p.batch}", style="not bold dim")
     text.append("\nTheory only: no attack was run.", style="not bold dim")
     return text
+
+
+def _windows(p: Prediction) -> str:
+    """Who attends to whom, block by block where blocks differ."""
+    kinds: dict[str, list[int]] = {}
+    for number, band in enumerate(p.bands):
+        before = "all" if band.before is None else f"{band.before}"
+        after = "all" if band.after is None else "none" if band.after == 0 else f"{band.after}"
+        kinds.setdefault(f"{before} before, {after} after", []).append(number)
+    if len(kinds) == 1:
+        return f"attention in every block: {next(iter(kinds))}"
+    return "attention: " + "; ".join(f"{kind} in blocks {', '.join(map(str, at))}" for kind, at in kinds.items())
 
 
 def _grid(*columns: str) -> Table:

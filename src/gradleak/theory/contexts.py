@@ -3,34 +3,36 @@ Its rank is the number of distinct contexts, and that number, not the number of 
 
     causal         the context of place i is the prefix up to i: a shared prefix counts once
     bidirectional  it is the whole record: only repeated records count once
+    a window       it is what stands in the window, and where the window stands if positions are added to the input
 
 Must not know models.
 """
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from gradleak.theory.reach import Places
 
 
-def contexts(ids: Int64[Tensor, "batch seq"], mask: Places, *, causal: bool) -> Int64[Tensor, "batch seq"]:
-    """A number per place, equal where the context is; −1 for padding."""
-    numbers: dict[tuple[int, int], int] = {}
-    whole: dict[tuple[int, ...], int] = {}
-    found = torch.full_like(ids, -1)
-    for b, (row, real) in enumerate(zip(ids.tolist(), mask.tolist(), strict=True)):
-        kept = [token for token, here in zip(row, real, strict=True) if here]
-        # A causal prefix is its last token after the prefix before it; all records share the empty one.
-        at = -1 if causal else -2 - whole.setdefault(tuple(kept), len(whole))
-        for i, token in enumerate(kept):
-            at = numbers.setdefault((at, token if causal else i), len(numbers))
-            found[b, i] = at
-    return found
+def distinct_contexts(
+    ids: Int64[Tensor, "batch seq"],
+    visible: Bool[Tensor, "batch query key"],
+    *,
+    positional: bool,
+    within: Places,
+) -> int:
+    """Number of distinct contexts among the places of ``within``: the rank of a layer that reads them.
 
-
-def distinct_contexts(ids: Int64[Tensor, "batch seq"], mask: Places, *, causal: bool, within: Places) -> int:
-    """Number of distinct contexts among the places of ``within``: the rank of a layer that reads them."""
-    return int(contexts(ids, mask, causal=causal)[within & mask].unique().numel())
+    Args:
+        visible: what each place attends to in the first block.
+        positional: whether the position is part of the first input.
+    """
+    found: set[tuple[int, int, tuple[int, ...]]] = set()
+    for row, sees, lit in zip(ids.tolist(), visible.tolist(), within.tolist(), strict=True):
+        for place, (seen, here) in enumerate(zip(sees, lit, strict=True)):
+            if here:
+                places = [j for j, real in enumerate(seen) if real]
+                found.add((place - places[0], places[0] if positional else 0, tuple(row[j] for j in places)))
+    return len(found)

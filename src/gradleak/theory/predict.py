@@ -15,6 +15,7 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.rng import derive
 from gradleak.mechanics.training import DTYPES, ClientTrainer, LocalTraining
 from gradleak.models import Subject
+from gradleak.theory.bands import read_bands
 from gradleak.theory.contexts import distinct_contexts
 from gradleak.theory.counting import AttentionShape
 from gradleak.theory.data_spectrum import DataSpectrum, data_spectrum
@@ -62,12 +63,12 @@ def predict(
     last = anatomy.blocks[-1].mlp_output.module
     flows = flow_through(subject, batch, (*maps, last))
     read = flows[last].errors.ne(0).any(-1) & batch.mask
-    causal = anatomy.kind == "decoder"
-    reach = propagate(read, batch.mask, causal=causal, blocks=len(anatomy.blocks))[0]
+    bands = read_bands(subject, positions=batch.inputs.shape[1])
+    reach = propagate(read, batch.mask, bands=bands)[0]
     law = read_input_law(subject, positions=batch.inputs.shape[1])
     cells = span_table(reach, block, batch.inputs, batch.mask, law)
     graph = token_position_graph(batch.inputs, batch.mask, positional=law.positional)
-    found = distinct_contexts(batch.inputs, batch.mask, causal=causal, within=reach.output)
+    found = distinct_contexts(batch.inputs, reach.visible, positional=law.positional, within=reach.output)
     invariances = probe_invariances(subject, derive(seed, "invariances"))
     equations = _equations(subject, law, invariances, tokens=int(batch.mask.sum()))
     gradient = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed, "gradient"))
@@ -90,6 +91,7 @@ def predict(
         tokens=int(batch.mask.sum()),
         batch=origin,
         input_law=law,
+        bands=bands,
         table=table,
         ambiguity=ambiguity,
         contexts=found,
@@ -132,6 +134,9 @@ def _seen(subject: Subject, batch: Batch, law: InputLaw) -> list[int | None]:
     flows = flow_through(subject, batch, [m.module for m in maps], dtype=torch.float64)
     x = flows[maps[0].module].inputs[batch.mask]
     errors = [flows[m.module].errors[batch.mask] for m in maps]
+    if not all(bool(e.isfinite().all()) for e in errors):
+        # A padded place whose window holds no token at all: such a softmax row is not a number in float64.
+        return [None] * 4
     each: list[int | None] = [_rank(x.T @ e) for e in errors] if len(maps) == 3 else [None] * 3
     if len(maps) == 3 and not law.rotary:
         # Some models take their softmax in float32 whatever they are given; the errors of keys then sum to zero only so far.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from gradleak.core.errors import SpecError
+from gradleak.theory.bands import Band
 from gradleak.theory.counting import Verdict
 from gradleak.theory.data_spectrum import DataSpectrum
 from gradleak.theory.first_test import FirstTest
@@ -119,6 +120,7 @@ class Prediction:
     tokens: int
     batch: str
     input_law: InputLaw
+    bands: tuple[Band, ...]
     table: tuple[Row, ...]
     ambiguity: Ambiguity
     contexts: int

@@ -1,7 +1,7 @@
 """Why: a projection's gradient holds only the tokens that the loss can send an error signal to. Which those are follows
 from the mask, the direction of attention and where the loss reads, before any number is computed.
 
-Positions with a signal at the output of block l are R_l. Within a block
+Positions with a signal at the output of block l are R_l. Within a block, where "attended to" is that block's own window
 
     queries   i in R_l whose softmax row has at least two entries (a row of one entry is constant)
     keys      j attended to by such a query
@@ -13,13 +13,14 @@ Must not know weights, tokens or attacks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from gradleak.core.errors import SpecError
+from gradleak.theory.bands import Band
 
 Places = Bool[Tensor, "batch seq"]
 
@@ -31,50 +32,44 @@ class Reach:
     Attributes:
         output: at the block's output; also what the attention output and the feed-forward maps read.
         queries, keys, values: at the three projections.
-        attended: per position, how many positions its softmax row runs over, ``[batch seq]``.
+        visible: the positions that each position's softmax row runs over, ``[batch query key]``.
     """
 
     output: Places
     queries: Places
     keys: Places
     values: Places
-    attended: Tensor
+    visible: Bool[Tensor, "batch query key"]
 
 
-def propagate(read: Places, mask: Places, *, causal: bool, blocks: int) -> tuple[Reach, ...]:
+def propagate(read: Places, mask: Places, *, bands: Sequence[Band]) -> tuple[Reach, ...]:
     """From where the loss reads to every block, the first block first.
 
     Args:
         read: positions of the last block's output that the loss depends on.
         mask: true where a token is real; padding is not attended to and carries no loss.
-        causal: whether a position sees only itself and earlier ones.
-        blocks: number of blocks, at least 1.
+        bands: who attends to whom in every block, at least one.
 
     Raises:
         SpecError: if shapes do not fit or there is no block.
     """
-    if read.shape != mask.shape or blocks < 1:
+    if read.shape != mask.shape or not bands:
         raise SpecError(
             f"Reach needs two masks of one shape and at least one block, got {tuple(read.shape)}, {tuple(mask.shape)}, "
-            f"{blocks} blocks."
+            f"{len(bands)} blocks."
         )
-    seq = mask.shape[1]
-    sees = torch.ones(seq, seq, dtype=torch.bool, device=mask.device)
-    if causal:
-        sees = sees.tril()
-    visible = sees.unsqueeze(0) & mask.unsqueeze(1)  # [batch query key]
-    attended = visible.sum(-1) * mask
     found: list[Reach] = []
     output = read & mask
-    for _ in range(blocks):
-        queries = output & (attended >= 2)
+    for band in reversed(bands):
+        visible = band.visible(mask)
+        queries = output & (visible.sum(-1) >= 2)
         found.append(
             Reach(
                 output=output,
                 queries=queries,
                 keys=_attended_from(queries, visible),
                 values=_attended_from(output, visible),
-                attended=attended,
+                visible=visible,
             )
         )
         output = output | found[-1].values

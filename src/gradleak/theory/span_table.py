@@ -94,7 +94,7 @@ def _generic_errors(
     turned_q, turned_k = (q, k) if turn is None else (_turn(q, turn), _turn(k, turn))
     group = block.heads // block.kv_heads
     scores = turned_q @ turned_k.repeat_interleave(group, dim=1).transpose(-1, -2) / (2 * math.sqrt(width))
-    attention = torch.softmax(scores.masked_fill(~_visible(reach, mask).unsqueeze(1), -math.inf), dim=-1).nan_to_num()
+    attention = torch.softmax(scores.masked_fill(~reach.visible.unsqueeze(1), -math.inf), dim=-1).nan_to_num()
     upstream = random(*q.shape) * reach.output[:, None, :, None]
     passed = upstream @ v.repeat_interleave(group, dim=1).transpose(-1, -2)
     inner = attention * (passed - (attention * passed).sum(-1, keepdim=True))
@@ -104,12 +104,6 @@ def _generic_errors(
     if turn is not None:
         to_q, to_k = _turn(to_q, -turn), _turn(to_k, -turn)
     return {"query": _flat(to_q), "key": _flat(to_k), "value": _flat(to_v)}
-
-
-def _visible(reach: Reach, mask: Places) -> Bool[Tensor, "batch seq seq"]:
-    """Who attends to whom: the first ``attended`` real places (all of them in a bidirectional model)."""
-    order = mask.cumsum(1).unsqueeze(1)
-    return mask.unsqueeze(1) & (order <= reach.attended.unsqueeze(-1))
 
 
 def _rotation(seq: int, width: int) -> Float[Tensor, "seq pairs"]:
