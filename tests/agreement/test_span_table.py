@@ -50,7 +50,7 @@ def subject_of(kind: str, loss: Loss, layers: int, **extra: Any) -> Subject:
                 value.normal_(std=0.05)
             elif value.ndim == 2 and "embed" not in name and "wte" not in name and "wpe" not in name:
                 value.normal_(std=WIDTH**-0.5)
-    classes = config.num_labels if loss == "classification" else VOCAB
+    classes = (config.num_labels or 2) if loss == "classification" else VOCAB
     return Subject(name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss=loss, classes=classes)
 
 
