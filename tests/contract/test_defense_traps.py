@@ -248,6 +248,16 @@ def test_low_rank_is_the_best_approximation() -> None:
     torch.testing.assert_close(LowRank(rank=2).surrogate({"a": u[None]}, {"a": released})["a"][0], released)
 
 
+def test_low_rank_leaves_the_attacker_all_but_what_is_outside_both_spaces() -> None:
+    """Of 9 × 6 entries (9 − 2)(6 − 2) are lost, so 26 = 2 (9 + 6 − 2) directions of the candidate still show."""
+    u = torch.randn(9, 6, generator=derive(0, "u"), dtype=torch.float64)
+    released = {"a": LowRank(rank=2).apply(Update({"a": u}), derive(0, "x"))["a"]}
+    directions = {"a": torch.eye(54, dtype=torch.float64).view(54, 9, 6)}
+    seen = LowRank(rank=2).surrogate(directions, released)["a"].flatten(1)
+    torch.testing.assert_close(seen @ seen, seen)  # a projection
+    assert int(torch.linalg.matrix_rank(seen)) == 26
+
+
 def test_soteria_prunes_the_columns_that_it_says(trainer: ClientTrainer, batch: Batch) -> None:
     plain, client = trainer.update(batch, derive(0, "x")), client_of(trainer, batch)
     released, _ = Soteria(fraction=0.4).apply(plain, client, derive(0, "y"))

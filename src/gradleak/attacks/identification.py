@@ -19,7 +19,7 @@ from gradleak.core.update import Update
 from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.likelihood import Discrepancy
 from gradleak.mechanics.outer_sums import OuterSum
-from gradleak.mechanics.replay import Replay
+from gradleak.mechanics.replay import Replay, studied
 from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.training import ClientTrainer
 
@@ -133,12 +133,11 @@ class _World:
     @staticmethod
     def of(update: Update, view: View, *, distance: str, rng: torch.Generator) -> _World:
         trainer: ClientTrainer = view["trainer"]
-        stages: tuple[Stage, ...] = tuple(view.get("stages") or ())
+        released, stages = studied(update, tuple(view.get("stages") or ()), trainer)
         skipped = frozenset().union(*(stage.ignored(trainer) for stage in stages))
         names = tuple(name for name in trainer.names() if name in update and name not in skipped)
         if not names:
             raise NotApplicableError("The update holds no parameter that a replay of the training can simulate.")
-        released = update.map(lambda _, tensor: tensor.float())
         observed = {name: released[name] for name in names}
         records = int(view["batch_size"])
         stds = {n: released_std(stages, n, u, trainer=trainer, records=records) for n, u in observed.items()}
@@ -155,7 +154,7 @@ class _World:
                 stages=tuple(stage for stage in stages if not isinstance(stage, ProtocolStage)),
                 names=names,
                 released=released,
-                share=Update(observed).norm() / max(update.norm(), torch.finfo(torch.float32).tiny) or 1.0,
+                share=Update(observed).norm() / max(Update(released).norm(), torch.finfo(torch.float32).tiny) or 1.0,
             ),
             discrepancy=Discrepancy.of(observed, stds, cosine=distance == "cosine"),
             labels=None if labels is None else tuple(int(each) for each in torch.as_tensor(labels).flatten()),

@@ -219,6 +219,16 @@ class ReleaseStage(Stage, ABC):
             observed: the released update, without that axis; it may reveal what the step did (the support of a pruning).
         """
 
+    def studied(self, released: Mapping[str, Tensor], trainer: Any) -> tuple[ReleaseStage, Mapping[str, Tensor]]:
+        """What an informed attacker makes of one release before any search: this stage, as it is then simulated, and the
+        release, as candidates are then compared with it.
+
+        Args:
+            released: what the adversary sees, or what a later stage's study left of it.
+            trainer: the local training, of the model as it is deployed.
+        """
+        return self, released
+
     def surrogate_is_identity(self) -> bool:
         """True if the best simulation of this step is to do nothing (zero-mean noise); saves the dense update."""
         return False

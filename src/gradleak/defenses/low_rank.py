@@ -30,8 +30,9 @@ class LowRank(UpdateStage):
 
     Guarantees:
         Deterministic; the released norm is at most that of the input, up to rounding in its last digits.
-        The surrogate projects a candidate on the row and column spaces that the release shows: exact at the truth,
-        because those are the truth's own leading singular spaces. No differential privacy.
+        The surrogate leaves out of a candidate only what lies outside both the row and the column space that the release
+        shows (the projection on the tangent space of matrices of that rank): exact at the truth, because those are the
+        truth's own leading singular spaces. No differential privacy.
 
     Source: low-rank filtering of arXiv 2305.06473, by the notes.
     """
@@ -62,9 +63,10 @@ class LowRank(UpdateStage):
         left, sizes, right = torch.linalg.svd(_matrix(observed), full_matrices=False)
         present = (sizes[: self.rank] > 0).to(sizes)
         left, right = left[:, : self.rank] * present, right[: self.rank] * present[:, None]
-        flat = simulated.flatten(2) if simulated.ndim > 2 else simulated.unsqueeze(-1)
+        flat = simulated.flatten(2)
         left, right = left.to(flat), right.to(flat)
-        return (left @ (left.T @ flat @ right.T) @ right).view(simulated.shape)
+        columns = left @ (left.T @ flat)
+        return (columns + ((flat - columns) @ right.T) @ right).view(simulated.shape)
 
 
 def _matrix(tensor: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from gradleak.mechanics.labels import single_label
 from gradleak.mechanics.objectives import Objective, Target
 from gradleak.mechanics.outer_sums import OuterSum, Simulated
 from gradleak.mechanics.readout import nearest_tokens, token_table
-from gradleak.mechanics.replay import Replay
+from gradleak.mechanics.replay import Replay, studied
 from gradleak.mechanics.search import Optimizer, Stopping, Variables
 from gradleak.mechanics.search_space import SearchSpace
 from gradleak.mechanics.training import ClientTrainer
@@ -151,8 +151,9 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
                 "Matching needs the padded length of the batch, which this adversary does not know."
             )
         mask = torch.ones((batch_size, int(view["seq_len"])) if text else (batch_size,), dtype=torch.bool)
-    stages = tuple(view.get("stages") or ())
-    observed = _simulable(update, trainer, stages)
+    known = tuple(view.get("stages") or ())
+    released, stages = studied(update, known, trainer)
+    observed = _simulable(released, trainer, stages)
     weights = _weights(observed, balance=parts.balance)
     if text:
         space = search_space.embeddings(view, token_table(subject), batch_size, mask.shape[1])
@@ -165,8 +166,8 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
             trainer=trainer,
             stages=stages,
             names=tuple(observed),
-            released=update.map(lambda _, tensor: tensor.float()),
-            share=Update(observed).norm() / max(update.norm(), torch.finfo(torch.float32).tiny) or 1.0,
+            released=released,
+            share=Update(observed).norm() / max(Update(released).norm(), torch.finfo(torch.float32).tiny) or 1.0,
         ),
         observed=Target({name: tensor * weights[name] for name, tensor in observed.items()}),
         weights=weights,
@@ -226,13 +227,13 @@ def objective(update: Update, view: View, parts: Matching) -> core.Objective:
     return evaluate
 
 
-def _simulable(update: Update, trainer: ClientTrainer, stages: tuple[Stage, ...]) -> dict[str, Tensor]:
+def _simulable(update: Mapping[str, Tensor], trainer: ClientTrainer, stages: tuple[Stage, ...]) -> dict[str, Tensor]:
     """The released tensors to match: not the token table, which embeddings bypass, nor what the stages made misleading."""
     subject = trainer.subject
     skipped = frozenset().union(*(stage.ignored(trainer) for stage in stages))
     if subject.modality == "text":
         skipped |= {subject.anatomy.token_embedding}
-    observed = {name: update[name].float() for name in trainer.names() if name in update and name not in skipped}
+    observed = {name: update[name] for name in trainer.names() if name in update and name not in skipped}
     if not observed:
         raise NotApplicableError("The update holds no parameter that a replay of the training can simulate.")
     return observed

@@ -14,12 +14,26 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from gradleak.core.stage import ProtocolStage, ReleaseStage, Stage, TrainingStage
+from gradleak.core.update import Update
 from gradleak.mechanics.factored import simulate_gradients
 from gradleak.mechanics.outer_sums import OuterSum, Simulated, scale, squared_norm
 from gradleak.mechanics.training import ClientTrainer
 from gradleak.models.noisy import noisy_layers
 
 _TINY = torch.finfo(torch.float32).tiny
+
+
+def studied(
+    update: Update, stages: tuple[Stage, ...], trainer: ClientTrainer
+) -> tuple[dict[str, Tensor], tuple[Stage, ...]]:
+    """A release and the known stages after the attacker has looked at the one in the light of the other, last stage first."""
+    released: Mapping[str, Tensor] = update.map(lambda _, tensor: tensor.float())
+    known: list[Stage] = []
+    for stage in reversed(stages):
+        if isinstance(stage, ReleaseStage):
+            stage, released = stage.studied(released, trainer)
+        known.append(stage)
+    return dict(released), tuple(reversed(known))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
