@@ -23,7 +23,7 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.specs import Spec, parse_chain
-from gradleak.core.stage import ClientStage, ProtocolStage
+from gradleak.core.stage import ClientStage, DataStage, ProtocolStage
 from gradleak.core.update import Update
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
@@ -146,7 +146,27 @@ def test_a_capture_can_be_read_by_who_knows_the_stages(client_spec: Spec, modali
 def test_an_attack_on_it_is_well_formed(client_spec: Spec, modality: str) -> None:
     observation = observation_of(channel_of(client_spec, modality), batch_of(modality), modality)
     found = DLG(iterations=2, restarts=1, screened=1)(observation, rng=derive(0, "attack"))
-    assert isinstance(found, Reconstruction) and client_spec.type in found.adapted
+    stage = channel_of(client_spec, modality).stages[-1]
+    modeled = not isinstance(stage, DataStage) or stage.surrogate_is_identity() or stage.unknowns(RECORDS) is not None
+    assert isinstance(found, Reconstruction) and (client_spec.type in found.adapted) == modeled
+
+
+def test_what_is_searched_of_a_data_stage_is_what_it_may_draw(client_spec: Spec, modality: str) -> None:
+    """Shapes stay, slopes are finite, and records and draws are both followed."""
+    stage = channel_of(client_spec, modality).stages[-1]
+    shape = stage.unknowns(RECORDS) if isinstance(stage, DataStage) else None
+    if shape is None:
+        return
+    batch, classes = batch_of(modality), subject_of(modality).classes
+    inputs = batch.inputs.expand(2, *batch.inputs.shape).clone().requires_grad_()
+    targets = soft_labels(batch.labels, classes).expand(2, RECORDS, classes)
+    draw = torch.randn(2, *shape, generator=derive(0, "draw")).requires_grad_()
+    seen, labels = stage.guessed(inputs, targets, draw)
+    assert seen.shape == inputs.shape and labels.shape == targets.shape
+    total = (seen * torch.rand(seen.shape, generator=derive(1, "x"))).sum() + labels.square().sum()
+    slopes = torch.autograd.grad(total, (inputs, draw), allow_unused=True)
+    assert all(slope is None or bool(torch.isfinite(slope).all()) for slope in slopes)
+    assert slopes[1] is not None
 
 
 def test_knowing_the_stage_is_no_disadvantage(

@@ -12,7 +12,7 @@ from gradleak.core.batch import Batch, TrainingData
 from gradleak.core.errors import DataError, ModelError, SpecError
 from gradleak.core.rng import derive
 from gradleak.core.stage import Client, DataStage
-from gradleak.defenses._mixing import mixing_weights
+from gradleak.defenses._mixing import guessed_weights, mixing_weights
 from gradleak.defenses.instahide import Instahide
 from gradleak.defenses.mixup import Mixup
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
@@ -105,6 +105,19 @@ def test_an_inverted_mixture_names_its_record_unless_signs_are_left_in(
     """First or second of 28 for more than half of 20 records; by chance 11 of 20 have probability below 1e-7."""
     near = sum(rank <= 2 for seed in range(5) for rank in ranks(trainer, stage, seed, magnitudes=magnitudes))
     assert (near > 10) == found
+
+
+def test_a_draw_that_is_searched_reaches_every_mixture(trainer: ClientTrainer) -> None:
+    """The logarithm of true weights, less that of the mean law, repeats images and labels; zeros are the mean law."""
+    client = client_of(trainer)
+    data = Mixup().apply(client, derive(0, "mix"))
+    true = mixing_weights(4, 4, 0.65, derive(0, "mix"))
+    mean = guessed_weights(torch.zeros(1, 4, 4), 4)
+    torch.testing.assert_close(mean[0], torch.full((4, 4), 1 / 6) + torch.eye(4) / 3)
+    draw = (true.log() - mean[0].double().log()).float().unsqueeze(0)
+    images, labels = Mixup().guessed(client.data.inputs.unsqueeze(0), client.data.targets.unsqueeze(0), draw)
+    torch.testing.assert_close(images[0], data.inputs)
+    torch.testing.assert_close(labels[0], data.targets)
 
 
 @pytest.mark.parametrize("stage", [Mixup(), Instahide()], ids=["mixup", "instahide"])

@@ -178,6 +178,17 @@ def test_each_image_gets_one_of_the_policies(trainer: ClientTrainer) -> None:
     assert bool((hits.sum(0) == 1).all()) and bool(hits.any(1).all())
 
 
+def test_a_searched_policy_can_be_any_of_them(trainer: ClientTrainer) -> None:
+    """A draw far out on one policy trains on that policy's images; zeros on their average."""
+    data = client_of(trainer, size=2).data
+    inputs, targets = data.inputs.unsqueeze(0), data.targets.unsqueeze(0)
+    options = [augment(data.inputs, policy) for policy in ((35,), (14,))]
+    for draw, wanted in (([[99.0, 0.0], [0.0, 99.0]], [options[0][0], options[1][1]]), ([[0.0] * 2] * 2, None)):
+        found, _ = ATS(policies="35+14").guessed(inputs, targets, torch.tensor(draw).unsqueeze(0))
+        expected = torch.stack(options).mean(0) if wanted is None else torch.stack(wanted)
+        torch.testing.assert_close(found[0], expected)
+
+
 def test_the_privacy_score_is_the_mean_cosine_over_the_grid(trainer: ClientTrainer) -> None:
     """Against a loop over blends, gradients taken one by one."""
     data, weights = client_of(trainer, size=2).data, own_weights(trainer)

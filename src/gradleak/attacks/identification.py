@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
+from scipy.optimize import linear_sum_assignment, nnls
 from torch import Tensor
 
 from gradleak.core.attack import Attack, Clock, Reconstruction, Status
@@ -23,7 +26,11 @@ from gradleak.mechanics.replay import Replay, studied
 from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.training import ClientTrainer
 
-_IGNORED = -100
+_IGNORED, _TINY = -100, 1e-30
+_EXPLAINED = 1e-8
+"""A misfit below this share of the update's own size is rounding."""
+_FOLD, _SIGNS = 8192, 0
+"""Length of a sketch, several times the number of candidates; seed of its signs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +43,9 @@ class Identification(Attack):
                                                            to tensor t (then −D/2 is the Gaussian log-likelihood),
                                                            1/‖u_t‖² elsewhere, 0 where u_t is mere rounding
 
-    Several private records: greedily, the record (with a label that is left) that with those already chosen explains the
-    update best, the scale of a part of the batch left free; what is never chosen is ranked by its last value.
+    Several private records: their update is near a mean of their own ones, so all candidates (with every possible label)
+    are weighed at once by non-negative least squares in the same weights, and the heaviest are taken. Where these do not
+    explain the update to rounding, each is then exchanged for every other candidate as long as D of the whole batch falls.
 
     Args:
         distance: "likelihood" as above, or "cosine" over all tensors together, which no scaling can mislead.
@@ -66,57 +74,121 @@ class Identification(Attack):
             raise NotApplicableError("The positions that the masked-LM loss hid are unknown to this adversary.")
         candidates: tuple[Tensor, ...] = tuple(view["candidates"])
         world = _World.of(update, view, distance=self.distance, rng=rng)
-        order = torch.randperm(len(candidates), generator=rng).tolist()
-        chosen: list[int] = []
-        labels: list[int] = []
         wanted = min(int(view["batch_size"]), len(candidates))
-        values: dict[int, float] = {}
-        spent = False
-        while len(chosen) < wanted and not spent:
-            values, best = {}, {}
-            for place in order:
-                if place in chosen:
-                    continue
-                if clock.spent():
-                    spent = True
-                    break
-                records = [candidates[each] for each in (*chosen, place)]
-                values[place], best[place] = world.value(records, labels, whole=len(chosen) + 1 == wanted)
-                done = len(chosen) + len(values) / len(order)
-                clock.progress(min(done / wanted, 1.0), f"{len(values)} of {len(order)} candidates")
-            if values:
-                chosen.append(min(values, key=values.__getitem__))
-                labels.append(best[chosen[-1]])
-        return _answer(candidates, chosen, values, wanted, order, spent=spent, stages=world.stages)
+        find = _single if wanted == 1 else _several
+        found = find(world, candidates, wanted, torch.randperm(len(candidates), generator=rng).tolist(), clock)
+        return found.answer(candidates, world.stages)
 
 
-def _answer(
-    candidates: tuple[Tensor, ...],
-    chosen: list[int],
-    values: Mapping[int, float],
-    wanted: int,
-    order: list[int],
-    *,
-    spent: bool,
-    stages: tuple[Stage, ...],
-) -> Reconstruction:
-    if not chosen:
-        return Reconstruction(status=Status.NOTHING_FOUND, message="The time was spent before a candidate was tried.")
-    tried = sorted((place for place in values if place not in chosen), key=values.__getitem__)
-    ranking = [*chosen, *tried, *(place for place in order if place not in values and place not in chosen)]
-    runner_up = values[tried[0]] if tried else values[chosen[-1]]
-    return Reconstruction(
-        records=tuple(candidates[place].clone() for place in chosen),
-        ranking=tuple(candidates[place].clone() for place in ranking),
-        status=Status.BUDGET_SPENT if spent else Status.CONVERGED,
-        message=f"Ranked {len(candidates)} candidates for {wanted} records.",
-        adapted=tuple(name_of(stage) for stage in stages),
-        statistics={
-            "candidates": float(len(candidates)),
-            "value_of_the_last_chosen": values[chosen[-1]],
-            "value_of_the_runner_up": runner_up,
-        },
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """Places of candidates: the chosen ones, and all others that were tried, the most plausible first."""
+
+    chosen: list[int]
+    others: list[int]
+    value: float
+    runner_up: float
+    spent: bool
+
+    def answer(self, candidates: tuple[Tensor, ...], stages: tuple[Stage, ...]) -> Reconstruction:
+        if not self.chosen:
+            return Reconstruction(
+                status=Status.NOTHING_FOUND, message="The time was spent before a candidate was tried."
+            )
+        return Reconstruction(
+            records=tuple(candidates[place].clone() for place in self.chosen),
+            ranking=tuple(candidates[place].clone() for place in (*self.chosen, *self.others)),
+            status=Status.BUDGET_SPENT if self.spent else Status.CONVERGED,
+            message=f"Ranked {len(candidates)} candidates for {len(self.chosen)} records.",
+            adapted=tuple(name_of(stage) for stage in stages),
+            statistics={
+                "candidates": float(len(candidates)),
+                "value_of_the_last_chosen": self.value,
+                "value_of_the_runner_up": self.runner_up,
+            },
+        )
+
+
+def _single(world: _World, candidates: tuple[Tensor, ...], wanted: int, order: list[int], clock: Clock) -> _Found:
+    """Every candidate alone, each with the label that suits it best."""
+    values: dict[int, float] = {}
+    for place in order:
+        if clock.spent():
+            break
+        values[place] = min(world.misfit([candidates[place]], [label]) for label in world.open_labels())
+        clock.progress(len(values) / len(order), f"{len(values)} of {len(order)} candidates")
+    ranked = [*sorted(values, key=values.__getitem__), *(place for place in order if place not in values)]
+    best = [values[place] for place in ranked[:2] if place in values]
+    return _Found(
+        chosen=ranked[:1] if values else [],
+        others=ranked[1:],
+        value=best[0] if best else math.inf,
+        runner_up=best[-1] if best else math.inf,
+        spent=len(values) < len(order),
     )
+
+
+def _several(world: _World, candidates: tuple[Tensor, ...], wanted: int, order: list[int], clock: Clock) -> _Found:
+    """Weighs all candidates together, takes the heaviest and improves the choice by exchanges."""
+    labels = world.open_labels()
+    shares, spent = _shares(world, candidates, labels, order, clock)
+    if not shares:
+        return _Found(chosen=[], others=order, value=math.inf, runner_up=math.inf, spent=True)
+    weight = torch.tensor([[shares.get((place, label), 0.0) for place in range(len(candidates))] for label in labels])
+    if world.labels is not None and len(world.labels) == wanted:
+        given = list(world.labels)
+        slots = [labels.index(label) for label in given]
+        chosen: list[int] = linear_sum_assignment(weight[slots].numpy(), maximize=True)[1].tolist()
+    else:
+        chosen = sorted(order, key=lambda place: -float(weight[:, place].max()))[:wanted]
+        given = [labels[int(weight[:, place].argmax())] for place in chosen]
+
+    def misfit(places: list[int]) -> float:
+        return world.misfit([candidates[place] for place in places], given)
+
+    value = misfit(chosen)
+    rivals = {place: math.inf for place in order}
+    moved = value > _EXPLAINED * world.size
+    while moved and not spent:
+        moved = False
+        for slot, place in itertools.product(range(wanted), order):
+            if place in chosen:
+                continue
+            if spent := clock.spent():
+                break
+            trial = [*chosen[:slot], place, *chosen[slot + 1 :]]
+            new = misfit(trial)
+            rivals[place] = min(rivals[place], new)
+            if new < value:
+                rivals[chosen[slot]] = min(rivals[chosen[slot]], value)
+                chosen, value, moved = trial, new, True
+    others = [place for place in order if place not in chosen]
+    others.sort(key=lambda place: (rivals[place], -float(weight[:, place].max())))
+    runner_up = min((rivals[place] for place in others), default=math.inf)
+    return _Found(chosen=chosen, others=others, value=value, runner_up=runner_up, spent=spent)
+
+
+def _shares(
+    world: _World, candidates: tuple[Tensor, ...], labels: list[int], order: list[int], clock: Clock
+) -> tuple[dict[tuple[int, int], float], bool]:
+    """How much of every candidate with every label is in the update, and whether time ran out before all were tried."""
+    rows: dict[tuple[int, int], Tensor] = {}
+    for place, label in itertools.product(order, labels):
+        if clock.spent():
+            break
+        rows[place, label] = world.sketch(world.simulated([candidates[place]], [label]))
+        clock.progress(len(rows) / (len(order) * len(labels)), f"{len(rows)} candidates with a label")
+    if not rows:
+        return {}, True
+    target = world.sketch(world.discrepancy.observed)
+    columns = torch.stack(list(rows.values()), 1)
+    found, _ = nnls(columns.numpy(), target.numpy())
+    parts: dict[int, Tensor] = {}
+    for (place, _), row, amount in zip(rows, columns.T, found, strict=True):
+        parts[place] = parts.get(place, torch.zeros_like(row)) + amount * row
+    # The gradients of one record with all labels are dependent (softmax), so only what they add up to is determined.
+    shares = {key: float(parts[key[0]] @ row / row.square().sum().clamp_min(_TINY)) for key, row in rows.items()}
+    return shares, len(rows) < len(order) * len(labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +205,8 @@ class _World:
     @staticmethod
     def of(update: Update, view: View, *, distance: str, rng: torch.Generator) -> _World:
         trainer: ClientTrainer = view["trainer"]
-        released, stages = studied(update, tuple(view.get("stages") or ()), trainer)
+        known: tuple[Stage, ...] = tuple(view.get("stages") or ())
+        released, stages = studied(update, known, trainer)
         skipped = frozenset().union(*(stage.ignored(trainer) for stage in stages))
         names = tuple(name for name in trainer.names() if name in update and name not in skipped)
         if not names:
@@ -144,7 +217,8 @@ class _World:
         labels = view.get("labels")
         if labels is None and trainer.subject.loss == "classification":
             label = single_label(update, trainer.subject.anatomy, batch_size=records)
-            labels = None if label is None or any(std != 0.0 for std in stds.values()) else [label]
+            noisy = any(released_std(known, n, u, trainer=trainer, records=records) != 0.0 for n, u in observed.items())
+            labels = None if label is None or noisy else [label]
         return _World(
             trainer=trainer,
             stages=stages,
@@ -154,39 +228,44 @@ class _World:
                 stages=tuple(stage for stage in stages if not isinstance(stage, ProtocolStage)),
                 names=names,
                 released=released,
-                share=Update(observed).norm() / max(Update(released).norm(), torch.finfo(torch.float32).tiny) or 1.0,
+                share=Update(observed).norm() / max(Update(released).norm(), _TINY) or 1.0,
             ),
             discrepancy=Discrepancy.of(observed, stds, cosine=distance == "cosine"),
             labels=None if labels is None else tuple(int(each) for each in torch.as_tensor(labels).flatten()),
             rng=rng,
         )
 
-    def value(self, records: list[Tensor], labels: list[int], *, whole: bool) -> tuple[float, int]:
-        """How badly a batch of these records explains the update, and the label of the last one that explains it best.
+    @property
+    def size(self) -> float:
+        """The misfit of an update of zeros."""
+        return self.discrepancy({name: torch.zeros_like(tensor) for name, tensor in self.discrepancy.observed.items()})
 
-        Args:
-            labels: those of all records but the last; whole: False if more records are in the batch, so that the scale of
-                these is unknown.
-        """
-        open_labels = self._open(labels)
-        found = {
-            label: self.discrepancy(self._simulated(self._labeled(records, [*labels, label])), free_scale=not whole)
-            for label in open_labels
-        }
-        best = min(found, key=found.__getitem__)
-        return found[best], best
+    def misfit(self, records: list[Tensor], labels: list[int]) -> float:
+        """How badly a batch of these records explains the update."""
+        return self.discrepancy(self.simulated(records, labels))
 
-    def _open(self, taken: list[int]) -> list[int]:
-        """Labels that the next record may have: those known of the batch and not taken yet, or all."""
+    def sketch(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """All tensors in the weights of the misfit, as one vector; long ones folded with random signs, which is linear and
+        keeps angles on average."""
+        signs = torch.Generator().manual_seed(_SIGNS)
+        total = torch.zeros(_FOLD, dtype=torch.float64)
+        parts: list[Tensor] = []
+        entries = sum(tensor.numel() for tensor in self.discrepancy.observed.values())
+        for name, observed in self.discrepancy.observed.items():
+            weight = 1.0 if self.discrepancy.cosine else math.sqrt(self.discrepancy.weights[name])
+            part = weight * tensors[name].detach().double().flatten().cpu()
+            if entries <= _FOLD:
+                parts.append(part)
+                continue
+            part = torch.nn.functional.pad(part, (0, -observed.numel() % _FOLD)).view(-1, _FOLD)
+            total += (part * (2.0 * torch.randint(2, part.shape, generator=signs, dtype=torch.int8) - 1.0)).sum(0)
+        return torch.cat(parts) if parts else total
+
+    def open_labels(self) -> list[int]:
+        """Labels that a record may have: those known of the batch, or all."""
         if self.trainer.subject.loss != "classification":
             return [0]
-        if self.labels is None:
-            return list(range(self.trainer.subject.classes))
-        left = list(self.labels)
-        for label in taken:
-            if label in left:
-                left.remove(label)
-        return sorted(set(left or self.labels))
+        return list(range(self.trainer.subject.classes)) if self.labels is None else sorted(set(self.labels))
 
     def _labeled(self, records: list[Tensor], labels: list[int]) -> TrainingData:
         """The records as what is trained on."""
@@ -196,7 +275,9 @@ class _World:
             return replace(self.trainer.prepare(batch), targets=soft_labels(ids, subject.classes))
         return self.trainer.prepare(replace(batch, labels=torch.tensor(labels)))
 
-    def _simulated(self, data: TrainingData) -> Mapping[str, Tensor]:
+    def simulated(self, records: list[Tensor], labels: list[int]) -> Mapping[str, Tensor]:
+        """The release of a batch, as the attacker expects it."""
+        data = self._labeled(records, labels)
         client = Client(batch=_as_batch(data), data=data, trainer=self.trainer)
         for stage in self.stages:
             if isinstance(stage, DataStage):

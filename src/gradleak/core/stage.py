@@ -134,8 +134,29 @@ class DataStage(Stage, ABC):
         """What is trained on in the place of ``client.data``."""
 
     def surrogate(self, client: Client) -> TrainingData:
-        """What an informed attacker expects to be trained on if ``client.data`` were the private records."""
+        """What an informed attacker expects to be trained on if ``client.data`` were the private records. For ranking."""
         return client.data
+
+    def surrogate_is_identity(self) -> bool:
+        """True if the best that the attacker can do about this step is to do nothing."""
+        return True
+
+    def unknowns(self, records: int) -> tuple[int, ...] | None:
+        """Shape of this step's draw as an informed attacker searches it along with the records; None for one who does not."""
+        return None
+
+    def guessed(
+        self,
+        inputs: Float[Tensor, "restarts batch ..."],
+        targets: Float[Tensor, "restarts batch ..."],
+        draw: Float[Tensor, "restarts ..."],
+    ) -> tuple[Tensor, Tensor]:
+        """What would be trained on if the records were ``inputs`` and ``targets``, differentiable; exact for some ``draw``.
+
+        Args:
+            draw: any real numbers of the shape of ``unknowns``; zeros stand for not knowing anything.
+        """
+        return inputs, targets
 
 
 class ModelStage(Stage, ABC):

@@ -35,6 +35,20 @@ def mixing_weights(size: int, mix: int, largest: float, rng: torch.Generator) ->
     return rows
 
 
+def guessed_weights(draw: Float[Tensor, "restarts batch batch"], mix: int) -> Float[Tensor, "restarts batch batch"]:
+    """Mixing weights of any real numbers: rows on the simplex, the mean law where they are zero."""
+    size = draw.shape[-1]
+    own = _OWN / (_OWN + mix - 1)
+    mean = torch.full((size, size), (1.0 - own) / max(size - 1, 1))
+    mean.fill_diagonal_(own)
+    return torch.softmax(draw + mean.to(draw).log(), -1)
+
+
+def averages(weights: Float[Tensor, "restarts batch batch"], values: Tensor) -> Tensor:
+    """Σ_i weights_ji values_i for every restart."""
+    return torch.einsum("rji,ri...->rj...", weights, values)
+
+
 def mixed(client: Client, mix: int, largest: float, rng: torch.Generator, *, name: str) -> TrainingData:
     """The client's records and targets, each mixed with others of the batch.
 

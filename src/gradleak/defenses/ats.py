@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from gradleak.core.batch import TrainingData
 from gradleak.core.errors import DataError, SpecError
@@ -76,6 +77,18 @@ class ATS(DataStage):
             targets=data.targets.repeat(len(found), *[1] * (data.targets.ndim - 1)),
             mask=data.mask.repeat(len(found), *[1] * (data.mask.ndim - 1)),
         )
+
+    def surrogate_is_identity(self) -> bool:
+        return False
+
+    def unknowns(self, records: int) -> tuple[int, ...]:
+        return (records, len(read_policies(self.policies)))
+
+    def guessed(self, inputs: Tensor, targets: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+        flat = inputs.flatten(0, 1)
+        changed = torch.stack([augment(flat, policy) for policy in read_policies(self.policies)], 1)
+        shares = torch.softmax(draw, -1).flatten(0, 1)
+        return torch.einsum("np,np...->n...", shares, changed).view(inputs.shape), targets
 
 
 def read_policies(text: str) -> tuple[Policy, ...]:

@@ -87,7 +87,9 @@ class GradDefense(ClientStage):
 
         return update.map(perturb), {}
 
-    def studied(self, released: Mapping[str, Tensor], trainer: ClientTrainer) -> tuple[GradDefense, Mapping[str, Tensor]]:
+    def studied(
+        self, released: Mapping[str, Tensor], trainer: ClientTrainer
+    ) -> tuple[GradDefense, Mapping[str, Tensor]]:
         place = self._slices(released, trainer)
         exact = surely_exact(released, place, self.bins, self.std)
         if not bool(exact.any()):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from gradleak.core.batch import TrainingData
 from gradleak.core.stage import Client, DataStage
-from gradleak.defenses._mixing import check_mixing, mixed
+from gradleak.defenses._mixing import averages, check_mixing, guessed_weights, mixed
 
 _MIDDLE = 0.5
 """Pixels are in [0, 1]; the sign of a pixel is that of its distance from the middle of the range."""
@@ -52,3 +53,12 @@ class Instahide(DataStage):
         coins = torch.randint(2, data.inputs.shape, generator=rng, device=rng.device)
         signs = (2 * coins - 1).to(data.inputs)
         return replace(data, inputs=_MIDDLE + signs * (data.inputs - _MIDDLE))
+
+    def surrogate_is_identity(self) -> bool:
+        return False
+
+    def unknowns(self, records: int) -> tuple[int, ...]:
+        return (records, records)
+
+    def guessed(self, inputs: Tensor, targets: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs, averages(guessed_weights(draw, self.mix), targets)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from gradleak.core.batch import TrainingData
 from gradleak.core.stage import Client, DataStage
-from gradleak.defenses._mixing import check_mixing, mixed
+from gradleak.defenses._mixing import averages, check_mixing, guessed_weights, mixed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,3 +47,13 @@ class Mixup(DataStage):
 
     def apply(self, client: Client, rng: torch.Generator) -> TrainingData:
         return mixed(client, self.mix, self.largest, rng, name="mixup")
+
+    def surrogate_is_identity(self) -> bool:
+        return False
+
+    def unknowns(self, records: int) -> tuple[int, ...]:
+        return (records, records)
+
+    def guessed(self, inputs: Tensor, targets: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+        weights = guessed_weights(draw, self.mix)
+        return averages(weights, inputs), averages(weights, targets)

@@ -90,6 +90,9 @@ class TokenShadow(DataStage):
         )
         return self.apply(replace(client, data=copies), torch.Generator().manual_seed(0))
 
+    def surrogate_is_identity(self) -> bool:
+        return False
+
 
 def shadows(
     subject: Subject, ids: Int64[Tensor, "batch seq"], *, pool: int, skip: int

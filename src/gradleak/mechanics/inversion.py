@@ -21,7 +21,7 @@ from gradleak.core.batch import TrainingData, soft_labels
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
-from gradleak.core.stage import Stage
+from gradleak.core.stage import DataStage, ProtocolStage, Stage
 from gradleak.core.update import Update
 from gradleak.mechanics import search_space
 from gradleak.mechanics.labels import single_label
@@ -85,6 +85,7 @@ class Problem:
         observed: those released tensors that a replay can simulate, times their weights; weights: by name.
         noise: what noisy layers of the model draw for one batch, name → shape, to be searched along with the inputs; empty
             where the adversary does not know the stages or the update comes from several draws.
+        guesses: the same of stages that change the data, by their name.
     """
 
     replay: Replay
@@ -95,6 +96,7 @@ class Problem:
     targets: Float[Tensor, "batch classes"] | None
     space: SearchSpace
     noise: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    guesses: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def trainer(self) -> ClientTrainer:
@@ -104,21 +106,35 @@ class Problem:
         return self.space.inputs(u)
 
     def simulate(
-        self, inputs: Tensor, targets: Tensor, noise: Mapping[str, Tensor] = MappingProxyType({})
+        self, inputs: Tensor, targets: Tensor, drawn: Mapping[str, Tensor] = MappingProxyType({})
     ) -> Simulated:
         """Updates of candidate batches ``[restarts batch ...]``, as the adversary expects to see them released."""
+        for stage in self.replay.stages:
+            if isinstance(stage, DataStage) and (name := name_of(stage)) in self.guesses:
+                draw = drawn[name] if name in drawn else torch.zeros(inputs.shape[0], *self.guesses[name])
+                inputs, targets = stage.guessed(inputs, targets, draw)
+        noise = {name: value for name, value in drawn.items() if name in self.noise}
         return self._weighted(self.replay.simulate(inputs, targets, self.mask, noise))
 
     def drawn(self, variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the noisy layers drew, according to the variables."""
+        """What noisy layers and stages on the data drew, according to the variables."""
         layers = noisy_layers(self.trainer.subject.module)
         names = {noise_name(path): layer for path, layer in layers.items()}
-        return {name: names[name].relaxed(variables[_NOISE + name]) for name in self.noise}
+        found = {name: names[name].relaxed(variables[_NOISE + name]) for name in self.noise}
+        return found | {name: variables[_NOISE + name] for name in self.guesses}
+
+    def adapted(self) -> tuple[str, ...]:
+        """The stages that this search models; one that changes the data and is neither searched nor without effect is not."""
+        return tuple(
+            name_of(stage)
+            for stage in self.replay.stages
+            if not isinstance(stage, DataStage) or stage.surrogate_is_identity() or name_of(stage) in self.guesses
+        )
 
     def surprise(self, noise: Mapping[str, Tensor]) -> Tensor:
         """|average − mean| of what the layers drew, one value per restart, averaged over the layers; 0 without any."""
         means = {noise_name(path): layer.noise for path, layer in noisy_layers(self.trainer.subject.module).items()}
-        parts = [(drawn.flatten(1).mean(1) - means[name]).abs() for name, drawn in noise.items()]
+        parts = [(noise[name].flatten(1).mean(1) - means[name]).abs() for name in self.noise if name in noise]
         return torch.stack(parts).mean(0) if parts else torch.zeros(())
 
     def _weighted(self, found: Simulated) -> Simulated:
@@ -154,13 +170,14 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
     known = tuple(view.get("stages") or ())
     released, stages = studied(update, known, trainer)
     observed = _simulable(released, trainer, stages)
+    guesses = _searched_draws(stages, batch_size)
     weights = _weights(observed, balance=parts.balance)
     if text:
         space = search_space.embeddings(view, token_table(subject), batch_size, mask.shape[1])
         if parts.space == "span" and not stages and trainer.training.plain and trainer.training.share == "gradient":
             space = search_space.within_span(space, subject, update)
     else:
-        space = search_space.pixels((batch_size, *subject.pixel_shape))
+        space = search_space.pixels((batch_size, *subject.pixel_shape), folded=bool(guesses))
     problem = Problem(
         replay=Replay(
             trainer=trainer,
@@ -175,8 +192,17 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
         mask=mask,
         targets=_known_targets(update, view, trainer, search_labels=parts.labels == "search"),
         space=space,
+        guesses=guesses,
     )
     return replace(problem, noise=_searched_noise(problem)) if stages and trainer.training.single else problem
+
+
+def _searched_draws(stages: tuple[Stage, ...], batch_size: int) -> dict[str, tuple[int, ...]]:
+    """The draws of stages on the data. Behind a protocol every client has its own, and none is searched."""
+    if any(isinstance(stage, ProtocolStage) for stage in stages):
+        return {}
+    shapes = {name_of(stage): stage.unknowns(batch_size) for stage in stages if isinstance(stage, DataStage)}
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def _searched_noise(problem: Problem) -> dict[str, tuple[int, ...]]:
@@ -210,7 +236,7 @@ def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, cl
         message=f"Matched {len(problem.observed)} tensors in {found.iterations} iterations of {restarts} restarts.",
         objective=found.value,
         trace=found.trace,
-        adapted=tuple(name_of(stage) for stage in problem.replay.stages),
+        adapted=problem.adapted(),
         statistics={"iterations": float(found.iterations), "tensors": float(len(problem.observed))},
     )
 
@@ -351,7 +377,8 @@ def _screen(
     def draw() -> Variables:
         found: Variables = {"inputs": torch.randn(restarts, *problem.space.shape, generator=rng)}
         # Noise starts at its mean: that is the best guess before anything is known of the draw.
-        found |= {_NOISE + name: torch.zeros(restarts, *shape) for name, shape in problem.noise.items()}
+        unknown = {**problem.noise, **problem.guesses}
+        found |= {_NOISE + name: torch.zeros(restarts, *shape) for name, shape in unknown.items()}
         if search_labels:
             logits = 0.5 * torch.randn(restarts, problem.batch_size, classes, generator=rng)
             leaning = torch.arange(restarts) % classes

@@ -27,21 +27,27 @@ _NULL = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSpace:
-    """Inputs as ``center + (scale · u) @ basis``; without a basis ``u`` has the inputs' own shape."""
+    """Inputs as ``center + (scale · u) @ basis``; without a basis ``u`` has the inputs' own shape.
+
+    Attributes:
+        folded: inputs beyond 0 and 1 are mirrored at them, so that nothing lies outside and a slope is everywhere.
+    """
 
     center: Tensor
     scale: Tensor
     shape: tuple[int, ...]
     basis: Float[Tensor, "free model"] | None = None
+    folded: bool = False
 
     def inputs(self, u: Tensor) -> Tensor:
         moved = self.scale * u
-        return self.center + (moved if self.basis is None else moved @ self.basis)
+        found = self.center + (moved if self.basis is None else moved @ self.basis)
+        return 1.0 - (torch.remainder(found, 2.0) - 1.0).abs() if self.folded else found
 
 
-def pixels(shape: tuple[int, ...]) -> SearchSpace:
-    """All of [0, 1] and what lies around it."""
-    return SearchSpace(center=torch.tensor(0.5), scale=torch.tensor(0.25), shape=shape)
+def pixels(shape: tuple[int, ...], *, folded: bool = False) -> SearchSpace:
+    """All of [0, 1] and, unless folded, what lies around it."""
+    return SearchSpace(center=torch.tensor(0.5), scale=torch.tensor(0.25), shape=shape, folded=folded)
 
 
 def embeddings(view: View, table: Tensor, batch_size: int, seq_len: int) -> SearchSpace:
