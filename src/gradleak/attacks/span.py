@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,25 +15,21 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.certificate import Certificate, certify
+from gradleak.mechanics.embedding_channel import EmbeddingChannel
 from gradleak.mechanics.span_assembly import Assembled, Assembly
 from gradleak.mechanics.span_beyond import join_placed
 from gradleak.mechanics.span_candidates import candidates_of
-from gradleak.mechanics.span_case import SpanCase, steps_by_adamw
-from gradleak.mechanics.span_context import Attended, Grid, Replayed
+from gradleak.mechanics.span_case import SpanCase, closing_token, steps_by_adamw
+from gradleak.mechanics.span_context import Attended, Grid, Replayed, open_first
 from gradleak.mechanics.span_growth import Grown, grow
-from gradleak.mechanics.span_noise import noise_in
-from gradleak.mechanics.span_preference import preferences
+from gradleak.mechanics.span_noisy import explain_noisy
 from gradleak.mechanics.span_readers import (
     Candidates,
-    Model,
     Reader,
     context_readers,
     first_reader,
     input_drift,
 )
-from gradleak.mechanics.span_settled import settle
-from gradleak.mechanics.tokens import token_support
-from gradleak.models import Subject
 
 _BLURRED = 30.0
 """Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""
@@ -81,14 +77,14 @@ class Span(Attack):
         try:
             found = self._search(case, first, evidence, rng, clock)
         except NotApplicableError as reason:
-            beyond = _beyond(case, str(reason), rng, clock)
-            if beyond is None:
+            found = _beyond(case, str(reason), rng, clock) or _drowned(case, first, rng, clock)
+            if found is None:
                 raise
-            return beyond
-        if found.ordered and len(found.records) == case.batch_size:
+            return found
+        if found.ordered and len(found.records) == case.batch_size and found.status is not Status.UNDECIDED:
             return found
         bag = _bag_of_embeddings(case, found.message)
-        if bag is None or _covers_half(found.records, bag.records[0]):
+        if bag is None or (found.status is not Status.UNDECIDED and _covers_half(found.records, bag.records[0])):
             return found
         return _beyond(case, found.message, rng, clock) or bag
 
@@ -97,7 +93,7 @@ class Span(Attack):
     ) -> Reconstruction:
         candidates = candidates_of(case, first, rng)
         if not candidates.length():
-            return Reconstruction(
+            return _drowned(case, first, rng, clock) or Reconstruction(
                 status=Status.NOTHING_FOUND,
                 message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}.",
                 adapted=case.adapted(),
@@ -130,14 +126,20 @@ class Span(Attack):
         clock: Clock,
     ) -> _Outcome:
         beam = self.beam * (case.batch_size or 16)
+
+        def growth(candidates: Candidates) -> Grown:
+            grid = Grid.of(candidates, case.model.vocab_size, rng)
+            attended = Attended.of(grid, readers, case.model, rng)
+            continuations = attended or Replayed(grid=grid, readers=readers, model=case.model)
+            return grow(grid, continuations, readers[-1], case.model, beam=beam, at_most=case.batch_size, clock=clock)
+
         if not candidates.tokens[0].numel():
-            candidates = _open_first(candidates, readers, case.model, rng)
-        grid = Grid.of(candidates, case.model.vocab_size, rng)
-        attended = Attended.of(grid, readers, case.model, rng)
-        continuations = attended or Replayed(grid=grid, readers=readers, model=case.model)
-        grown = grow(grid, continuations, readers[-1], case.model, beam=beam, at_most=case.batch_size, clock=clock)
+            candidates = open_first(candidates, readers, case.model, rng)
+        grown = growth(candidates)
         outcome = _outcome_of_growth(grown, case.batch_size)
-        return outcome if candidates.null_cut > _BLURRED * first.space.typical else _under_noise(case, outcome)
+        # Inputs that drifted over local steps leave directions that are no tokens.
+        blurred = candidates.null_cut <= _BLURRED * first.space.typical and case.model.parameters is None
+        return _under_noise(case, first, outcome, growth, rng, clock) if blurred else outcome
 
     def _assemble(
         self,
@@ -148,7 +150,7 @@ class Span(Attack):
         rng: torch.Generator,
         clock: Clock,
     ) -> _Outcome:
-        closing = _closing_token(case.subject)
+        closing = closing_token(case.subject)
         assembled = Assembly(
             candidates=candidates,
             first=first,
@@ -169,27 +171,53 @@ class _Outcome:
     status: Status
     message: str
     statistics: Mapping[str, float]
+    ordered: bool = True
 
 
-def _under_noise(case: SpanCase, outcome: _Outcome) -> _Outcome:
-    """The same outcome, with how much of what stands out of the noise it leaves unexplained."""
-
-    def std(name: str) -> float:
-        return case.noise_std(name) or noise_in(case.readable[name])
-
-    preferred = preferences(case.readable, case.model, std, blocks=2)
-    tested = max(1, int(outcome.statistics["tested"]))
-    settled = settle(outcome.records, preferred, case.model, tests=tested) if outcome.records else None
-    if settled is None:
+def _under_noise(
+    case: SpanCase,
+    first: Reader,
+    outcome: _Outcome,
+    growth: Callable[[Candidates], Grown] | None,
+    rng: torch.Generator,
+    clock: Clock,
+) -> _Outcome:
+    """This outcome of a search token by token, or that of a joint one where it leaves less unexplained of what stands out."""
+    tested = int(outcome.statistics.get("tested", 0.0))
+    found = explain_noisy(case, first, outcome.records, tested=tested, growth=growth, rng=rng, clock=clock)
+    if found is None:
         return outcome
-    statistics = {**outcome.statistics, "unexplained_directions": float(settled.unexplained)}
-    note = "; all that stands out of the noise is explained"
-    if settled.unexplained:
+    note = "all that stands out of the noise is explained"
+    if found.unexplained:
         note = (
-            f"; {settled.unexplained} directions stand out of the noise that no proposed token explains: "
-            "how the records go on cannot be told"
+            f"{found.unexplained} directions stand out of the noise that no proposed token explains: how the records go on "
+            "cannot be told, and none is claimed to be complete"
         )
-    return replace(outcome, message=outcome.message + note, statistics=statistics)
+    how = f"{len(found.sequences)} sequences joined from {found.candidates} pairs of token and position"
+    ended = _status(bool(found.sequences), found.finished and outcome.status is not Status.BUDGET_SPENT)
+    too_many = case.batch_size is not None and len(found.sequences) > case.batch_size
+    if too_many:
+        note += f"; {case.batch_size} records cannot hold so many, and only their tokens are proposed"
+    return _Outcome(
+        records=(torch.cat(found.sequences).unique(),) if too_many else found.sequences,
+        ordered=not too_many,
+        status=Status.UNDECIDED if found.unexplained and ended is Status.CONVERGED else ended,
+        message=f"{how if found.candidates else outcome.message}; {note}",
+        statistics={
+            **outcome.statistics,
+            "tested": float(found.tested),
+            "unexplained_directions": float(found.unexplained),
+        },
+    )
+
+
+def _drowned(case: SpanCase, first: Reader, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
+    """What a joint search tells where noise is such that no token passes on its own; None if nothing stands out."""
+    if case.subject.anatomy.kind != "decoder" or 2 * first.space.rank > first.space.features:
+        return None
+    nothing = _Outcome(records=(), status=Status.NOTHING_FOUND, message="", statistics={})
+    outcome = _under_noise(case, first, nothing, None, rng, clock)
+    return _conclude(case, outcome, dict(outcome.statistics), rng, clock) if outcome.records else None
 
 
 def _beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
@@ -214,10 +242,10 @@ def _beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> 
 
 def _bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
     """The tokens from the rows of the embedding's gradient; None if it is not shared or does not tell them exactly."""
-    name = case.subject.anatomy.token_embedding
-    support = None if name is None or name not in case.update else token_support(case.update[name].float())
-    if support is None or not support.exact or not support.ids.numel():
+    channel = EmbeddingChannel.of(case.update, case.subject.anatomy)
+    if channel is None or not channel.support.exact or not channel.support.ids.numel():
         return None
+    support = channel.support
     return Reconstruction(
         records=(support.ids,),
         ordered=False,
@@ -230,29 +258,6 @@ def _bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
 def _covers_half(records: tuple[Tensor, ...], bag: Tensor) -> bool:
     found = torch.cat(records).unique() if records else bag[:0]
     return 2 * int(torch.isin(bag, found).sum()) >= len(bag)
-
-
-def _open_first(candidates: Candidates, readers: tuple[Reader, ...], model: Model, rng: torch.Generator) -> Candidates:
-    """Candidates with a first position, where queries alone, which never show it, were shared: the next layer knows it."""
-    every = replace(candidates, tokens=(torch.arange(model.vocab_size),), residuals=(torch.zeros(model.vocab_size),))
-    grid = Grid.of(every, model.vocab_size, rng)
-    start = torch.empty(1, 0, dtype=torch.int64)
-    verdicts = Replayed(grid=grid, readers=readers, model=model).test(start, tests_left=candidates.length())
-    first = verdicts.passed[0].nonzero().flatten()
-    return replace(
-        candidates,
-        tokens=(first, *candidates.tokens[1:]),
-        residuals=(verdicts.excess[0, first], *candidates.residuals[1:]),
-    )
-
-
-def _closing_token(subject: Subject) -> int | None:
-    """The special token that ends every record, as the tokenizer itself places it; None if it places none."""
-    if subject.tokenizer is None:
-        return None
-    ids, mask = subject.tokenizer.encode(["a"], 8)
-    last = int(ids[0][mask[0]][-1])
-    return last if last in subject.tokenizer.special_ids else None
 
 
 def _lengths(case: SpanCase, candidates: Candidates, closing: int | None) -> tuple[int, ...]:
@@ -353,6 +358,7 @@ def _conclude(
         message += "; masked positions show what the model read, not what was hidden"
     return Reconstruction(
         records=outcome.records,
+        ordered=outcome.ordered,
         labels=None if certificate is None else certificate.labels,
         status=Status.EXACT if exact else outcome.status,
         message=message + ".",

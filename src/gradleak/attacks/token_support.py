@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
@@ -14,8 +13,8 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.update import Update
-from gradleak.mechanics.labels import classes_present, single_label
-from gradleak.mechanics.tokens import order_of_one, token_support
+from gradleak.mechanics.embedding_channel import EmbeddingChannel
+from gradleak.mechanics.labels import single_label
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,18 +40,20 @@ class TokenSupport(Attack):
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         anatomy = view["subject"].anatomy
-        rows = _signal(update, view, anatomy.token_embedding)
-        if rows is None:
-            raise NotApplicableError("The token embedding is not part of the update (frozen, or not shared).")
         batch_size, seq_len = view.get("batch_size"), view.get("seq_len")
-        bound = batch_size * seq_len if batch_size and seq_len else None
-        support = token_support(rows, at_most=bound)
-        ordered = None
-        positions = _signal(update, view, anatomy.position_embedding)
-        if batch_size == 1 and positions is not None:
-            ordered = order_of_one(rows, positions, support.ids)
+        channel = EmbeddingChannel.of(
+            update,
+            anatomy,
+            trainer=view.get("trainer"),
+            batch_size=batch_size,
+            at_most=batch_size * seq_len if batch_size and seq_len else None,
+        )
+        if channel is None:
+            raise NotApplicableError("The token embedding is not part of the update (frozen, or not shared).")
+        support = channel.support
+        ordered = channel.order_of_one() if batch_size == 1 else None
         label = single_label(update, anatomy, batch_size=batch_size or 0)
-        present = classes_present(update, anatomy) or frozenset()
+        present = channel.classes or frozenset()
         told = "rows of absent tokens are exactly zero" if support.exact else "told from a dense background of rows"
         return Reconstruction(
             records=(support.ids if ordered is None else ordered,) if support.ids.numel() else (),
@@ -66,13 +67,6 @@ class TokenSupport(Attack):
                 "distinct_tokens": float(support.ids.numel()),
                 "exact_support": float(support.exact),
                 "classes_present": float(len(present)),
-            },
+            }
+            | ({} if channel.longest is None else {"longest_record": float(channel.longest)}),
         )
-
-
-def _signal(update: Update, view: View, name: str | None) -> Tensor | None:
-    """The update of an embedding table beyond what it would be without any gradient."""
-    if name is None or name not in update:
-        return None
-    trainer = view.get("trainer")
-    return update[name].float() - (trainer.idle(name, view.get("batch_size")) if trainer is not None else 0.0)

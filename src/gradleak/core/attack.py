@@ -29,6 +29,7 @@ class Status(Enum):
     ITERATIONS_SPENT = "The search stopped at its iteration limit."
     BUDGET_SPENT = "The search stopped at the time budget; its best result so far is scored."
     NOTHING_FOUND = "The attack ran to its end and proposes nothing."
+    UNDECIDED = "What is proposed is likely; the update does not tell whether it is complete."
     DIVERGED = "The objective became infinite or undefined; the attack failed."
     NOT_APPLICABLE = "The attack does not apply to this observation."
 

@@ -12,12 +12,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
+from gradleak.mechanics.embedding_channel import EmbeddingChannel
 from gradleak.mechanics.span_context import Grid
 from gradleak.mechanics.span_joint import Joined, grow_jointly
 from gradleak.mechanics.span_placement import place_tokens
 from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import Candidates, Model
-from gradleak.mechanics.tokens import token_support
 
 _LIKELY = 0.25
 """A token is a candidate where its share is at least this part of its largest."""
@@ -36,17 +36,17 @@ def join_placed(
     token, position = anatomy.token_embedding, anatomy.position_embedding
     if anatomy.kind != "decoder" or token is None or position is None or not {token, position} <= update.keys():
         return None
-    support = token_support(update[token].float())
-    places = update[position].float()
-    # Some models leave the first rows of the position table unused.
-    used = places[places.ne(0).any(dim=1)][:positions]
-    if not support.exact or len(used) < 2:
+    channel = EmbeddingChannel.of(update, anatomy)
+    if channel is None or not channel.support.exact or channel.places is None:
         return None
-    shares = place_tokens(update[token][support.ids].float(), used)
+    ids, used = channel.support.ids, channel.places[:positions]
+    if len(used) < 2:
+        return None
+    shares = place_tokens(channel.rows[ids], used)
     preferred = preferences(update, model, lambda _: 0.0, blocks=_BLOCKS)
     if not preferred:
         return None
-    grid = Grid.of(_placed(support.ids, shares), model.vocab_size, rng)
+    grid = Grid.of(_placed(ids, shares), model.vocab_size, rng)
     return grow_jointly(grid, preferred, model, records=records, clock=clock)
 
 

@@ -24,8 +24,6 @@ from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model,
 
 _FIRST_WINDOW = 32
 _NULL_PAIRS = 4096
-_FALSE_PER_POSITION = 8.0
-"""Non-members let through at each position of a decoder where noise blurs the space; set by hand, not swept."""
 _SKETCH_COLUMNS = 32
 _TILT_COLUMNS = 16
 _LENGTH_COLUMNS = 8
@@ -47,6 +45,10 @@ class _FirstTest(Protocol):
 
     def judge(self, ids: Int64[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
         """Residuals and a member's expected residuals, ``[tokens positions]`` each, in float64."""
+        ...
+
+    def weigh(self, ids: Int64[Tensor, " tokens"], root: Float[Tensor, "features columns"]) -> Tensor:
+        """‖z root‖² / ‖z‖² of the input z of every token at every position, ``[tokens positions]``."""
         ...
 
     def screen(self, below: float) -> tuple[Tensor, Tensor]:
@@ -89,10 +91,6 @@ def find_candidates(
     blurred = cut < _CLEAR * typical
     if blurred and isinstance(test, _Factored):
         test = test.sharpened()
-    if blurred and model.subject.anatomy.kind == "decoder" and 2 * space.rank <= space.features:
-        # Noise can hide directions altogether. A decoder's later tests reject a few non-members per position, as long as their
-        # spaces leave room outside; the one test of an encoder's whole sentences does not.
-        cut = max(cut, null.cut(_FALSE_PER_POSITION / model.vocab_size))
     ids, nearest = test.screen(cut if blurred else math.sqrt(min(space.worst, cut) * cut))
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for part in chunks(len(ids), test.floats_each):
@@ -102,6 +100,33 @@ def find_candidates(
         rows, places = good.nonzero(as_tuple=True)
         kept.append((ids[part][rows], places, residual[rows, places]))
     return _by_position(kept, nearest, width=width, positions=positions, cut=cut, keep_at_most=keep_at_most)
+
+
+def nearest_pairs(
+    reader: Reader,
+    model: Model,
+    root: Float[Tensor, "features columns"],
+    *,
+    tokens: Int64[Tensor, " tokens"],
+    positions: int,
+    count: int,
+    rng: torch.Generator,
+) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
+    """Of ``tokens`` those with the least ‖z root‖² / ‖z‖² at each position, ``count`` pairs in all.
+
+    Returns:
+        Tokens and positions; all positions 0 where positions do not enter the input.
+    """
+    test, width = _make_test(reader, model, positions, rng)
+    each = min(len(tokens), max(1, count // width))
+    values = torch.empty(0, width)
+    best = torch.empty(0, width, dtype=torch.int64)
+    for part in chunks(len(tokens), test.floats_each):
+        values = torch.cat((values, test.weigh(tokens[part], root)))
+        best = torch.cat((best, tokens[part].unsqueeze(1).expand(-1, width)))
+        values, order = values.topk(min(each, len(values)), dim=0, largest=False)
+        best = best.gather(0, order)
+    return best.T.flatten(), torch.arange(width).repeat_interleave(len(best))
 
 
 def _by_position(
@@ -217,6 +242,19 @@ class _Factored:
         expected = self.space.noise * math.sqrt(self.space.rest) * tilted.sqrt() / length
         return torch.where(known, beyond / length, 1.0), expected.hypot(expected.new_tensor(self.space.precision))
 
+    def weigh(self, ids: Int64[Tensor, " tokens"], root: Float[Tensor, "features columns"]) -> Tensor:
+        law, norm = self.law, self.law.norm
+        token, place = norm.center(law.scale * law.table[ids]), norm.center(law.positions)
+        sigma = (_pair_squares(token, place) / token.shape[1]).sqrt() if norm.normalized else token.new_ones(())
+        token, place = norm.gain * token, norm.gain * place
+
+        def square(columns: Tensor | None) -> Tensor:
+            one, other, offset = (x if columns is None else x @ columns for x in (token, place, norm.offset))
+            along = (one @ offset).unsqueeze(1) + other @ offset
+            return _pair_squares(one, other) + 2 * sigma * along + sigma**2 * offset.square().sum()
+
+        return square(root.to(token.dtype)) / square(None).clamp(min=1e-30)
+
     def screen(self, below: float) -> tuple[Tensor, Tensor]:
         law = self.law
         columns = self.outside.shape[1]
@@ -260,6 +298,10 @@ class _Replayed:
     def judge(self, ids: Int64[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
         (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
         return self.reader.space.residual(z), self.reader.space.expected(z)
+
+    def weigh(self, ids: Int64[Tensor, " tokens"], root: Float[Tensor, "features columns"]) -> Tensor:
+        (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
+        return (z @ root.to(z.dtype)).square().sum(-1) / z.square().sum(-1).clamp(min=1e-30)
 
     def screen(self, below: float) -> tuple[Tensor, Tensor]:
         sketch = self.reader.space.sketch(_SKETCH_COLUMNS, self.rng)

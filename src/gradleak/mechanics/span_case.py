@@ -107,3 +107,12 @@ def _midway(
     if trainer is None or trainer.training.share != "delta" or trainer.training.single or stages:
         return None
     return {name: subject.module.get_parameter(name).detach() + delta.float() / 2 for name, delta in update.items()}
+
+
+def closing_token(subject: Subject) -> int | None:
+    """The special token that ends every record, as the tokenizer itself places it; None if it places none."""
+    if subject.tokenizer is None:
+        return None
+    ids, mask = subject.tokenizer.encode(["a"], 8)
+    last = int(ids[0][mask[0]][-1])
+    return last if last in subject.tokenizer.special_ids else None

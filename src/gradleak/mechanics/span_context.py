@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -180,3 +180,17 @@ def _pairs(starts: Tensor, ends: Tensor) -> Tensor:
     """Every start continued by every end, starts in the outer loop."""
     left = starts.repeat_interleave(len(ends), dim=0)
     return torch.cat((left, ends.repeat(len(starts)).unsqueeze(1)), dim=1)
+
+
+def open_first(candidates: Candidates, readers: tuple[Reader, ...], model: Model, rng: torch.Generator) -> Candidates:
+    """Candidates with a first position, where queries alone, which never show it, were shared: the next layer knows it."""
+    every = replace(candidates, tokens=(torch.arange(model.vocab_size),), residuals=(torch.zeros(model.vocab_size),))
+    grid = Grid.of(every, model.vocab_size, rng)
+    start = torch.empty(1, 0, dtype=torch.int64)
+    verdicts = Replayed(grid=grid, readers=readers, model=model).test(start, tests_left=candidates.length())
+    first = verdicts.passed[0].nonzero().flatten()
+    return replace(
+        candidates,
+        tokens=(first, *candidates.tokens[1:]),
+        residuals=(verdicts.excess[0, first], *candidates.residuals[1:]),
+    )

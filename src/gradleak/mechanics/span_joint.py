@@ -71,7 +71,7 @@ def grow_jointly(
         if not finished or not grid.counts[p]:
             break
         clock.progress(p / grid.length, f"position {p + 1} of {grid.length}, {len(rows)} prefixes")
-        found = _continuations(grid, rows, near, preferred, model)
+        found = weigh_continuations(grid, rows, near, preferred, model)
         tested += found.numel()
         parents, children = _chosen(found, at_most=2 * records)
         rows = torch.cat((rows[parents], children.unsqueeze(1)), dim=1)
@@ -107,32 +107,45 @@ def _first(grid: Grid, preferred: Sequence[Preference], model: Model) -> Int64[T
     return (centered / spread).sum(dim=1).argsort().unsqueeze(1)
 
 
-def _continuations(
-    grid: Grid, rows: Int64[Tensor, "prefixes length"], near: Near | None, preferred: Sequence[Preference], model: Model
+def weigh_continuations(
+    grid: Grid,
+    rows: Int64[Tensor, "prefixes length"],
+    near: Near | None,
+    preferred: Sequence[Preference],
+    model: Model,
+    *,
+    strangers: int = 0,
 ) -> Float[Tensor, "prefixes tokens"]:
-    """Evidence for each continuation: the first attention weighs all, every layer those that stand out."""
+    """Evidence for each continuation: the first attention weighs all, every layer those that stand out.
+
+    Args:
+        strangers: random tokens weighed beside the candidates, at most ``DECOYS``: where candidates are few they show what
+            a wrong continuation looks like.
+    """
     place = rows.shape[1]
-    tokens = grid.tokens[: grid.counts[place], place]
+    count = grid.counts[place]
+    tokens = grid.tokens[: count + strangers, place]
     if near is None:
-        return evidence(_table(grid.ids(rows), tokens, preferred, model, None))
-    first = evidence(near.weigh(rows, len(tokens)))
-    two = first.topk(min(2, len(tokens)), dim=1).values
-    open_ = (two[:, 0] - two[:, -1] < _CLEAR).nonzero().flatten() if len(tokens) > 1 else two.new_zeros(0).long()
+        return evidence(_table(grid.ids(rows), tokens, preferred, model, None))[:, :count]
+    first = evidence(near.weigh(rows, len(tokens)))[:, :count]
+    two = first.topk(min(2, count), dim=1).values
+    open_ = (two[:, 0] - two[:, -1] < _CLEAR).nonzero().flatten() if count > 1 else two.new_zeros(0).long()
     if not len(open_):
         return first
     closer = torch.zeros_like(first, dtype=torch.bool)
-    closer.scatter_(1, first.topk(min(_CLOSER, len(tokens)), dim=1).indices, True)
+    closer.scatter_(1, first.topk(min(_CLOSER, count), dim=1).indices, True)
     few = closer[open_].any(dim=0).nonzero().flatten()
+    asked = torch.cat((few, torch.arange(count, len(tokens))))
     # What a token brings to any prefix is told by prefixes that it does not belong to as well as by others.
     spread = torch.linspace(0, len(rows) - 1, min(_REFERENCES, len(rows))).long()
     some = torch.cat((open_, spread)).unique()
-    wanted = closer[some][:, few]
+    wanted = torch.ones(len(some), len(asked), dtype=torch.bool)
+    wanted[:, : len(few)] = closer[some][:, few]
     wanted[torch.isin(some, spread)] = True
-    found = evidence(_table(grid.ids(rows[some]), tokens[few], preferred, model, wanted))
-    asked = torch.isin(some, open_)
+    found = evidence(_table(grid.ids(rows[some]), tokens[asked], preferred, model, wanted))[:, : len(few)]
     result = first.clone()
     result[open_] = -torch.inf
-    result[open_.unsqueeze(1), few] = found[asked]
+    result[open_.unsqueeze(1), few] = found[torch.isin(some, open_)]
     return result
 
 

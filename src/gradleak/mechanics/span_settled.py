@@ -99,9 +99,19 @@ def _chance(
     values, vectors = torch.linalg.eigh(left @ left.T)
     strange = vectors[:, values > (math.sqrt(features) + math.sqrt(columns)) ** 2]
     # Contexts do not answer for energy that none of them explains.
-    unit = unit - (unit @ strange) @ strange.T
+    energy = own_energy(unit - (unit @ strange) @ strange.T, gradient)
+    return torch.from_numpy(chdtrc(columns, energy.numpy())), strange.shape[1]
+
+
+def own_energy(
+    unit: Float[Tensor, "contexts features"], gradient: Float[Tensor, "features columns"]
+) -> Float[Tensor, " contexts"]:
+    """T of each vector, all others projected out; zero where nothing of a vector is its own.
+
+    Args:
+        unit: vectors of at most unit length; gradient: in units of its noise.
+    """
     own = torch.linalg.pinv(unit @ unit.T, hermitian=True) @ unit
     length = own.square().sum(dim=1)
     energy = (own @ gradient).square().sum(dim=1) / length.clamp(min=1e-300)
-    chance = torch.from_numpy(chdtrc(columns, energy.numpy()))
-    return torch.where(length < 1.0 / _DEPENDENT, chance, 1.0), strange.shape[1]
+    return torch.where(length < 1.0 / _DEPENDENT, energy, 0.0)

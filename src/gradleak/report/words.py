@@ -37,6 +37,7 @@ STATUSES: Mapping[str, str] = {
     "ITERATIONS_SPENT": "iteration limit",
     "BUDGET_SPENT": "time limit",
     "NOTHING_FOUND": "nothing found",
+    "UNDECIDED": "cannot tell all",
     "DIVERGED": "diverged",
     "NOT_APPLICABLE": "not applicable",
 }
