@@ -17,8 +17,8 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2ForSequenceClassification,
-    MixtralConfig,
-    MixtralForCausalLM,
+    MambaConfig,
+    MambaModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -157,6 +157,19 @@ def test_missing_head_names_those_there_are(model_type: str, loss: str, has: str
         load_subject(f"random:{model_type}", loss=loss)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "loss"), [("layoutlmv2", "classification"), ("cpmant", "causal-lm"), ("bart", "classification")]
+)
+def test_what_is_no_plain_transformer_is_refused_with_the_reason(model_type: str, loss: str) -> None:
+    with pytest.raises(ModelError, match=r"requires|could not be run|encoder-decoder") as error:
+        load_subject(
+            f"random:{model_type}",
+            loss=loss,
+            settings={"hidden_size": 32, "num_attention_heads": 4} if loss == "causal-lm" else {},
+        )
+    short(error)
+
+
 def test_an_encoder_is_no_causal_model() -> None:
     with pytest.raises(ModelError, match="sees later positions"):
         load_subject("random:bert", loss="causal-lm", settings=SMALL)
@@ -235,15 +248,6 @@ def test_demo_model_without_the_demo_extra(monkeypatch: pytest.MonkeyPatch) -> N
         load_subject("minilm")
 
 
-def mixture() -> nn.Module:
-    return MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, num_local_experts=2,
-        )
-    )  # fmt: skip
-
-
 def encoder_decoder() -> nn.Module:
     return T5ForConditionalGeneration(
         T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
@@ -255,7 +259,7 @@ def encoder_decoder() -> nn.Module:
     [
         (lambda: nn.Linear(3, 3), "no Hugging Face configuration"),
         (encoder_decoder, "encoder-decoder"),
-        (mixture, "mixture of experts"),
+        (lambda: MambaModel(MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1)), "no attention to read"),
     ],
 )
 def test_what_cannot_be_read_is_said(make: Callable[[], nn.Module], message: str) -> None:

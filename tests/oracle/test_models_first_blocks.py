@@ -19,7 +19,7 @@ from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 300}
-TYPES = ("gpt2", "llama", "gemma3_text", "gpt_neox", "bert", "modernbert")
+TYPES = ("gpt2", "llama", "mixtral", "gemma3_text", "gpt_neox", "bert", "modernbert")
 
 
 def save_sharded(model_type: str, folder: Path, loss: str) -> Subject:

@@ -18,7 +18,7 @@ PIXELS = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "
 
 DECODERS = (
     *("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "opt", "gpt_neox", "gptj"),
-    *("phi", "phi3", "falcon", "mpt"),
+    *("phi", "phi3", "falcon", "mpt", "mixtral"),
 )
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "albert", "mpnet")
 VISION = ("vit", "deit")

@@ -43,6 +43,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "head_dim": 16},
     "qwen2": {"num_key_value_heads": 2},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
     "gemma": {"num_key_value_heads": 2, "head_dim": 16},
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
     "gpt_neox": {},

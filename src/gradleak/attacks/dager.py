@@ -71,7 +71,9 @@ class DAGER(Attack):
         subject: Subject = view["subject"]
         blocks: tuple[Block, ...] = subject.anatomy.blocks
         first = _Layer.of(update, blocks[0].attention_inputs, self.rank_tolerance)
-        behind = blocks[0].mlp_inputs if len(blocks) == 1 else blocks[1].attention_inputs
+        behind = (
+            (blocks[0].mlp_inputs or (blocks[0].attention_output,)) if len(blocks) == 1 else blocks[1].attention_inputs
+        )
         second = _Layer.of(update, behind, self.rank_tolerance)
         window = min(view.get("seq_len") or _WINDOW, subject.anatomy.max_positions or _WINDOW)
         sets = self._candidates(first, subject, window, clock)

@@ -87,10 +87,10 @@ class Censor(ClientStage):
         weights = trainer.subject.trainable()
         moved = {name: weights[name].detach() + factor * tensor.to(weights[name]) for name, tensor in steps.items()}
         with torch.no_grad():
-            if client.data.mask.all():
+            # With padding some encoders branch on the data, and models with experts always; a vectorized pass cannot.
+            if client.data.mask.all() and all(block.mlp_output for block in trainer.subject.anatomy.blocks):
                 losses = torch.func.vmap(lambda each: _loss(trainer, client.data, each), randomness="different")(moved)
                 return losses.tolist()
-            # With padding some encoders branch on the data, which the vectorized pass refuses.
             count = len(next(iter(moved.values())))
             return [float(trainer.loss(client.data, {n: t[i] for n, t in moved.items()})) for i in range(count)]
 

@@ -17,7 +17,7 @@ from gradleak.mechanics.training import ClientTrainer
 from gradleak.models import Subject
 from gradleak.models.bottleneck import ConvolutionalBottleneck
 from gradleak.models.calling import image_shape
-from gradleak.models.flow import block_module, parameters_above
+from gradleak.models.flow import parameters_above
 from gradleak.models.noisy import copied_structure
 from gradleak.models.quiet import seeded
 
@@ -77,13 +77,13 @@ class CVB(ModelStage):
             code = max(8, width // 2)
             layer = ConvolutionalBottleneck(width, code, self.kernel, self.beta, _grid(subject))
         module = copied_structure(subject.module)
-        place = module.get_submodule(block_module(anatomy.blocks[self.block]))
+        place = module.get_submodule(anatomy.blocks[self.block].path)
         place.add_module(_CHILD, layer.to(next(subject.module.parameters())))
         place.register_forward_hook(_through)
         return replace(subject, module=module.eval())
 
     def ignored(self, trainer: ClientTrainer) -> frozenset[str]:
-        home = block_module(trainer.subject.anatomy.blocks[self.block])
+        home = trainer.subject.anatomy.blocks[self.block].path
         # The encoder is matched: it makes the code's mean, which the input fixes.
         above = parameters_above(trainer.subject, f"{home}.{_CHILD}")
         return above - {f"{home}.{_CHILD}.encoder.weight"}

@@ -11,7 +11,7 @@ from gradleak.core.errors import ModelError
 from gradleak.core.stage import ModelStage
 from gradleak.defenses._tensors import require
 from gradleak.models import Subject
-from gradleak.models.flow import block_module, parameters_above
+from gradleak.models.flow import parameters_above
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class FrozenBlocks(ModelStage):
                 f"frozen_blocks: {subject.name} has {len(anatomy.blocks)} blocks, so at most {len(anatomy.blocks) - 1} "
                 f"can be frozen, not {self.blocks}."
             )
-        frozen = frozenset(subject.trainable()) - parameters_above(subject, block_module(anatomy.blocks[self.blocks]))
+        frozen = frozenset(subject.trainable()) - parameters_above(subject, anatomy.blocks[self.blocks].path)
         frozen |= {name for name in (anatomy.token_embedding, anatomy.position_embedding) if name is not None}
         if not subject.trainable().keys() - frozen:
             raise ModelError(f"frozen_blocks: nothing of {subject.name} would be left to train.")

@@ -200,7 +200,7 @@ class _ClosedForm:
         if reader.path == self.block.attention_output.module:
             matrix = reader.space.complement
             target = matrix.new_zeros(self.pairs.count, matrix.shape[1])
-        elif reader.path == self.block.mlp_inputs[0].module:
+        elif reader.path in {each.module for each in self.block.behind_attention()}:
             made = self._behind_the_norm(reader)
             if made is None:
                 return None

@@ -96,7 +96,7 @@ class Attended:
     def of(grid: Grid, readers: Sequence[Reader], model: Model, rng: torch.Generator) -> Attended | None:
         """None if no reader's input follows from the first attention's queries, keys and values alone."""
         block = model.subject.anatomy.blocks[0]
-        near = [r for r in readers if r.path in {block.attention_output.module, block.mlp_inputs[0].module}]
+        near = [r for r in readers if r.path in {each.module for each in block.behind_attention()}]
         heads = read_heads(model.subject, grid.tokens, parameters=model.parameters) if near else None
         if heads is None:
             return None

@@ -171,7 +171,7 @@ class Near:
         heads = read_heads(model.subject, grid.tokens, parameters=model.parameters) if output else None
         if output is None or heads is None:
             return None
-        behind = by_path.get(block.mlp_inputs[0].module)
+        behind = next((by_path[m.module] for m in block.behind_attention()[1:] if m.module in by_path), None)
         stream = None if behind is None else read_stream(behind.path, block.attention_output, model, grid.tokens)
         both = (output, behind) if stream is not None and behind is not None else (output,)
         return Near(heads=heads, preferred=both, stream=stream)

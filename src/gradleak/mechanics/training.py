@@ -165,11 +165,8 @@ class ClientTrainer:
         parts: list[Mapping[str, Tensor]] = []
         for places in groups:
             group = _cut(data, places, lengths[places[0]], targets_too=self.subject.loss != "classification")
-            if differentiable:
-                one = self._gradient(weights, group, differentiable=True)
-                parts.append({name: tensor.unsqueeze(0) for name, tensor in one.items()})
-            else:
-                parts.append(self._vectorized(weights, group))
+            together = None if differentiable else self._vectorized(weights, group)
+            parts.append(together or self._one_by_one(weights, group, differentiable=differentiable))
         back = torch.tensor([place for places in groups for place in places]).argsort()
         return {name: torch.cat([part[name] for part in parts])[back] for name in weights}
 
@@ -294,7 +291,19 @@ class ClientTrainer:
         )
         return dict(zip(leaves, found, strict=True))
 
-    def _vectorized(self, weights: Mapping[str, Tensor], data: TrainingData) -> dict[str, Tensor]:
+    def _one_by_one(
+        self, weights: Mapping[str, Tensor], data: TrainingData, *, differentiable: bool
+    ) -> dict[str, Tensor]:
+        length = data.mask.shape[1] if data.mask.ndim == 2 else None
+        each = [
+            self._gradient(weights, _cut(data, [place], length, targets_too=False), differentiable=differentiable)
+            for place in range(data.size)
+        ]
+        return {name: torch.stack([one[name] for one in each]) for name in weights}
+
+    def _vectorized(self, weights: Mapping[str, Tensor], data: TrainingData) -> dict[str, Tensor] | None:
+        """None if the model branches on its data, as one with experts does."""
+
         def loss(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
             one = {name: drawn.unsqueeze(0) for name, drawn in noise.items()}
             example = TrainingData(inputs=x.unsqueeze(0), targets=y.unsqueeze(0), mask=data.mask[:1], noise=one)
@@ -302,7 +311,12 @@ class ClientTrainer:
             return self._loss(example, parameters, None)
 
         each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
-        return each(dict(weights), data.inputs, data.targets, dict(data.noise))
+        try:
+            return each(dict(weights), data.inputs, data.targets, dict(data.noise))
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            return None
 
     def _steps(
         self,

@@ -45,28 +45,36 @@ class Block:
     """One attention and its feed-forward part.
 
     Attributes:
+        path: the module that holds them.
         attention_inputs: every projection of the attention's input: ``(qkv,)``, ``(q, kv)`` or ``(q, k, v)``.
         fused: True if one map makes queries, keys and values together.
         attention_output: the map after the attention-weighted sum.
-        mlp_inputs: ``(fc,)`` or, for gated units, ``(gate, up)`` in the order in which they run.
-        mlp_output: the map back to the residual stream.
+        mlp_inputs: ``(fc,)`` or, for gated units, ``(gate, up)`` in the order in which they run; empty where the
+            feed-forward part is no pair of linear maps (a mixture of experts).
+        mlp_output: the map back to the residual stream, or None.
         norms: module paths of the normalizations inside the block.
         heads: query heads.
         kv_heads: key and value heads; fewer than ``heads`` in grouped-query attention.
     """
 
+    path: str
     attention_inputs: tuple[LinearMap, ...]
     fused: bool
     attention_output: LinearMap
     mlp_inputs: tuple[LinearMap, ...]
-    mlp_output: LinearMap
+    mlp_output: LinearMap | None
     norms: tuple[str, ...]
     heads: int
     kv_heads: int
 
     def maps(self) -> tuple[LinearMap, ...]:
         """Every linear map of the block, attention first."""
-        return (*self.attention_inputs, self.attention_output, *self.mlp_inputs, self.mlp_output)
+        made = (*self.attention_inputs, self.attention_output, *self.mlp_inputs)
+        return made if self.mlp_output is None else (*made, self.mlp_output)
+
+    def behind_attention(self) -> tuple[LinearMap, ...]:
+        """The maps whose inputs follow from what the attention made: its output, and the feed-forward part's first."""
+        return (self.attention_output, *self.mlp_inputs[:1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

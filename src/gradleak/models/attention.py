@@ -1,5 +1,5 @@
-"""Why: gradient matching differentiates a gradient, and torch's fused attention kernels have no second derivative.
-This is where a model is switched to plain matrix products, in place, without wrapping or renaming anything.
+"""Why: gradient matching differentiates a gradient, and torch's fused kernels have no second derivative. This is
+where a model is switched to plain matrix products, in place, without wrapping or renaming anything.
 Must not know any attack.
 """
 
@@ -35,6 +35,7 @@ def ensure_differentiable(module: nn.Module) -> str:
         ModelError: if the module uses a fused kernel and offers no switch.
     """
     kernel = attention_kernel(module)
+    _plain_experts(module)
     if kernel is None:
         return "The module does not choose among attention kernels; nothing was switched."
     if kernel == DIFFERENTIABLE:
@@ -88,6 +89,14 @@ def sample_inputs(module: nn.Module, length: int = 6) -> torch.Tensor:
         raise ModelError(f"The token embedding has {weight.shape[0]} rows, too few to tell tokens apart.")
     with torch.no_grad():
         return embedding(torch.tensor([ids], device=weight.device)).detach()
+
+
+def _plain_experts(module: nn.Module) -> None:
+    """Experts as a loop over plain matrix products: the grouped kernel knows neither float64 nor a second derivative."""
+    config: Any = getattr(module, "config", None)
+    if getattr(config, "_experts_implementation", DIFFERENTIABLE) != DIFFERENTIABLE:
+        switch: Any = module.set_experts_implementation
+        switch(DIFFERENTIABLE)
 
 
 def _switch(module: nn.Module, kernel: str) -> None:

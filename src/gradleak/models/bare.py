@@ -72,11 +72,12 @@ def bare_subject(module: BareAttention, *, name: str = "bare attention") -> Subj
 
     output = linear("output")
     block = Block(
+        path="",
         attention_inputs=(linear("query"), linear("key"), linear("value")),
         fused=False,
         attention_output=output,
         mlp_inputs=(),
-        mlp_output=output,
+        mlp_output=None,
         norms=(),
         heads=module.heads,
         kv_heads=module.heads,

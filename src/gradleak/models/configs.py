@@ -46,6 +46,8 @@ def random_config(model_type: str, settings: Mapping[str, object]) -> PreTrained
         )
     family = CONFIG_MAPPING[model_type]
     published = _build(family, {})
+    # Types whose layers differ refuse to tell a size for all of them; here it is asked only to see which sizes there are.
+    published.allow_global_per_layer_attribute_access = True
     given = _resolve(published, settings)
     sizes = {} if model_type in PUBLISHED_SIZE else {own_name(published, key): size for key, size in SMALL.items()}
     chosen = {**{key: size for key, size in sizes.items() if hasattr(published, key)}, **given}
@@ -119,7 +121,7 @@ def _same_ratio(published_heads: int, published_kv: int, heads: int) -> int:
 def _build(family: type[PreTrainedConfig], arguments: Mapping[str, Any]) -> PreTrainedConfig:
     try:
         return family(**arguments)
-    except (StrictDataclassError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (StrictDataclassError, TypeError, ValueError, RuntimeError, AttributeError, ZeroDivisionError) as error:
         raise _unfit(family, error) from error
 
 

@@ -4,23 +4,14 @@ derivatives, not from names. Must not know any defense.
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gradleak.models.anatomy import Block
 from gradleak.models.attention import sample_inputs
 from gradleak.models.subject import Subject
-
-
-def block_module(block: Block) -> str:
-    """Path of the module that holds all linear maps of ``block``."""
-    levels = zip(*(linear.module.split(".") for linear in block.maps()), strict=False)
-    shared = takewhile(lambda level: len(set(level)) == 1, levels)
-    return ".".join(level[0] for level in shared)
 
 
 def parameters_above(subject: Subject, module: str) -> frozenset[str]:

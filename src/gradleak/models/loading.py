@@ -110,7 +110,7 @@ def _random(
     if hasattr(config, "vocab_size"):
         asked = config.vocab_size if "vocab_size" in {own_name(config, key) for key in settings} else None
         tokenizer = given or fallback_tokenizer(asked)
-        config.vocab_size = max(config.vocab_size, tokenizer.vocab_size)
+        config.vocab_size = max(config.vocab_size or 0, tokenizer.vocab_size)
         config.pad_token_id = tokenizer.pad_id
     if wanted == "classification":
         config.num_labels = classes
@@ -118,7 +118,7 @@ def _random(
     with seeded(seed), quiet():
         try:
             module = family._from_config(short, attn_implementation=DIFFERENTIABLE, dtype=torch.float32)
-        except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, RuntimeError, AssertionError, AttributeError, LookupError, ImportError) as error:
             raise ModelError(f"{name} cannot be built with these settings: {one_line(error)}") from error
     extent = None
     if first_blocks is not None and first_blocks < depth_of(config):

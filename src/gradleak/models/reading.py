@@ -2,10 +2,12 @@
 
 The rules, in terms of a forward cut at every linear map:
 
-    attention output    its input is reached through a softmax with no other map between
+    attention output    its input is reached through a softmax over positions with no other map between
     attention inputs    the maps that feed it; of these, *values* arrive without crossing the softmax,
                         and *queries* influence only their own position
-    block               the smallest module that holds an attention output and maps beside the attention's own
+    heads               the score matrices that the softmax makes of one record
+    block               the smallest module that holds an attention output and maps beside the attention's own; where
+                        there are none (experts keep theirs in stacks), the largest that holds no other attention
     mlp output, inputs  a map of the block fed only by such other maps, and the maps that feed it
     head                the map that makes the logits
 
@@ -16,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ from gradleak.models.calling import reads_pixels, token_embedding, weight_of
 from gradleak.models.positions import read_positions
 from gradleak.models.quiet import one_line
 from gradleak.models.tracing import Call, Trace, trace
+
+_FOREIGN = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ImportError, AssertionError)
+"""What another library's forward raises when it is not called as it wants."""
 
 
 def read_anatomy(module: nn.Module) -> Anatomy:
@@ -48,7 +52,7 @@ def read_anatomy(module: nn.Module) -> Anatomy:
             if pairs:
                 thin = {call.path for _, down, up in pairs for call in (down, up)}
                 run = trace(module, sample_inputs(module), severed=thin)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except _FOREIGN as error:
             raise ModelError(
                 f"{type(module).__name__} could not be run on a sample input: {one_line(error)} "
                 "gradleak reads single-stack transformers of the Hugging Face library."
@@ -80,9 +84,9 @@ def read_anatomy(module: nn.Module) -> Anatomy:
 
 def _check_supported(module: nn.Module) -> None:
     config = getattr(module, "config", None)
-    if config is None or not hasattr(config, "num_attention_heads"):
+    if config is None:
         raise ModelError(
-            f"{type(module).__name__} has no Hugging Face configuration that tells its number of attention heads. "
+            f"{type(module).__name__} has no Hugging Face configuration. "
             "Pass a PreTrainedModel with a text or image transformer inside."
         )
     if getattr(config, "is_encoder_decoder", False):
@@ -121,11 +125,17 @@ class _Attention:
 
 
 def _read_blocks(module: nn.Module, run: Trace, names: dict[int, str]) -> tuple[Block, ...]:
-    attentions = [_read_attention(call, run) for call in run.calls.values() if any(s for _, s in call.feeders)]
+    attentions = [_read_attention(call, run) for call in run.calls.values() if _mixes_positions(call, run)]
     if not attentions:
         raise ModelError(f"{type(module).__name__} has no linear map behind a softmax, so no attention to read.")
     taken: set[str] = set().union(*(attention.paths() for attention in attentions))
     return tuple(_read_block(module, run, attention, taken, names) for attention in attentions)
+
+
+def _mixes_positions(call: Call, run: Trace) -> bool:
+    """A softmax over positions, not over experts: one position of what the map reads depends on several of what was made."""
+    crossed = (run.calls[path].made for path, softmax in call.feeders if softmax)
+    return any(int(influence_on(call.read, made, position=-1).sum()) > 1 for made in crossed)
 
 
 def _read_attention(output: Call, run: Trace) -> _Attention:
@@ -178,16 +188,15 @@ def _read_block(module: nn.Module, run: Trace, attention: _Attention, taken: set
         (call for call in reversed(rest) if call.feeders and {p for p, _ in call.feeders} <= {c.path for c in rest}),
         None,
     )
-    if mlp_output is None:
-        raise ModelError(f"The block {prefix!r} has no feed-forward part of two consecutive linear maps.")
-    sources = {path for path, _ in mlp_output.feeders}
-    heads, kv_heads = _count_heads(module, attention)
+    sources = set() if mlp_output is None else {path for path, _ in mlp_output.feeders}
+    heads, kv_heads = _count_heads(attention)
     return Block(
+        path=prefix,
         attention_inputs=_maps(attention.inputs, names),
         fused=len(attention.inputs) == 1,
         attention_output=linear_map(attention.output.path, attention.output.module, names),
         mlp_inputs=_maps((call for call in rest if call.path in sources), names),
-        mlp_output=linear_map(mlp_output.path, mlp_output.module, names),
+        mlp_output=None if mlp_output is None else _map_of(mlp_output, names),
         norms=_norms(module, prefix),
         heads=heads,
         kv_heads=kv_heads,
@@ -201,6 +210,7 @@ def _maps(calls: Iterable[Call], names: dict[int, str]) -> tuple[LinearMap, ...]
 def _surroundings(run: Trace, attention: _Attention, taken: set[str]) -> tuple[str, Sequence[Call]]:
     """The block's path and its maps that belong to no attention."""
     parts = attention.output.path.split(".")
+    largest = attention.output.path
     for depth in range(len(parts) - 1, 0, -1):
         prefix = ".".join(parts[:depth])
         inside = [call for path, call in run.calls.items() if path.startswith(f"{prefix}.")]
@@ -209,10 +219,8 @@ def _surroundings(run: Trace, attention: _Attention, taken: set[str]) -> tuple[s
         rest = [call for call in inside if call.path not in taken]
         if rest:
             return prefix, rest
-    raise ModelError(
-        f"Beside the attention of {attention.output.path!r} there is no feed-forward part made of linear maps "
-        "(a mixture of experts stores them otherwise). This architecture is not supported."
-    )
+        largest = prefix
+    return largest, []
 
 
 def _norms(module: nn.Module, prefix: str) -> tuple[str, ...]:
@@ -225,9 +233,8 @@ def _norms(module: nn.Module, prefix: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _count_heads(module: nn.Module, attention: _Attention) -> tuple[int, int]:
-    config: Any = module.config
-    heads = int(config.num_attention_heads)
+def _count_heads(attention: _Attention) -> tuple[int, int]:
+    heads = attention.output.heads
     width = attention.output.read.shape[-1]
     if width % heads:
         raise ModelError(f"The attention width {width} is no multiple of its {heads} heads.")

@@ -5,6 +5,7 @@ Must not know roles (``reading`` does) or any architecture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Call:
         read: its input ``[... in_features]``, attached to the graph that made it.
         made: its output ``[... out_features]``, a leaf: the graph is cut here.
         feeders: paths of the maps that feed ``read`` with no other map between, and whether a softmax lies between.
+        heads: score matrices per record of that softmax; 0 without one.
     """
 
     path: str
@@ -36,6 +38,7 @@ class Call:
     read: Tensor
     made: Tensor
     feeders: frozenset[tuple[str, bool]]
+    heads: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,10 +82,13 @@ def trace(module: nn.Module, inputs: Tensor, *, severed: Collection[str] = ()) -
     leaves: dict[int, tuple[str, Tensor]] = {}
     hidden: list[Any] = []
 
-    def cut(path: str, child: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
+    def cut(path: str, child: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, Tensor):  # a linear layer in name only: it returns more than a linear map
+            return output
         leaf = output.detach().requires_grad_()
         if path not in calls:
-            calls[path] = Call(path=path, module=child, read=args[0], made=leaf, feeders=_feeders(args[0], leaves))
+            feeders, heads = _feeders(args[0], leaves)
+            calls[path] = Call(path=path, module=child, read=args[0], made=leaf, feeders=feeders, heads=heads)
         leaves[id(leaf)] = (path, leaf)
         return leaf.clone()
 
@@ -125,10 +131,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
-def _feeders(read: Tensor, leaves: Mapping[int, tuple[str, Tensor]]) -> frozenset[tuple[str, bool]]:
+def _feeders(read: Tensor, leaves: Mapping[int, tuple[str, Tensor]]) -> tuple[frozenset[tuple[str, bool]], int]:
     found: set[tuple[str, bool]] = set()
+    heads = 0
     if read.grad_fn is None:
-        return frozenset()
+        return frozenset(), heads
     pending: list[tuple[Any, bool]] = [(read.grad_fn, False)]
     seen: set[tuple[Any, bool]] = set()
     while pending:
@@ -140,6 +147,9 @@ def _feeders(read: Tensor, leaves: Mapping[int, tuple[str, Tensor]]) -> frozense
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) in leaves:
             found.add((leaves[id(variable)][0], crossed))
-        crossed = crossed or "Softmax" in node.name()
+        if "Softmax" in node.name():
+            scores = getattr(node, "_saved_result", None)
+            heads = heads if crossed or scores is None else math.prod(scores.shape[:-2])
+            crossed = True
         pending.extend((parent, crossed) for parent, _ in node.next_functions if parent is not None)
-    return frozenset(found)
+    return frozenset(found), heads

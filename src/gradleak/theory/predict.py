@@ -60,7 +60,7 @@ def predict(
     anatomy = subject.anatomy
     block = anatomy.blocks[0]
     maps = {m.module: m for m in block.attention_inputs}
-    last = anatomy.blocks[-1].mlp_output.module
+    last = anatomy.blocks[-1].attention_output.module
     flows = flow_through(subject, batch, (*maps, last))
     read = flows[last].errors.ne(0).any(-1) & batch.mask
     bands = read_bands(subject, positions=batch.inputs.shape[1])
@@ -75,7 +75,7 @@ def predict(
     table = tuple(_row(cell, seen, batch) for cell, seen in zip(cells, _seen(subject, batch, law), strict=True))
     first = {path: flows[path] for path in maps}
     forecasts = tuple(_forecasts(subject, batch, first, graph, gradient, training, noise))
-    room = block.mlp_inputs[0].in_features - 1
+    room = anatomy.hidden_size - 1
     candidates = anatomy.vocab_size * (batch.inputs.shape[1] if law.positional else 1)
     ambiguity = ambiguity_of(graph, law)
     contexts = Contexts(found=found, room=room, lit=int(reach.output.sum()))

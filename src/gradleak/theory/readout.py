@@ -12,6 +12,6 @@ from gradleak.theory.reach import Places
 
 
 def read_by_loss(subject: Subject, batch: Batch) -> Places:
-    """Positions of the last block's output that the loss of this batch depends on."""
-    path = subject.anatomy.blocks[-1].mlp_output.module
+    """Positions of the last block that the loss of this batch depends on: behind attention, a block mixes no positions."""
+    path = subject.anatomy.blocks[-1].attention_output.module
     return flow_through(subject, batch, (path,))[path].errors.ne(0).any(-1) & batch.mask
