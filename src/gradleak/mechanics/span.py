@@ -41,6 +41,7 @@ class Subspace:
         spectrum: the leading singular values, in the same units; all of them where the space was decomposed in full.
         noise: standard deviation per entry of what was cut away, in the same units (near 1 if the noise is as known).
         precision: relative rounding error of the layer's input itself.
+        edge: the largest singular value that noise alone has, in the same units.
     """
 
     basis: Float[Tensor, "features rank"]
@@ -48,6 +49,7 @@ class Subspace:
     spectrum: Float[Tensor, " leading"]
     noise: float
     precision: float
+    edge: float
 
     @property
     def rank(self) -> int:
@@ -204,6 +206,7 @@ def _sketched(white: Whitened, columns: int, *, low: float, high: float, precisi
         spectrum=spectrum,
         noise=math.sqrt(tail / ((features - rank) * max(1, outputs - rank))),
         precision=precision,
+        edge=math.sqrt(features) + math.sqrt(outputs),
     )
 
 
@@ -222,6 +225,7 @@ def _decomposed(white: Whitened, *, low: float, high: float, precision: float) -
         spectrum=spectrum,
         noise=noise,
         precision=precision,
+        edge=math.sqrt(features) + math.sqrt(outputs),
     )
 
 

@@ -1,6 +1,7 @@
 """Why: sentences of a bidirectional model, put together from candidates per position. Few combinations are tried one by
 one; many are searched through anchors, each of which turns the update into linear equations on its sentence. Whatever
-the search proposes, only a sentence of which every position passes the context test is accepted. Must not know labels or losses.
+the search proposes, only a sentence of which every position passes the context test is accepted; where noise blurs that test,
+sentences that explain the update together. Must not know labels or losses.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probe import chunks
 from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
+from gradleak.mechanics.span_decision import Decided, Decision, Ids
 from gradleak.mechanics.span_exchange import Exchange
 from gradleak.mechanics.span_readers import Calibration, Candidates, Model, Reader, calibrate, judge_rows
-from gradleak.mechanics.span_selection import Layout, select
+from gradleak.mechanics.span_selection import PLAUSIBLE, RANDOM, Layout, select
 from gradleak.models import Block
 
 _ENUMERATE_AT_MOST = 512
-_WITNESSES = 2
-"""Positions that must pass beside one that does not."""
+_POOL = 96
+"""Most sentences that a blurred batch is put together from, nearest to the floor first."""
+_GROWTH = 1.25
+"""How much the pool of a blurred batch must have grown before it is looked at again."""
 _NULL_SENTENCES = 48
 _STEPS = (11, 40)
 """Interior-point steps per anchor, first and later turns: a true anchor is done in 6 to 11, a false one never is."""
@@ -57,9 +61,12 @@ class Assembled:
 
 @dataclass(slots=True)
 class _Found:
-    sentences: dict[tuple[int, ...], float] = field(default_factory=dict)
-    rejected: set[tuple[int, ...]] = field(default_factory=set)
+    sentences: dict[Ids, float] = field(default_factory=dict)
+    rejected: set[Ids] = field(default_factory=set)
     calibrations: dict[int, Calibration] = field(default_factory=dict)
+    pool: dict[Ids, float] = field(default_factory=dict)
+    looked_at: int = 0
+    decided: Decided | None = None
     tested: int = 0
     steps: int = 0
 
@@ -127,6 +134,7 @@ class Assembly:
             self._verify(ids, found, rng)
             return [tuple(one.tolist()) in found.sentences for one in ids]
 
+        plausible = RANDOM if self._blurred() else PLAUSIBLE
         for turn, family in self._schedule(pairs, max(lengths)):
             if clock.spent():
                 return False
@@ -137,12 +145,16 @@ class Assembly:
                 continue
             # A price in the first turn would drive sentences from the pairs that they share with a found one.
             steps, cost = _STEPS[min(turn, 1)], used * (_PRICE if turn else 0.0)
-            first = select(equations, layout, anchors.unsqueeze(1), cost=cost, steps=steps, judge=judge)
+            first = select(
+                equations, layout, anchors.unsqueeze(1), cost=cost, steps=steps, judge=judge, plausible=plausible
+            )
             found.steps += first.steps
             if turn and not self._enough(found):
                 more = _with_confident(layout, pairs, anchors, first.shares)[~first.accepted]
-                found.steps += select(equations, layout, more, cost=cost, steps=steps, judge=judge).steps
-            if self._enough(found):
+                found.steps += select(
+                    equations, layout, more, cost=cost, steps=steps, judge=judge, plausible=plausible
+                ).steps
+            if self._settled(found):
                 break
         return True
 
@@ -177,8 +189,33 @@ class Assembly:
     def _enough(self, found: _Found) -> bool:
         return self._share(found) >= 1.0 or (self.batch_size is not None and len(found.sentences) >= self.batch_size)
 
-    def _result(self, found: _Found, equations: AttentionEquations | None, *, finished: bool) -> Assembled:
+    def _blurred(self) -> bool:
+        """Whether noise may hide more of a position than a wrong token elsewhere would add, its share of the attention."""
+        return any(r.space.worst * max(self.lengths) > math.sqrt(r.space.rest / r.space.features) for r in self.readers)
+
+    def _settled(self, found: _Found, *, last: bool = False) -> bool:
+        """Whether all is found. In a blurred batch it is if the sentences together leave nothing unexplained."""
+        if not self._blurred():
+            return self._enough(found)
+        grown = len(found.pool) >= max(1.0, _GROWTH * found.looked_at)
+        if (grown or self._enough(found) or last) and len(found.pool) > found.looked_at:
+            found.looked_at = len(found.pool)
+            likely = sorted(found.pool, key=found.pool.__getitem__)[:_POOL]
+            found.decided = Decision.of(self.model, self.readers).choose(likely, self.batch_size)
+        return found.decided is not None and not found.decided.unexplained
+
+    def _accepted(self, found: _Found) -> list[Ids]:
+        """Sentences of which every position passes; of a blurred batch those that it needs, too, and all of them if they
+        explain it: then a position that does not pass has lost a direction to the noise."""
         ranked = sorted(found.sentences, key=found.sentences.__getitem__)
+        if not self._blurred():
+            return ranked
+        settled = self._settled(found, last=True)
+        chosen = () if found.decided is None else found.decided.sentences
+        return list(chosen) if settled else [ids for ids in ranked if ids in chosen]
+
+    def _result(self, found: _Found, equations: AttentionEquations | None, *, finished: bool) -> Assembled:
+        ranked = self._accepted(found)
         confidence: tuple[Tensor, ...] = ()
         if equations is not None:
             told = [(ids, token_confidence(equations, ids)) for ids in ranked]
@@ -190,7 +227,7 @@ class Assembly:
             tested=found.tested,
             steps=found.steps,
             finished=finished,
-            complete=self._share(found) >= 1.0,
+            complete=self._settled(found) if self._blurred() else self._share(found) >= 1.0,
         )
 
     def _options(self, length: int) -> list[Tensor]:
@@ -210,7 +247,7 @@ class Assembly:
         return True
 
     def _verify(self, rows: Sequence[Int64[Tensor, " length"]], found: _Found, rng: torch.Generator) -> None:
-        """Accepts those sentences of which every position passes, where noise is small all but one; none is looked at twice."""
+        """Accepts those sentences of which every position passes; none is looked at twice."""
         seen = found.rejected | found.sentences.keys()
         new = [ids for ids in dict.fromkeys(tuple(row.tolist()) for row in rows) if ids not in seen]
         for length in sorted({len(ids) for ids in new}):
@@ -222,23 +259,15 @@ class Assembly:
             null_ids = torch.randint(self.model.vocab_size, (_NULL_SENTENCES, length), generator=rng)
             null = [z.flatten(0, 1) for z in self.model.inputs(self.readers, null_ids)]
             found.calibrations[length] = calibrate(self.readers, null)
-        # A wrong token moves what the other positions attend to by its share, about one in ``length``; only where a member's
-        # residual is below that do all others that pass make up for one that does not.
-        law = found.calibrations[length]
-        noise = min(typical / null.cut(0.5) for typical, null in zip(law.typical, law.nulls, strict=True))
-        # It takes two of them: a token by itself has nobody to testify for it.
-        spared = 1 if noise * length < 1.0 and length > _WITNESSES else 0
         width = max(reader.space.features for reader in self.readers)
         found.tested += rows.numel()
         for part in chunks(len(rows), length * width * 12):
             vectors = [z.flatten(0, 1) for z in self.model.inputs(self.readers, rows[part])]
             verdict = judge_rows(self.readers, vectors, found.calibrations[length], tests=found.tested)
-            # One position may have lost a direction to noise; what the others say makes up for it.
-            possible = verdict.possible.reshape(-1, length).all(1)
-            failed = (~verdict.passed).reshape(-1, length).sum(1)
-            passed = (possible & (failed <= spared)).tolist()
+            passed = verdict.passed.reshape(-1, length).all(1).tolist()
             excess = verdict.excess.reshape(-1, length).mean(1).tolist()
             for ids, good, value in zip(new[part], passed, excess, strict=True):
+                found.pool[ids] = value
                 if good:
                     found.sentences[ids] = value
                 else:

@@ -33,8 +33,8 @@ _TO_THE_WALL = 0.99
 _DONE = 1e-9
 _WARM_UP = 4
 """Steps before the first rounding: shares are next to uniform until then."""
-_PLAUSIBLE = 0.3
-"""Mean residual of a rounded sentence, in units of the null, below which it is worth an exact test."""
+PLAUSIBLE, RANDOM = 0.3, 1.0
+"""Mean residual of a rounded sentence, in units of the null, below which it is worth a test: an exact one, or any at all."""
 _BYTES = 96e6
 
 
@@ -110,17 +110,21 @@ def select(
     cost: Float[Tensor, " pairs"],
     steps: int,
     judge: Judge,
+    plausible: float = PLAUSIBLE,
 ) -> Selected:
     """Searches a sentence through every row of ``anchors``.
 
     Args:
         cost: price of a share of one, against choices that fit alike.
         steps: most interior-point steps per anchor; what is not accepted by then is abandoned.
+        plausible: mean residual, in units of the null, below which the judge is asked.
         judge: asked about every plausible rounding; an anchor is done when one of its sentences is accepted.
     """
     rows = layout.matrix.shape[0] + anchors.shape[1] * (1 + equations.columns)
     chunk = max(1, int(_BYTES / (24.0 * rows * layout.matrix.shape[1])))
-    parts = [_Interior.start(equations, layout, part, cost).run(steps, judge) for part in anchors.split(chunk)]
+    parts = [
+        _Interior.start(equations, layout, part, cost).run(steps, judge, plausible) for part in anchors.split(chunk)
+    ]
     return Selected(
         accepted=torch.cat([part.accepted for part in parts]),
         shares=torch.cat([part.shares for part in parts]),
@@ -170,7 +174,7 @@ class _Interior:
             live=torch.arange(len(anchors)),
         )
 
-    def run(self, steps: int, judge: Judge) -> Selected:
+    def run(self, steps: int, judge: Judge, plausible: float) -> Selected:
         count = len(self.layout.places)
         accepted = torch.zeros(len(self.anchors), dtype=torch.bool)
         spent = 0
@@ -190,7 +194,7 @@ class _Interior:
             self.x[self.live], self.dual[self.live] = x, dual
             done = ~(gap > _DONE)
             if step >= _WARM_UP:
-                good = self._judged(x[:, :count], judge, tried)
+                good = self._judged(x[:, :count], judge, tried, plausible)
                 accepted[self.live[good]] = True
                 done |= good
             self.live = self.live[~done]
@@ -222,7 +226,7 @@ class _Interior:
         )
         return matrix, value
 
-    def _judged(self, shares: Tensor, judge: Judge, tried: list[set[tuple[int, ...]]]) -> Tensor:
+    def _judged(self, shares: Tensor, judge: Judge, tried: list[set[tuple[int, ...]]], plausible: float) -> Tensor:
         """Which live anchors have a rounding that is plausible, new to the anchor, and accepted."""
         rows = round_shares(self.layout, self.equations.pairs, shares)
         asked: list[int] = []
@@ -233,7 +237,7 @@ class _Interior:
                 asked.append(index)
         good = torch.zeros(len(rows), dtype=torch.bool)
         level = _mean_residuals(self.equations, [rows[i] for i in asked])
-        asked = [i for i, value in zip(asked, level, strict=True) if value < _PLAUSIBLE * self.equations.null]
+        asked = [i for i, value in zip(asked, level, strict=True) if value < plausible * self.equations.null]
         for index, verdict in zip(asked, judge([rows[i] for i in asked]) if asked else [], strict=True):
             good[index] = verdict
         return good

@@ -1,0 +1,159 @@
+"""Why: where noise hides directions, a position of a true sentence may fail every test of its own, and one of a wrong sentence
+pass. What decides then is the batch as a whole: the right sentences together explain everything that stands out of the
+noise, each of them explains something that no other does, and none leaves a trace. Must not know how sentences are proposed.
+
+For a place in the model with column space U and singular values σ_k in units of the noise, C = Σ_k σ_k² u_k u_kᵀ + m (I − UUᵀ)
+is the covariance of the m columns of its gradient. Of rows X of a sentence, given rows A of the others,
+
+    Λ = −(m/2) [log det(X C⁻¹Xᵀ | A) + L log m − log det(XXᵀ | A)],      det(· | A): of the part outside A (Schur complement),
+
+is the log-likelihood ratio of Wilks: large where the update has energy of its own along all L rows. And the directions of
+(I − P_A) U diag(σ) that exceed the edge of the noise, √features + √m, are what A leaves unexplained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradleak.mechanics.span import Subspace
+from gradleak.mechanics.span_readers import Model, Reader
+
+_DEPENDENT = 1e-5
+"""Length below which a unit row has nothing of its own."""
+_SWEEPS = 4
+"""Passes in which every chosen sentence may be exchanged for a better one, given the others."""
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decided:
+    """Sentences that together explain an update best.
+
+    Attributes:
+        unexplained: directions above the noise that they leave, the most of any place; zero: nothing else is in the batch.
+    """
+
+    sentences: tuple[Ids, ...]
+    unexplained: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """One reader's space with the metric C^(−1/2) √m."""
+
+    space: Subspace
+    scaled: Float[Tensor, "features rank"]
+    shrink: Float[Tensor, " rank"]
+    outputs: float
+
+    @staticmethod
+    def of(space: Subspace) -> _Place:
+        singular = space.singular / space.noise
+        outputs = (space.edge - math.sqrt(space.features)) ** 2
+        return _Place(
+            space=space,
+            scaled=space.basis * singular,
+            shrink=1.0 - (math.sqrt(outputs) / singular).clamp(max=1.0),
+            outputs=outputs,
+        )
+
+    def unexplained(self, frame: Float[Tensor, "features rows"]) -> int:
+        """Directions above the edge of the noise outside ``frame``."""
+        left = self.scaled - frame @ (frame.T @ self.scaled)
+        return int((torch.linalg.eigvalsh(left.T @ left) > self.space.edge**2).sum())
+
+    def measured(self, rows: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:
+        """Rows in the metric in which noise and signals have unit covariance."""
+        return rows - ((rows @ self.space.basis) * self.shrink) @ self.space.basis.T
+
+
+@dataclass(slots=True)
+class Decision:
+    """Chooses among proposed sentences; what the model makes of a sentence is computed once."""
+
+    model: Model
+    readers: tuple[Reader, ...]
+    places: tuple[_Place, ...]
+    rows: dict[Ids, tuple[Tensor, ...]]
+
+    @staticmethod
+    def of(model: Model, readers: Sequence[Reader]) -> Decision:
+        places = tuple(_Place.of(reader.space) for reader in readers)
+        return Decision(model=model, readers=tuple(readers), places=places, rows={})
+
+    def choose(self, pool: Sequence[Ids], at_most: int | None) -> Decided:
+        """Adds the sentence with the largest evidence per row, given those before, until nothing is unexplained; then
+        exchanges single ones for better ones, and leaves out those that explain nothing of their own.
+
+        Args:
+            at_most: number of records in the batch, or None if unknown.
+        """
+        self._run(pool)
+        chosen: list[Ids] = []
+        open_pool = list(pool)
+        while open_pool and self._left(chosen) and (at_most is None or len(chosen) < at_most):
+            best = max(open_pool, key=self._evidence(chosen))
+            open_pool.remove(best)
+            if self._needed(best, chosen):
+                chosen.append(best)
+        for _ in range(_SWEEPS):
+            before = list(chosen)
+            for slot in range(len(chosen)):
+                others = chosen[:slot] + chosen[slot + 1 :]
+                chosen[slot] = max([s for s in pool if s not in others], key=self._evidence(others))
+            if chosen == before:
+                break
+        chosen = [s for i, s in enumerate(chosen) if self._needed(s, chosen[:i] + chosen[i + 1 :])]
+        return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
+
+    def _run(self, pool: Sequence[Ids]) -> None:
+        for ids in pool:
+            if ids not in self.rows:
+                seen = self.model.inputs(self.readers, torch.tensor([ids]))
+                self.rows[ids] = tuple(torch.nn.functional.normalize(z[0].double(), dim=1) for z in seen)
+
+    def _frame(self, sentences: Sequence[Ids], place: int, *, measured: bool = False) -> Float[Tensor, "features rows"]:
+        """An orthonormal basis of all rows of the sentences."""
+        rows = [self.rows[ids][place] for ids in sentences]
+        if not rows:
+            return torch.zeros(self.places[place].space.features, 0, dtype=torch.float64)
+        every = torch.cat(rows)
+        every = self.places[place].measured(every) if measured else every
+        left, size, _ = torch.linalg.svd(torch.nn.functional.normalize(every, dim=1).T, full_matrices=False)
+        return left[:, size > _DEPENDENT]
+
+    def _left(self, sentences: Sequence[Ids]) -> int:
+        return max(place.unexplained(self._frame(sentences, i)) for i, place in enumerate(self.places))
+
+    def _needed(self, ids: Ids, others: Sequence[Ids]) -> bool:
+        """Whether a sentence explains at some place what the others do not."""
+        for i, place in enumerate(self.places):
+            without, along = self._frame(others, i), self._frame([*others, ids], i)
+            if place.unexplained(along) < place.unexplained(without):
+                return True
+        return False
+
+    def _evidence(self, others: Sequence[Ids]):
+        """Λ per row of a sentence, given the others."""
+        frames = [(self._frame(others, i), self._frame(others, i, measured=True)) for i in range(len(self.places))]
+
+        def of(ids: Ids) -> float:
+            total = 0.0
+            for place, rows, (plain, metric) in zip(self.places, self.rows[ids], frames, strict=True):
+                total += place.outputs * (_log_volume(rows, plain) - _log_volume(place.measured(rows), metric))
+            return total / len(ids)
+
+        return of
+
+
+def _log_volume(rows: Float[Tensor, "rows features"], frame: Float[Tensor, "features others"]) -> float:
+    """½ log det of the Gram matrix of what the rows have outside the frame."""
+    own = rows - (rows @ frame) @ frame.T
+    return float(torch.linalg.qr(own.T, mode="r").R.diagonal().abs().clamp(min=_DEPENDENT).log().sum())
