@@ -17,6 +17,7 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probe import chunks
 from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
+from gradleak.mechanics.span_candidates import FALSE_PER_POSITION, find_candidates
 from gradleak.mechanics.span_decision import Decided, Decision, Ids
 from gradleak.mechanics.span_exchange import Exchange
 from gradleak.mechanics.span_readers import Calibration, Candidates, Model, Reader, calibrate, judge_rows
@@ -66,6 +67,7 @@ class _Found:
     calibrations: dict[int, Calibration] = field(default_factory=dict)
     pool: dict[Ids, float] = field(default_factory=dict)
     looked_at: int = 0
+    decision: Decision | None = None
     decided: Decided | None = None
     tested: int = 0
     steps: int = 0
@@ -111,7 +113,7 @@ class Assembly:
         """Tries every length by enumeration where that is cheap, then searches until all sentences are found."""
         found = _Found()
         hard = [length for length in self.lengths if not self._enumerate(length, found, rng)]
-        if not hard or self._enough(found):
+        if not hard or (self._enough(found) and not self._blurred()):
             return self._result(found, None, finished=True)
         pairs = Pairs.of(self.candidates)
         equations = attention_equations(
@@ -121,6 +123,8 @@ class Assembly:
             finished = self._exchange(hard, found, rng, clock)
         else:
             finished = self._solve(equations, hard, found, rng, clock)
+        if self._blurred() and not self._settled(found):
+            self._refine(found, rng, clock)
         return self._result(found, equations, finished=finished)
 
     def _solve(
@@ -134,10 +138,14 @@ class Assembly:
             self._verify(ids, found, rng)
             return [tuple(one.tolist()) in found.sentences for one in ids]
 
-        plausible = RANDOM if self._blurred() else PLAUSIBLE
+        blurred = self._blurred()
+        plausible = RANDOM if blurred else PLAUSIBLE
         for turn, family in self._schedule(pairs, max(lengths)):
             if clock.spent():
                 return False
+            if turn and blurred:
+                # What is not proposed by now has tokens that are no candidates.
+                break
             clock.progress(self._share(found), f"{len(found.sentences)} sentences found")
             used = self._used(pairs, found)
             anchors = family.unexplained(pairs, used) if turn == 0 else family.anchors
@@ -193,16 +201,41 @@ class Assembly:
         """Whether noise may hide more of a position than a wrong token elsewhere would add, its share of the attention."""
         return any(r.space.worst * max(self.lengths) > math.sqrt(r.space.rest / r.space.features) for r in self.readers)
 
-    def _settled(self, found: _Found, *, last: bool = False) -> bool:
+    def _settled(self, found: _Found) -> bool:
         """Whether all is found. In a blurred batch it is if the sentences together leave nothing unexplained."""
         if not self._blurred():
             return self._enough(found)
         grown = len(found.pool) >= max(1.0, _GROWTH * found.looked_at)
-        if (grown or self._enough(found) or last) and len(found.pool) > found.looked_at:
+        if (grown or self._enough(found)) and len(found.pool) > found.looked_at:
             found.looked_at = len(found.pool)
-            likely = sorted(found.pool, key=found.pool.__getitem__)[:_POOL]
-            found.decided = Decision.of(self.model, self.readers).choose(likely, self.batch_size)
+            found.decided = self._decided(found)
         return found.decided is not None and not found.decided.unexplained
+
+    def _decided(self, found: _Found) -> Decided:
+        likely = sorted(found.pool, key=found.pool.__getitem__)[:_POOL]
+        return self._decision(found).choose(likely, self.batch_size)
+
+    def _decision(self, found: _Found) -> Decision:
+        if found.decision is None:
+            found.decision = Decision.of(self.model, self.readers)
+        return found.decision
+
+    def _refine(self, found: _Found, rng: torch.Generator, clock: Clock) -> None:
+        """Last resort for a blurred batch that is not explained: tokens that the first test had to leave out."""
+        if not found.pool:
+            return
+        decided = self._decided(found)
+        if decided.unexplained:
+            wide = find_candidates(
+                self.first,
+                self.model,
+                positions=len(self.candidates.tokens),
+                rng=rng,
+                false_per_position=FALSE_PER_POSITION,
+            )
+            fixed = () if self.closing is None else (self.closing,)
+            decided = self._decision(found).refine(decided, wide.tokens, fixed, clock)
+        found.decided = decided
 
     def _accepted(self, found: _Found) -> list[Ids]:
         """Sentences of which every position passes; of a blurred batch those that it needs, too, and all of them if they
@@ -210,7 +243,7 @@ class Assembly:
         ranked = sorted(found.sentences, key=found.sentences.__getitem__)
         if not self._blurred():
             return ranked
-        settled = self._settled(found, last=True)
+        settled = self._settled(found)
         chosen = () if found.decided is None else found.decided.sentences
         return list(chosen) if settled else [ids for ids in ranked if ids in chosen]
 
@@ -218,7 +251,7 @@ class Assembly:
         ranked = self._accepted(found)
         confidence: tuple[Tensor, ...] = ()
         if equations is not None:
-            told = [(ids, token_confidence(equations, ids)) for ids in ranked]
+            told = [(ids, self._confidence(equations, ids, ranked, found)) for ids in ranked]
             told = [(ids, sure) for ids, sure in told if float(sure.min()) > 0.5]
             ranked, confidence = [ids for ids, _ in told], tuple(sure for _, sure in told)
         return Assembled(
@@ -229,6 +262,15 @@ class Assembly:
             finished=finished,
             complete=self._settled(found) if self._blurred() else self._share(found) >= 1.0,
         )
+
+    def _confidence(
+        self, equations: AttentionEquations, ids: Ids, every: Sequence[Ids], found: _Found
+    ) -> Float[Tensor, " length"]:
+        if all(equations.pairs.holds(place, token) for place, token in enumerate(ids)):
+            return token_confidence(equations, ids)
+        # Refined: a token is no candidate, and the equations are not written for it.
+        others = [other for other in every if other != ids]
+        return self._decision(found).confidence(ids, others, self.candidates.tokens)
 
     def _options(self, length: int) -> list[Tensor]:
         """Token ids per position for sentences of this length."""

@@ -65,6 +65,10 @@ class Pairs:
     def count(self) -> int:
         return self.tokens.numel()
 
+    def holds(self, place: int, token: int) -> bool:
+        """Whether a token is a candidate at a position."""
+        return place < len(self.at) and bool((self.tokens[self.at[place]] == token).any())
+
     def packed(self) -> Int64[Tensor, "rows seq"]:
         """As few sentences as hold every pair: row k has the k-th option of every position, options repeating."""
         rows = torch.arange(max(at.numel() for at in self.at))

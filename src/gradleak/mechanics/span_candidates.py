@@ -24,6 +24,8 @@ from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model,
 
 _FIRST_WINDOW = 32
 _NULL_PAIRS = 4096
+FALSE_PER_POSITION = 8.0
+"""Non-members let through at each position where noise blurs the space and later tests can reject them; not swept."""
 _SKETCH_COLUMNS = 32
 _TILT_COLUMNS = 16
 _LENGTH_COLUMNS = 8
@@ -70,9 +72,19 @@ def candidates_of(case: SpanCase, first: Reader, rng: torch.Generator) -> Candid
 
 
 def find_candidates(
-    reader: Reader, model: Model, *, positions: int, rng: torch.Generator, keep_at_most: int = 4096
+    reader: Reader,
+    model: Model,
+    *,
+    positions: int,
+    rng: torch.Generator,
+    keep_at_most: int = 4096,
+    false_per_position: float = 0.0,
 ) -> Candidates:
     """Every token at every position, tested for membership in the reader's space.
+
+    Args:
+        false_per_position: non-members let through at each position where noise blurs the space, since it can hide
+            directions altogether.
 
     Raises:
         NotApplicableError: if the space is so full, or so noisy, that members cannot be told from the rest.
@@ -91,6 +103,9 @@ def find_candidates(
     blurred = cut < _CLEAR * typical
     if blurred and isinstance(test, _Factored):
         test = test.sharpened()
+    if blurred and false_per_position and 2 * space.rank <= space.features:
+        # Later tests reject a few non-members per position, as long as their spaces leave room outside.
+        cut = max(cut, null.cut(false_per_position / model.vocab_size))
     ids, nearest = test.screen(cut if blurred else math.sqrt(min(space.worst, cut) * cut))
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for part in chunks(len(ids), test.floats_each):

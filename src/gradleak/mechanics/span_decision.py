@@ -14,13 +14,15 @@ is the log-likelihood ratio of Wilks: large where the update has energy of its o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gradleak.core.attack import Clock
+from gradleak.mechanics.probe import chunks
 from gradleak.mechanics.span import Subspace
 from gradleak.mechanics.span_readers import Model, Reader
 
@@ -28,6 +30,8 @@ _DEPENDENT = 1e-5
 """Length below which a unit row has nothing of its own."""
 _SWEEPS = 4
 """Passes in which every chosen sentence may be exchanged for a better one, given the others."""
+_BUFFERS = 12
+"""Activations that a model holds per entry of its stream, roughly."""
 
 Ids = tuple[int, ...]
 
@@ -113,11 +117,77 @@ class Decision:
         chosen = [s for i, s in enumerate(chosen) if self._needed(s, chosen[:i] + chosen[i + 1 :])]
         return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
 
+    def refine(
+        self, decided: Decided, options: Sequence[Int64[Tensor, " tokens"]], fixed: Collection[int], clock: Clock
+    ) -> Decided:
+        """Exchanges single tokens for candidates of their position, the other sentences given, while that adds evidence;
+        sentences with the least evidence first, until nothing is unexplained.
+
+        Args:
+            options: candidates per position.
+            fixed: tokens that stay where they are.
+        """
+        self._run(decided.sentences)
+        chosen = list(decided.sentences)
+        for _ in range(_SWEEPS):
+            before = list(chosen)
+            chosen.sort(key={s: self._evidence([t for t in before if t != s])(s) for s in before}.__getitem__)
+            for slot in range(len(chosen)):
+                chosen[slot] = self._refined(chosen[slot], chosen[:slot] + chosen[slot + 1 :], options, fixed, clock)
+                if clock.spent() or not self._left(chosen):
+                    return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
+            if set(chosen) == set(before):
+                break
+        return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
+
+    def _refined(
+        self, ids: Ids, others: Sequence[Ids], options: Sequence[Tensor], fixed: Collection[int], clock: Clock
+    ) -> Ids:
+        """One sentence with the best token at every position, one after the other, as long as that changes it."""
+        evidence = self._evidence(others)
+        for _ in range(_SWEEPS):
+            before = ids
+            for place in (p for p, token in enumerate(before) if token not in fixed):
+                if clock.spent():
+                    return ids
+                tried = [(*ids[:place], token, *ids[place + 1 :]) for token in options[place].tolist()]
+                tried = [each for each in tried if each not in others]
+                ids = max([ids, *tried], key=self._scores([ids, *tried], evidence).__getitem__)
+            if ids == before:
+                break
+        return ids
+
+    def confidence(
+        self, ids: Ids, others: Sequence[Ids], options: Sequence[Int64[Tensor, " tokens"]]
+    ) -> Float[Tensor, " length"]:
+        """Posterior probability of every token among ``options`` of its position, all else given, from a uniform prior."""
+        self._run([ids, *others])
+        evidence = self._evidence(others)
+        sure = torch.ones(len(ids), dtype=torch.float64)
+        for place, token in enumerate(ids):
+            tried = [(*ids[:place], t, *ids[place + 1 :]) for t in options[place].tolist() if t != token]
+            scores = list(self._scores([ids, *tried], evidence).values())
+            sure[place] = (len(ids) * torch.tensor(scores, dtype=torch.float64)).softmax(0)[0]
+        return sure
+
+    def _scores(self, sentences: Sequence[Ids], evidence: Callable[[Ids], float]) -> dict[Ids, float]:
+        """Evidence of each; rows of those that are new are not kept, there are many."""
+        known = set(self.rows)
+        self._run(sentences)
+        scores = {ids: evidence(ids) for ids in sentences}
+        best = max(scores, key=scores.__getitem__)
+        self.rows = {ids: rows for ids, rows in self.rows.items() if ids in known or ids == best}
+        return scores
+
     def _run(self, pool: Sequence[Ids]) -> None:
-        for ids in pool:
-            if ids not in self.rows:
-                seen = self.model.inputs(self.readers, torch.tensor([ids]))
-                self.rows[ids] = tuple(torch.nn.functional.normalize(z[0].double(), dim=1) for z in seen)
+        """Sentences of one length at a time."""
+        new = [ids for ids in dict.fromkeys(pool) if ids not in self.rows]
+        for length in {len(ids) for ids in new}:
+            same = [ids for ids in new if len(ids) == length]
+            for part in chunks(len(same), length * max(reader.space.features for reader in self.readers) * _BUFFERS):
+                seen = self.model.inputs(self.readers, torch.tensor(same[part]))
+                unit = [torch.nn.functional.normalize(z.double(), dim=-1) for z in seen]
+                self.rows |= {ids: tuple(z[i] for z in unit) for i, ids in enumerate(same[part])}
 
     def _frame(self, sentences: Sequence[Ids], place: int, *, measured: bool = False) -> Float[Tensor, "features rows"]:
         """An orthonormal basis of all rows of the sentences."""
