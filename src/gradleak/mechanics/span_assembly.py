@@ -17,7 +17,7 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probe import chunks
 from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
-from gradleak.mechanics.span_candidates import FALSE_PER_POSITION, find_candidates
+from gradleak.mechanics.span_candidates import find_candidates
 from gradleak.mechanics.span_decision import Decided, Decision, Ids
 from gradleak.mechanics.span_exchange import Exchange
 from gradleak.mechanics.span_readers import Calibration, Candidates, Model, Reader, calibrate, judge_rows
@@ -25,6 +25,8 @@ from gradleak.mechanics.span_selection import PLAUSIBLE, RANDOM, Layout, select
 from gradleak.models import Block
 
 _ENUMERATE_AT_MOST = 512
+_FALSE_PER_POSITION = 8.0
+"""Non-members let through at each position when a blurred batch is refined; set by hand, not swept."""
 _POOL = 96
 """Most sentences that a blurred batch is put together from, nearest to the floor first."""
 _GROWTH = 1.25
@@ -199,7 +201,10 @@ class Assembly:
 
     def _blurred(self) -> bool:
         """Whether noise may hide more of a position than a wrong token elsewhere would add, its share of the attention."""
-        return any(r.space.worst * max(self.lengths) > math.sqrt(r.space.rest / r.space.features) for r in self.readers)
+        return any(
+            r.space.worst * max(self.lengths, default=0) > math.sqrt(r.space.rest / r.space.features)
+            for r in self.readers
+        )
 
     def _settled(self, found: _Found) -> bool:
         """Whether all is found. In a blurred batch it is if the sentences together leave nothing unexplained."""
@@ -231,7 +236,7 @@ class Assembly:
                 self.model,
                 positions=len(self.candidates.tokens),
                 rng=rng,
-                false_per_position=FALSE_PER_POSITION,
+                false_per_position=_FALSE_PER_POSITION,
             )
             fixed = () if self.closing is None else (self.closing,)
             decided = self._decision(found).refine(decided, wide.tokens, fixed, clock)

@@ -24,8 +24,6 @@ from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model,
 
 _FIRST_WINDOW = 32
 _NULL_PAIRS = 4096
-FALSE_PER_POSITION = 8.0
-"""Non-members let through at each position where noise blurs the space and later tests can reject them; not swept."""
 _SKETCH_COLUMNS = 32
 _TILT_COLUMNS = 16
 _LENGTH_COLUMNS = 8

@@ -14,7 +14,7 @@ is the log-likelihood ratio of Wilks: large where the update has energy of its o
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
