@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 
 from gradleak.attacks.span import Span
+from gradleak.audit.prepare import Request, prepare
+from gradleak.audit.runner import run
+from gradleak.audit.store import RunFolder, read_records
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
@@ -98,3 +103,21 @@ def test_sentences_come_back_from_a_batch_larger_than_the_width(crowded: tuple[S
     assert found.ordered
     assert len(exact) >= RECORDS // 2
     assert len(found.records) <= RECORDS
+
+
+def test_rounded_tables_that_leave_no_first_token_are_no_sentences(tmp_path: Path) -> None:
+    settings = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    prepared = prepare(
+        Request(
+            model="random:gpt2",
+            batch_size=4,
+            max_length=16,
+            attacks="span",
+            defenses=("quantize(dtype=int8)",),
+            settings=settings,
+        )
+    )
+    with RunFolder(tmp_path / "run", prepared.plan) as store:
+        run(prepared.plan, prepared.subject, prepared.source, store)
+    rounded = read_records(tmp_path / "run")[1]
+    assert rounded.status["name"] != "EXACT"

@@ -101,11 +101,8 @@ class _Found:
             status=Status.BUDGET_SPENT if self.spent else Status.CONVERGED,
             message=f"Ranked {len(candidates)} candidates for {len(self.chosen)} records.",
             adapted=tuple(name_of(stage) for stage in stages),
-            statistics={
-                "candidates": float(len(candidates)),
-                "value_of_the_last_chosen": self.value,
-                "value_of_the_runner_up": self.runner_up,
-            },
+            statistics={"candidates": float(len(candidates)), "value_of_the_last_chosen": self.value}
+            | ({"value_of_the_runner_up": self.runner_up} if math.isfinite(self.runner_up) else {}),
         )
 
 

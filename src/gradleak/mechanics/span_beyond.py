@@ -44,9 +44,10 @@ def join_placed(
         return None
     shares = place_tokens(channel.rows[ids], used)
     preferred = preferences(update, model, lambda _: 0.0, blocks=_BLOCKS)
-    if not preferred:
+    placed = _placed(ids, shares)
+    if not preferred or not placed.tokens[0].numel():  # nothing to begin a sentence with
         return None
-    grid = Grid.of(_placed(ids, shares), model.vocab_size, rng)
+    grid = Grid.of(placed, model.vocab_size, rng)
     return grow_jointly(grid, preferred, model, records=records, clock=clock)
 
 
