@@ -47,7 +47,8 @@ NOTED = (
     Noted("Fed-SDP, one step seen", "above 60 dB (expected)", "during_training", _SDP, "L2, informed"),
     Noted("Fed-SDP, at the server", "–", "pictures", _SDP, "L2, informed"),
     Noted("tanh network, no defense", "61.6, 65.6 dB", "tanh", "none", "cosine, naive"),
-    Noted("PRECODE, all layers matched", "4.5, 4.5 dB", "pictures", "precode()", "cosine, naive"),
+    Noted("PRECODE, all layers matched", "4.5, 4.5 dB", "unbalanced", "precode()", "cosine, naive"),
+    Noted("the same, our attack (tensors balanced)", "–", "pictures", "precode()", "cosine, naive"),
     Noted(
         "PRECODE, informed (notes: decoder ignored; here: noise searched)",
         "29.0, 34.2 dB",
@@ -55,6 +56,7 @@ NOTED = (
         "precode()",
         "cosine, informed",
     ),
+    Noted("PPP 0.1 rms, informed", "29.5, 33.4 dB", "pictures", _PPP.format("0.1"), "cosine, informed"),
     Noted("PPP 1 rms, informed", "25.7, 26.1 dB", "pictures", _PPP.format("1.0"), "cosine, informed"),
     Noted("PPP 10 rms, informed", "11.6, 10.7 dB", "pictures", _PPP.format("10.0"), "cosine, informed"),
     Noted("Refiner (β = 1), attack to the true picture", "6.9 dB", "pictures", "refiner()", "L2, naive"),
@@ -67,3 +69,23 @@ NOTED = (
         "L2, naive",
     ),
 )
+
+
+ELSEWHERE = (
+    ("AdaDefense: within 1e-5 of 1e-3 sign g at first; clients apart", "tests/contract/test_defense_traps.py"),
+    ("AdaDefense: rows, rank 11 → 64, second release", "benchmarks/results/defense_small_tests.md"),
+    ("I2F: predicted over measured movement", "tests/agreement/test_noise_and_error.py"),
+    ("Fed-CDP: ε .601, .659, and 1.22 where each tensor is clipped", "tests/oracle/test_accountant.py"),
+    ("Fed-CDP: clip of each example, the schedule is used", "tests/contract/test_certified_defenses.py"),
+    ("Refiner: the table of β; Learning to Obscure; ATS; dropout", "benchmarks/results/image_defenses.md"),
+    ("PRECODE: analytic first layer; token rows under pruning and noise", "benchmarks/results/defense_small_tests.md"),
+    ("traps of public code: CENSOR, OUTPOST, Soteria, DGC, QSGD", "tests/contract/test_defense_traps.py"),
+    ("GradDefense: slices, noise, what of it can be told apart", "tests/contract/test_defense_grad_defense.py"),
+    ("T1 changes the update, and is random where it must be", "tests/conformance/test_defense_kinds.py"),
+    ("T2, T3, T6 naive and informed attacks, rank", "benchmarks/results/defenses.jsonl"),
+    ("T4 utility on a fresh model", "benchmarks/results/defenses.jsonl"),
+    ("T5 guarantee by the accountant, or none", "tests/conformance/test_certificates.py"),
+    ("T7 clients' states do not mix", "tests/conformance/test_defense_kinds.py"),
+    ("T8 PSNR of a known error", "tests/oracle/test_metrics_images.py"),
+)
+"""Tests of the notes that are no cell of the table, and the file that holds each."""

@@ -22,7 +22,7 @@ CHOSEN: Mapping[str, tuple[str, ...]] = {
     "grad_defense": ("grad_defense()", "grad_defense(std=1.0)"),
     "laplace": ("laplace(scale=0.01)",),
     "low_rank": ("low_rank(rank=2)",),
-    "ppp": ("precode()+ppp(relative_std=1.0)", "precode()+ppp(relative_std=10.0)"),
+    "ppp": ("precode()+ppp(relative_std=0.1)", "precode()+ppp(relative_std=1.0)", "precode()+ppp(relative_std=10.0)"),
     "prune": ("prune(fraction=0.9)", "prune(fraction=0.99)"),
     "quantize": ("quantize(dtype=int8)",),
     "random_mask": ("random_mask(fraction=0.9)",),

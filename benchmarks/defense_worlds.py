@@ -101,7 +101,11 @@ def picture_subject(net: str, seed: int) -> Subject:
     """One of ``NETS``, or a small vision transformer (``vit``), with fresh weights."""
     if net == "vit":
         return load_subject("random:vit", loss="classification", classes=CLASSES, settings=VIT, seed=seed)
-    module = NETS[net](derive(seed, net)).eval()
+    return subject_of(NETS[net](derive(seed, net)).eval(), net)
+
+
+def subject_of(module: Net, name: str) -> Subject:
+    """A network as a subject that classifies digits."""
     head = LinearMap(
         module="head",
         weight="head.weight",
@@ -123,7 +127,7 @@ def picture_subject(net: str, seed: int) -> Subject:
         vocab_size=0,
         max_positions=None,
     )
-    return Subject(name=net, module=module, anatomy=anatomy, tokenizer=None, loss="classification", classes=CLASSES)
+    return Subject(name=name, module=module, anatomy=anatomy, tokenizer=None, loss="classification", classes=CLASSES)
 
 
 @cache

@@ -7,6 +7,7 @@ one measure, one seed; no cell depends on another. Then ``python benchmarks/defe
 
     pictures  PSNR from the mean squared error, LeNet on digits (``defense_worlds.py``); attacks L2 and cosine
     tanh, vit PSNR without a defense on the networks on which stages that change the model are attacked
+    unbalanced  PSNR of PRECODE where the cosine attack takes tensors as they are, as published, and does not balance them
     after_training, during_training  PSNR for an attacker inside the client, of Fed-SDP and Fed-CDP
     texts     token recall, a small text encoder on the shipped messages; three attacks
     rank      of the private picture among 180 of its class (of the private text among 20)
@@ -54,6 +55,7 @@ LIMIT = 60.0
 OTHER_NETS = ("tanh", "vit")
 PLACES: tuple[Place, ...] = ("after_training", "during_training")
 PLACED = ("fed_sdp", "fed_cdp")
+UNBALANCED: Mapping[str, str] = {"cosine": "inverting_gradients(iterations=400, total_variation=0.0001, balance=0.0)"}
 INFORMED: Mapping[str, bool] = {"informed": True, "naive": False}
 
 
@@ -68,11 +70,17 @@ def attacked(
     return Cell(measure=measure, defense=chain, seed=seed, records=size, net=scene.net, values=found, seconds=seconds)
 
 
-def pictures(chain: str, seed: int, size: int, make: MakeScene = picture_scene) -> Cell:
+def pictures(
+    chain: str,
+    seed: int,
+    size: int,
+    make: MakeScene = picture_scene,
+    attacks: Mapping[str, str] = PICTURE_ATTACKS,
+) -> Cell:
     def values(scene: Scene) -> Mapping[str, float]:
         return {
             f"{name}, {who}": decibels(scene, attack, seed, informed=known)[0]
-            for name, attack in PICTURE_ATTACKS.items()
+            for name, attack in attacks.items()
             for who, known in INFORMED.items()
         }
 
@@ -154,9 +162,16 @@ def attack_all(chain: str, seed: int, wanted: set[str]) -> None:
             if not ranked or (chain == "none" and "rank" in wanted):
                 note(ranks(chain, seed, size, make))
         ranked = True
+    attack_elsewhere(chain, seed, wanted)
+
+
+def attack_elsewhere(chain: str, seed: int, wanted: set[str]) -> None:
+    """The measures that only some defenses have: inside the client, without balance, and other networks without a defense."""
     for place in PLACES if chain.startswith(PLACED) else ():
         if place in wanted:
             note(replace(pictures(chain, seed, 1, partial(picture_scene, place=place)), measure=place))
+    if chain == "precode()" and "unbalanced" in wanted:
+        note(replace(pictures(chain, seed, 1, attacks=UNBALANCED), measure="unbalanced"))
     for net in sorted(wanted & set(OTHER_NETS)) if chain == "none" else ():
         note(replace(pictures(chain, seed, 1, partial(picture_scene, net=net)), measure=net))
 
@@ -178,7 +193,7 @@ def note(cell: Cell) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = ["pictures", *OTHER_NETS, *PLACES, "rank", "texts", "topics", "digits"]
+    everything = ["pictures", *OTHER_NETS, *PLACES, "unbalanced", "rank", "texts", "topics", "digits"]
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--measures", nargs="*", default=everything, choices=everything)
     parser.add_argument("--defenses", nargs="*", help="only these; all of the catalogue otherwise")

@@ -26,6 +26,10 @@ def test_the_page_is_made_of_the_committed_lines(table: ModuleType) -> None:
     assert "protected" not in made
 
 
+def test_the_tests_of_the_notes_are_where_the_page_says(table: ModuleType) -> None:
+    assert all((_BENCHMARKS.parent / where).is_file() for _, where in table.ELSEWHERE)
+
+
 def test_every_defense_has_a_setting_and_a_row(table: ModuleType) -> None:
     settings = importlib.import_module("defense_settings").settings()
     page = table.PAGE.read_text(encoding="utf-8")

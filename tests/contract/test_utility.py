@@ -48,6 +48,11 @@ def test_every_defense_of_the_catalogue_goes_through_the_same_door(name: str, ta
         assert 0 <= found.accuracy <= 1 and len(found.losses) == 2 and found.cpu_seconds > 0
 
 
+def test_noise_below_a_bottleneck_is_trained_with_it() -> None:
+    """The bottleneck is deployed once and then no stage of the rounds: the noise must not miss it."""
+    assert train("topics", read_chain("precode()+ppp(relative_std=0.1)"), 0, BRIEF).accuracy is not None
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_seeds_are_used_with_and_without(task: str) -> None:
     plain, noisy = (train(task, chain, 3, BRIEF) for chain in ((), read_chain("gaussian(relative_std=5.0)")))

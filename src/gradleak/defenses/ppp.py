@@ -5,7 +5,7 @@ adds noise to just those. Must not know which bottleneck it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
@@ -46,17 +46,23 @@ class PPP(ClientStage):
     behind: ClassVar[str] = "precode()"
 
     relative_std: float
+    placed: bool = field(default=False, init=False, repr=False, compare=False)
+    """After ``bind``: a bottleneck stood before it, which a training deploys once and then leaves out of its rounds."""
 
     def __post_init__(self) -> None:
         require(self.relative_std > 0, "ppp", "relative_std", self.relative_std, "above 0")
 
     def bind(self, preceding: tuple[Stage, ...]) -> Self:
+        if self.placed:
+            return self
         if not any(isinstance(stage, ModelStage) for stage in preceding):
             raise SpecError(
                 f"ppp puts noise below a random bottleneck, and none stands before it. Write {self.behind}+ppp(...), or "
                 "gaussian(...) for noise everywhere."
             )
-        return self
+        bound = replace(self)
+        object.__setattr__(bound, "placed", True)
+        return bound
 
     def apply(self, update: Update, client: Client, rng: torch.Generator) -> tuple[Update, State]:
         kept = _from_bottleneck_on(client.trainer.subject)
