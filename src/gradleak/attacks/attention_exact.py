@@ -87,7 +87,7 @@ class AttentionExact(Attack):
         exact = error < _ROUNDING * epsilon
         spent = Status.BUDGET_SPENT if clock.spent() else Status.CONVERGED
         return Reconstruction(
-            records=(inputs.float().unsqueeze(0),),
+            records=((module.center + module.spread * inputs).float().unsqueeze(0),),
             status=Status.EXACT if exact else spent,
             certificate=error,
             message=f"{found.starts} starts; the gradient is reproduced to {error:.1e}.",

@@ -260,14 +260,14 @@ class _World:
 
     def open_labels(self) -> list[int]:
         """Labels that a record may have: those known of the batch, or all."""
-        if self.trainer.subject.loss != "classification":
+        if not self.trainer.subject.labels_records:
             return [0]
         return list(range(self.trainer.subject.classes)) if self.labels is None else sorted(set(self.labels))
 
     def _labeled(self, records: list[Tensor], labels: list[int]) -> TrainingData:
         """The records as what is trained on."""
         subject, batch = self.trainer.subject, _padded(records)
-        if subject.loss != "classification":
+        if not subject.labels_records:
             ids = batch.inputs.masked_fill(~batch.mask, _IGNORED)
             return replace(self.trainer.prepare(batch), targets=soft_labels(ids, subject.classes))
         return self.trainer.prepare(replace(batch, labels=torch.tensor(labels)))

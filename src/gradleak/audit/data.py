@@ -22,6 +22,7 @@ from torch import Tensor
 from gradleak.audit.images import IMAGE_SUFFIXES, read_images
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import DataError, ModelError, UnsafeFileError
+from gradleak.core.rng import derive
 from gradleak.models import Subject
 
 MASKED_SHARE = 0.15
@@ -92,6 +93,13 @@ def load_pool(
     if path.is_dir():
         return _image_pool(path, image_size, channels)
     return _text_pool(path, text_column, label_column)
+
+
+def matrix_pool(subject: Subject, *, records: int = 64, seed: int) -> Pool:
+    """Normal matrices in [0, 1], cut at three deviations: the records of the theory, for the layer of the theory."""
+    images = (0.5 + torch.randn(records, *subject.pixel_shape, generator=derive(seed, "matrices")) / 6).clamp(0.0, 1.0)
+    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    return Pool(name="normal matrices", texts=None, images=images, labels=None, label_names=None, fingerprint=digest)
 
 
 def draw_batch(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradleak.audit import catalogue, defaults
-from gradleak.audit.data import Pool, load_pool
+from gradleak.audit.data import Pool, load_pool, matrix_pool
 from gradleak.audit.fingerprint import fingerprint
 from gradleak.audit.plan import Call, DataSource, Plan, chain_name, distinct
 from gradleak.audit.shares import adapted, parse_share
@@ -199,6 +199,8 @@ def load(request: Request) -> tuple[Pool, Subject]:
         return load_pool(request.data, image_size=height, channels=channels), subject
     pool = load_pool(request.data, text_column=request.text_column, label_column=request.label_column)
     subject = _subject(model, request, classes=max(2, len(pool.label_names or ())))
+    if subject.loss == "squared" and request.data is None:
+        return matrix_pool(subject, seed=request.seed), subject
     _expect(subject, "text", request)
     return pool, subject
 

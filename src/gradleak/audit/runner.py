@@ -177,7 +177,7 @@ def _run_defense(
 def _facts(setting: _Setting, channel: Channel) -> dict[str, Any]:
     batch = setting.batch
     # The labels of a language-modeling loss are the text itself: no adversary is told them.
-    labels = batch.labels if setting.subject.loss == "classification" else None
+    labels = batch.labels if setting.subject.labels_records else None
     trainer = channel.deployed()
     return {
         "subject": trainer.subject,

@@ -164,7 +164,7 @@ class ClientTrainer:
             groups = [[p for p, own in enumerate(lengths) if own == length] for length in dict.fromkeys(lengths)]
         parts: list[Mapping[str, Tensor]] = []
         for places in groups:
-            group = _cut(data, places, lengths[places[0]], targets_too=self.subject.loss != "classification")
+            group = _cut(data, places, lengths[places[0]], targets_too=not self.subject.labels_records)
             together = None if differentiable else self._vectorized(weights, group)
             parts.append(together or self._one_by_one(weights, group, differentiable=differentiable))
         back = torch.tensor([place for places in groups for place in places]).argsort()

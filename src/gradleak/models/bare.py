@@ -9,15 +9,20 @@ A record is a matrix X (an image of one channel with a token per row); the label
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradleak.core.errors import ModelError
+from gradleak.core.errors import ModelError, UnknownNameError
 from gradleak.models.anatomy import Anatomy, Block, LinearMap
+from gradleak.models.quiet import seeded
 from gradleak.models.subject import Subject
+
+NAME = "bare:attention"
+_SIZES = {"hidden_size": 16, "num_attention_heads": 2, "seq_len": 4}
 
 
 class BareAttention(nn.Module):
@@ -26,6 +31,7 @@ class BareAttention(nn.Module):
     Args:
         heads: of width ``width / heads``.
         targets: T, one matrix per class. Public: part of the model.
+        center, spread: of the records; X is a record less ``center`` over ``spread``.
 
     Raises:
         ModelError: if the heads do not divide the width.
@@ -33,12 +39,14 @@ class BareAttention(nn.Module):
 
     main_input_name = "pixel_values"
 
-    def __init__(self, *, heads: int, targets: Float[Tensor, "classes seq width"]) -> None:
+    def __init__(
+        self, *, heads: int, targets: Float[Tensor, "classes seq width"], center: float = 0.0, spread: float = 1.0
+    ) -> None:
         super().__init__()
         _, seq, width = targets.shape
         if heads < 1 or width % heads:
             raise ModelError(f"The width must be a multiple of the number of heads, got {width} and {heads}.")
-        self.heads = heads
+        self.heads, self.center, self.spread = heads, center, spread
         self.config = SimpleNamespace(num_channels=1, image_size=(seq, width))
         self.register_buffer("targets", targets)
         self.query, self.key, self.value, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
@@ -46,7 +54,7 @@ class BareAttention(nn.Module):
             nn.init.normal_(each.weight, std=width**-0.5)
 
     def forward(self, pixel_values: Float[Tensor, "batch 1 seq width"]) -> SimpleNamespace:
-        x = pixel_values.squeeze(1)
+        x = (pixel_values.squeeze(1) - self.center) / self.spread
         q, k, v = (
             each(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (self.query, self.key, self.value)
         )
@@ -54,6 +62,32 @@ class BareAttention(nn.Module):
         y = self.output((weights @ v).transpose(1, 2).flatten(2))
         targets: Tensor = self.get_buffer("targets").to(y.dtype)
         return SimpleNamespace(logits=-0.5 * (y.unsqueeze(1) - targets).square().sum((-2, -1)))
+
+
+def load_bare(name: str, *, loss: str | None, classes: int, settings: Mapping[str, object], seed: int) -> Subject:
+    """``bare:attention`` with random weights and normal targets; records in [0, 1] hold X within three deviations.
+
+    Args:
+        settings: of ``hidden_size``, ``num_attention_heads`` and ``seq_len`` (tokens of a record).
+
+    Raises:
+        ModelError: for another name, another loss, or sizes that are no positive whole numbers.
+        UnknownNameError: for another setting.
+    """
+    if name != NAME or loss not in {None, "squared"}:
+        raise ModelError(f"The layer of the theory is {NAME} with loss squared, not {name} with {loss or 'squared'}.")
+    for key in settings:
+        if key not in _SIZES:
+            raise UnknownNameError(f"setting of {NAME}", key, _SIZES)
+    sizes = _SIZES | {key: int(str(value)) if str(value).isdigit() else 0 for key, value in settings.items()}
+    if min(sizes.values()) < 1:
+        raise ModelError(
+            f"{NAME} takes positive whole numbers, got {', '.join(f'{k}={v}' for k, v in settings.items())}."
+        )
+    with seeded(seed):
+        targets = torch.randn(classes, sizes["seq_len"], sizes["hidden_size"])
+        module = BareAttention(heads=sizes["num_attention_heads"], targets=targets, center=0.5, spread=1 / 6)
+    return bare_subject(module, name=name)
 
 
 def bare_subject(module: BareAttention, *, name: str = "bare attention") -> Subject:

@@ -15,6 +15,7 @@ from torch import nn
 from gradleak.core.errors import ModelError, UnknownNameError, UsageError
 from gradleak.models.assembling import assemble
 from gradleak.models.attention import DIFFERENTIABLE, ensure_differentiable
+from gradleak.models.bare import load_bare
 from gradleak.models.calling import reads_pixels
 from gradleak.models.checkpoints import load_checkpoint
 from gradleak.models.configs import own_name, random_config
@@ -40,7 +41,8 @@ def load_subject(
 
     Args:
         model: a local folder, a hub id, ``"minilm"`` (the pretrained encoder of the ``demo`` extra), ``"random:TYPE"``
-            (a transformers model type with random weights) or a Hugging Face module, which is used as it is.
+            (a transformers model type with random weights), ``"bare:attention"`` (the layer of the theory) or a Hugging
+            Face module, which is used as it is.
         loss: one of ``LOSSES``; if None, what the checkpoint's or module's own head is for, else classification.
         classes: of a classification head that has to be made; a trained head keeps its own number.
         settings: values of the configuration, by its own names or the standard aliases; text is read as numbers.
@@ -69,6 +71,8 @@ def load_subject(
         return _subject_of_module(model, loss, tokenizer)
     name = str(model)
     given = None if tokenizer is None else as_tokenizer(tokenizer)
+    if name.startswith("bare:"):
+        return load_bare(name, loss=loss, classes=classes, settings=settings, seed=seed)
     if name.startswith("random:"):
         return _random(name, loss, classes, settings, given, seed, first_blocks)
     return load_checkpoint(
