@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from scipy import optimize
-from scipy.special import chdtri, chndtr
+from scipy.special import chdtri, chndtr, ndtr
 from torch import Tensor
 
 from gradleak.core.errors import SpecError
@@ -115,6 +115,18 @@ def mean_power(test: TokenTest, strength: Float[Tensor, " tokens"], noise_std: f
     if noise_std == 0:
         return float((strength > 0).double().mean())
     return math.fsum(test.power(float(each) / noise_std**2) for each in strength) / len(strength)
+
+
+def told_apart(strength: float, *, columns: int, cosine: float) -> float:
+    """The probability that the true one of two candidates has the larger T.
+
+    In units of σ², T − T' has mean s²λ and, for s² = 1 − cosine², standard deviation 2s √(λ + m): Φ(s λ / (2 √(λ + m))).
+
+    Args:
+        strength: λ of the true one; cosine: of both candidates, outside the accepted tokens.
+    """
+    apart = math.sqrt(1.0 - cosine**2)
+    return float(ndtr(apart * strength / (2.0 * math.sqrt(strength + columns))))
 
 
 def dies_at(test: TokenTest, strength: Float[Tensor, " tokens"], *, recall: float = 0.5) -> float:
