@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradleak.mechanics.attention import Attention, data_jacobian
+from gradleak.privacy import closed_forms, gaussian
 from gradleak.theory import detectability, token_test
 from gradleak.theory.token_test import TokenTest
 
@@ -145,3 +146,56 @@ def test_6_4_correlated_tokens_are_told_apart_as_often_as_said(cosine: float, st
     other = cosine * true + math.sqrt(1 - cosine**2) * noise[1]
     right = float((true.square().sum(1) > other.square().sum(1)).double().mean())
     assert token_test.told_apart(strength, columns=m, cosine=cosine) == pytest.approx(right, abs=0.02)
+
+
+ORDERS = tuple(float(order) for order in range(2, 257))
+
+
+def renyi(z: float, steps: int, rate: float = 1.0) -> float:
+    """ε at δ = 1e-5 from whole orders, as the note computes it."""
+    divergences = tuple(steps * closed_forms.poisson_gaussian_divergence(order, rate, z) for order in ORDERS)
+    return closed_forms.renyi_epsilon(ORDERS, divergences, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("z", "steps", "exact", "zcdp", "rdp"),
+    [(10, 10, 1.20, 1.57, 1.31), (20, 100, 1.99, 2.52, 2.17), (50, 1000, 2.59, 3.24, 2.81), (5, 100, 10.0, 11.6, 10.8)],
+)
+def test_2_2_composition_without_sampling(z: float, steps: int, exact: float, zcdp: float, rdp: float) -> None:
+    mu = closed_forms.composed_mu([(z, steps)])
+    found = (closed_forms.gaussian_epsilon(mu, 1e-5), renyi(z, steps), closed_forms.zcdp_epsilon(mu**2 / 2, 1e-5))
+    assert found == pytest.approx((exact, rdp, zcdp), rel=5e-3)
+    assert mu == pytest.approx(math.sqrt(steps) / z) and list(found) == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("rate", "z", "steps", "certified", "asymptotic"),
+    [
+        (0.01, 1.0, 1000, 2.11, 1.07),
+        (0.01, 1.1, 10000, 5.65, 3.09),
+        (0.01, 4.0, 10000, 1.04, 0.85),
+        (0.1, 2.0, 100, 2.59, 1.70),
+        (256 / 60000, 1.1, 14062, 2.60, 1.56),
+    ],
+)
+def test_2_2_poisson_sampling(rate: float, z: float, steps: int, certified: float, asymptotic: float) -> None:
+    """Whole orders; the moments accountant's asymptotic form is below every certified value and is printed nowhere."""
+    found = renyi(z, steps, rate)
+    assert found == pytest.approx(certified, abs=6e-3)
+    assert rate * math.sqrt(steps * math.log(1e5)) / z == pytest.approx(asymptotic, abs=6e-3)
+    assert asymptotic < found
+
+
+@pytest.mark.parametrize(
+    ("goal", "textbook", "exact"),
+    [(0.1, 48.4, 30.8), (1.0, 4.85, 3.73), (4.0, 1.21, 1.08), (8.0, 0.606, 0.600), (16.0, 0.303, 0.344)],
+)
+def test_2_2_textbook_noise(goal: float, textbook: float, exact: float) -> None:
+    """At ε = 16 the textbook's noise is not private: its true δ is 3.4e-4."""
+    multiplier = closed_forms.gaussian_multiplier(goal, 1e-5)
+    assert multiplier == pytest.approx(exact, rel=3e-3)
+    classical = math.sqrt(2 * math.log(1.25e5)) / goal
+    assert classical == pytest.approx(textbook, rel=3e-3)
+    assert (classical < multiplier) is (goal > 8)
+    if goal == 16.0:
+        assert gaussian.delta(classical, goal) == pytest.approx(3.4e-4, rel=0.02)
