@@ -16,8 +16,8 @@ from gradleak.core.update import Update
 from gradleak.mechanics.attention import Heads, HeadsGradient
 from gradleak.mechanics.attention_exact import recover
 from gradleak.mechanics.attention_matching import AttentionMatching
+from gradleak.mechanics.bare_factors import heads_of, matrix_names, split
 from gradleak.mechanics.least_squares import LevenbergMarquardt
-from gradleak.models import Subject
 from gradleak.models.bare import BareAttention
 
 _ROUNDING = 32
@@ -63,14 +63,14 @@ class AttentionExact(Attack):
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         subject, module = view["subject"], _layer(view)
-        names = [m.weight for m in subject.anatomy.blocks[0].maps()[:4]]
+        names = matrix_names(subject)
         missing = [name for name in names if name not in update]
         if missing:
             raise NotApplicableError(
                 f"The update lacks {', '.join(missing)}; all four gradients of the layer are read."
             )
-        heads = _heads(subject, module)
-        gradient = _split({name: update[name] for name in names}, names, module.heads)
+        heads = heads_of(subject, module)
+        gradient = split(update, subject, module.heads)
         targets = module.get_buffer("targets")[int(torch.as_tensor(view["labels"])[0])].double()
         epsilon = torch.finfo(update[names[0]].dtype).eps
         found = recover(
@@ -106,22 +106,6 @@ def _layer(view: View) -> BareAttention:
     if int(view["batch_size"]) != 1:
         raise NotApplicableError(f"The closed form is for one record, this batch has {view['batch_size']}.")
     return module
-
-
-def _heads(subject: Subject, module: BareAttention) -> Heads:
-    weights = subject.parameters()
-    names = [m.weight for m in subject.anatomy.blocks[0].maps()[:4]]
-    split = _split({name: weights[name].detach() for name in names}, names, module.heads)
-    width = split.query.shape[-1]
-    return Heads(query=split.query, key=split.key, value=split.value, output=split.output, scale=width**-0.5)
-
-
-def _split(tensors: dict[str, Tensor], names: list[str], heads: int) -> HeadsGradient:
-    """Stored matrices ``[out in]`` of queries, keys, values and output as one factor per head, in float64."""
-    query, key, value = (tensors[n].double().T.unflatten(1, (heads, -1)).transpose(0, 1) for n in names[:3])
-    return HeadsGradient(
-        query=query, key=key, value=value, output=tensors[names[3]].double().T.unflatten(0, (heads, -1))
-    )
 
 
 def _polished(heads: Heads, gradient: HeadsGradient, targets: Tensor, inputs: Tensor) -> tuple[Tensor, float]:

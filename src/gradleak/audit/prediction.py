@@ -19,6 +19,7 @@ from gradleak.core.errors import NotApplicableError, SpecError, UsageError
 from gradleak.core.rng import derive
 from gradleak.mechanics.training import DTYPES, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.theory.bare_layer import BarePrediction, predict_bare
 from gradleak.theory.noise_meter import NoiseReading, measure_noise
 from gradleak.theory.predict import predict
 from gradleak.theory.prediction import Noise, Prediction
@@ -54,7 +55,7 @@ class Foreseen:
         remark: why the meter does not apply, or empty.
     """
 
-    prediction: Prediction
+    prediction: Prediction | BarePrediction
     noise: NoiseReading | None = None
     remark: str = ""
 
@@ -77,6 +78,8 @@ def foresee(request: PredictRequest) -> Foreseen:
         NotApplicableError: if no law applies to what is shared.
     """
     training, noise = _training(request), _noise(request)
+    if str(request.model).startswith("bare:"):
+        return Foreseen(prediction=_bare(request))
     if request.data is not None and request.data.is_dir():
         raise NotApplicableError(
             f"{request.data} is a folder of images; the laws of `predict` are about tokens. Use `gradleak audit`."
@@ -110,6 +113,18 @@ def foresee(request: PredictRequest) -> Foreseen:
         return Foreseen(prediction=prediction, noise=measure_noise(update, subject, training=training))
     except NotApplicableError as error:
         return Foreseen(prediction=prediction, remark=str(error))
+
+
+def _bare(request: PredictRequest) -> BarePrediction:
+    """The layer of the theory, of which the shape is all that is asked."""
+    if request.data is not None or request.observation is not None:
+        raise UsageError(
+            f"The verdicts on {request.model} hold for all generic data; leave out --data and --observation."
+        )
+    length = {} if request.seq_len is None else {"seq_len": request.seq_len}
+    settings = {**request.settings, **length}
+    subject = load_subject(request.model, loss=request.loss, settings=settings, seed=request.seed)
+    return predict_bare(subject, records=request.batch_size or defaults.BATCH_SIZE, seed=request.seed)
 
 
 def _training(request: PredictRequest) -> LocalTraining:

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gradleak.audit.prediction import Foreseen
+from gradleak.theory.bare_layer import BarePrediction
 from gradleak.theory.counting import Uniqueness
-from gradleak.theory.prediction import Prediction
+from gradleak.theory.prediction import RESIDUAL_IS_NO_PROOF, Prediction
 
 _STYLE = {
     Uniqueness.UNIQUE: "bold red",
@@ -33,6 +34,9 @@ def page(foreseen: Foreseen) -> RenderableType:
 
 def _parts(foreseen: Foreseen) -> Iterator[RenderableType]:
     p = foreseen.prediction
+    if isinstance(p, BarePrediction):
+        yield from _bare(p)
+        return
     yield _head(p)
     yield _section("What the gradient determines", _conclusions(p), _note(p.warning))
     yield _section("Which tokens the first attention's gradients hold", _table(p), _note(p.ambiguity.sentence))
@@ -45,6 +49,34 @@ def _parts(foreseen: Foreseen) -> Iterator[RenderableType]:
         yield _section("What the captured update shows", *_reading(foreseen))
     elif foreseen.remark:
         yield _section("What the captured update shows", _note(f"Not applicable: {foreseen.remark}"))
+
+
+def _bare(p: BarePrediction) -> Iterator[RenderableType]:
+    text = Text(p.model, style="bold")
+    text.append(f"  {p.records} × {p.tokens} tokens, width {p.width}, {p.heads} heads, squared loss", style="not bold")
+    text.append("\nTheory only: no attack was run.", style="not bold dim")
+    yield text
+    table = _grid("targets", "#unknowns", "#equations", "#rank", "#seen", "#largest", "#smallest", "verdict", "because")
+    for case in p.cases:
+        verdict = case.verdict
+        numbers = (case.unknowns, case.equations, case.rank, case.seen)
+        table.add_row(
+            "public" if case.targets_known else "private",
+            *(str(number) for number in numbers),
+            _number(case.largest),
+            _number(case.smallest),
+            Text(verdict.uniqueness.value, style=_STYLE[verdict.uniqueness]),
+            Text(verdict.reason),
+        )
+    yield _section(
+        "What the gradient determines",
+        table,
+        _note(
+            "seen: rank of the Jacobian at one draw of normal data in float64, with its largest and smallest singular value. "
+            f"{RESIDUAL_IS_NO_PROOF}"
+        ),
+        _note(f"{p.staged}."),
+    )
 
 
 def _section(title: str, *parts: RenderableType) -> RenderableType:
