@@ -9,7 +9,6 @@ import math
 import pytest
 import torch
 
-from gradleak.attacks.span import Span
 from gradleak.attacks.token_span import TokenSpan
 from gradleak.core.attack import Attack
 from gradleak.core.batch import Batch
@@ -72,9 +71,9 @@ def measured(attack: Attack, subject: Subject, batch: Batch, noise_multiplier: f
 @pytest.mark.parametrize(
     ("kind", "records", "noise_multiplier"),
     [
-        ("gpt2", 1, 1e-4),
+        ("gpt2", 1, 5e-5),
         ("gpt2", 4, 3e-5),
-        ("llama", 1, 3e-4),
+        ("llama", 1, 2e-4),
         ("llama", 4, 1e-4),
         ("bert", 1, 3e-6),
         ("bert", 4, 1e-6),
@@ -95,15 +94,6 @@ def test_forecast_recall_of_token_span_is_its_measured_recall(kind: str, records
     assert 0.1 < sum(predicted) / 3 < 0.9, "a level where noise decides"
     assert sum(recall) / len(recall) == pytest.approx(sum(predicted) / 3, abs=0.04)
     assert others / len(recall) == pytest.approx(false, abs=0.5)
-
-
-def test_span_orders_what_its_first_test_passes() -> None:
-    """No token is in an ordered record that did not pass; the forecast is a ceiling of ``span`` where nothing else tells."""
-    subject = subject_of("llama", 0)
-    batch = stand_in_batch(subject, batch_size=4, seq_len=8, seed=0)
-    told = foretold(subject, batch, 1e-4, seed=0)
-    ordered = [measured(Span(), subject, batch, 1e-4, seed)[0] for seed in range(4)]
-    assert 0 < sum(ordered) / 4 < told.recall
 
 
 def test_predict_tells_the_same_number() -> None:

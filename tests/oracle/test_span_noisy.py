@@ -41,6 +41,12 @@ def test_directions_drown_where_tokens_do_not() -> None:
     assert len(sparse_members(x, gradient, false_alarms=RATE)) == TOKENS
 
 
+def test_a_candidate_that_is_zero_is_no_member() -> None:
+    x, gradient = planted(4.0, parallel=False, trial=0)
+    x[TOKENS] = 0.0
+    assert set(sparse_members(x, gradient, false_alarms=RATE).tolist()) == set(range(TOKENS))
+
+
 @pytest.mark.parametrize("trial", range(5))
 def test_noise_alone_has_no_members(trial: int) -> None:
     x, gradient = planted(0.0, parallel=False, trial=trial)

@@ -81,13 +81,16 @@ class _Shares:
         covariance = gradient @ gradient.T / gradient.shape[1]
         values, vectors = torch.linalg.eigh(covariance)
         alone = (unit @ (vectors / values.clamp(min=1.0).sqrt())).square().sum(1)
+        # A candidate that is zero (a padding token's embedding) explains nothing.
+        alone = alone.where(alone > 0, 1.0)
+        least = _LEAST * unit.square().sum(1)
         dtype = torch.float32 if float(values[-1]) < _CLEAR else torch.float64
         return _Shares(
             unit=unit.to(dtype),
             covariance=covariance.to(dtype),
             columns=gradient.shape[1],
             price=price,
-            share=(_START * (1 / alone - 1).clamp(min=_LEAST)).to(dtype),
+            share=(_START * (1 / alone - 1).maximum(least)).to(dtype),
         )
 
     def fewest(self) -> Int64[Tensor, " members"]:

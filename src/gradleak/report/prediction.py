@@ -230,7 +230,7 @@ def _first_test(p: Prediction, level: str) -> Text:
     sure = f" ± {first.recall_error:.0%}" if first.draws > 1 else ""
     return Text(
         f"The attack token_span is expected to find {first.recall:.0%}{sure} of the distinct tokens at {level}, and {first.false:.1f} "
-        f"that are not there; span, which puts them in order, finds no others by this test and may lose some."
+        f"that are not there; span starts from them, may lose some in putting them in order, and may find others by testing all together."
     )
 
 
