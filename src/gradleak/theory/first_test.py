@@ -3,8 +3,7 @@ the attack ``token_span``) under Gaussian noise follows from the space that nois
 
 The law of that space given the singular values s of G is known for large matrices (``detectability``): directions with
 s ≤ σ (rows · columns)^¼ are gone, the others turn by the angle given there. At the widths of real layers it is not yet
-reached: at 128 × 384 directions up to 1.3 times the threshold are still missed half of the time, and the limit overstates
-recall by up to 0.2. So the space is drawn: G = Xᵀ D from its two factors, noise added, and read by the rule of the attack.
+reached near the threshold, where the limit promises directions that are missed. So the space is drawn: G = Xᵀ D from its two factors, noise added, and read by the rule of the attack.
 Nothing is searched, no order, no labels, and the parameters' own update is not formed.
 
 Must not know attacks.
