@@ -137,8 +137,9 @@ class Span(Attack):
             candidates = open_first(candidates, readers, case.model, rng)
         grown = growth(candidates)
         outcome = _outcome_of_growth(grown, case.batch_size)
-        # Inputs that drifted over local steps leave directions that are no tokens.
-        blurred = candidates.null_cut <= _BLURRED * first.space.typical and case.model.parameters is None
+        # Inputs that drifted over local steps leave directions that are no tokens, and an undone AdamW step noise of many sizes.
+        plain = case.model.parameters is None and case.readable is case.update
+        blurred = plain and candidates.null_cut <= _BLURRED * first.space.typical
         return _under_noise(case, first, outcome, growth, rng, clock) if blurred else outcome
 
     def _assemble(

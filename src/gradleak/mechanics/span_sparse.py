@@ -123,11 +123,19 @@ class _Shares:
         return which[self.share[which].argsort(descending=True)][:count]
 
     def improve(self, which: Tensor) -> float:
-        """One step of the shares of ``which``; the likelihood before it, less the price of naming them."""
+        """One step of the shares of ``which``; the likelihood before it, less the price of naming them.
+
+        Shares may outgrow float32 on the way: then all goes on in float64. If they outgrow that too, the likelihood is −inf.
+        """
         unit, share = self.unit[which], self.share[which]
         model = (unit.T * share) @ unit
         model.diagonal().add_(1.0)
-        factor = torch.linalg.cholesky(model.double())
+        factor, failed = torch.linalg.cholesky_ex(model.double())
+        if int(failed) and unit.dtype == torch.float32:
+            self.unit, self.covariance, self.share = self.unit.double(), self.covariance.double(), self.share.double()
+            return self.improve(which)
+        if int(failed):
+            return -math.inf
         inverse = torch.cholesky_inverse(factor).to(unit.dtype)
         fit = -2 * float(factor.diagonal().log().sum()) - float((inverse * self.covariance).sum())
         answered = unit @ inverse
