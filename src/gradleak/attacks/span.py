@@ -138,7 +138,7 @@ class Span(Attack):
         grown = growth(candidates)
         outcome = _outcome_of_growth(grown, case.batch_size)
         # Inputs that drifted over local steps leave directions that are no tokens, and an undone AdamW step noise of many sizes.
-        plain = case.model.parameters is None and case.readable is case.update
+        plain = case.model.parameters is None and case.readable is case.update and _has_room(first)
         blurred = plain and candidates.null_cut <= _BLURRED * first.space.typical
         return _under_noise(case, first, outcome, growth, rng, clock) if blurred else outcome
 
@@ -212,9 +212,14 @@ def _under_noise(
     )
 
 
+def _has_room(first: Reader) -> bool:
+    """A joint search needs dimensions that no token explains: what fills more than half is not sought among all pairs."""
+    return 2 * first.space.rank <= first.space.features
+
+
 def _drowned(case: SpanCase, first: Reader, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
     """What a joint search tells where noise is such that no token passes on its own; None if nothing stands out."""
-    if case.subject.anatomy.kind != "decoder" or 2 * first.space.rank > first.space.features:
+    if case.subject.anatomy.kind != "decoder" or not _has_room(first):
         return None
     nothing = _Outcome(records=(), status=Status.NOTHING_FOUND, message="", statistics={})
     outcome = _under_noise(case, first, nothing, None, rng, clock)
