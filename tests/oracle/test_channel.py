@@ -33,6 +33,7 @@ MODELS = {
     "distilbert": ("classification", TEXT),
     "gpt2": ("causal-lm", TEXT),
     "llama": ("causal-lm", TEXT),
+    "mixtral": ("classification", TEXT),
     "opt": ("classification", TEXT),
     "vit": ("classification", {**TINY, "image_size": 8, "patch_size": 4}),
 }

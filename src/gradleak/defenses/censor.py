@@ -19,6 +19,7 @@ from gradleak.core.update import Update
 from gradleak.defenses._tensors import require
 from gradleak.mechanics.losses import group_losses
 from gradleak.mechanics.training import ClientTrainer
+from gradleak.mechanics.vectorize import vectorized
 
 _TINY = 1e-30
 _AT_ONCE = 1 << 24
@@ -87,10 +88,10 @@ class Censor(ClientStage):
         weights = trainer.subject.trainable()
         moved = {name: weights[name].detach() + factor * tensor.to(weights[name]) for name, tensor in steps.items()}
         with torch.no_grad():
-            # With padding some encoders branch on the data, and models with experts always; a vectorized pass cannot.
-            if client.data.mask.all() and all(block.mlp_output for block in trainer.subject.anatomy.blocks):
-                losses = torch.func.vmap(lambda each: _loss(trainer, client.data, each), randomness="different")(moved)
-                return losses.tolist()
+            if client.data.mask.all():
+                losses = vectorized(lambda each: _loss(trainer, client.data, each), moved)
+                if losses is not None:
+                    return losses.tolist()
             count = len(next(iter(moved.values())))
             return [float(trainer.loss(client.data, {n: t[i] for n, t in moved.items()})) for i in range(count)]
 

@@ -23,6 +23,7 @@ from gradleak.mechanics.ghost import GhostGradients
 from gradleak.mechanics.local_training import DTYPES, LocalTraining
 from gradleak.mechanics.losses import group_losses
 from gradleak.mechanics.optimizers import Moments, optimizer_step
+from gradleak.mechanics.vectorize import vectorized
 from gradleak.models import Subject
 from gradleak.models.noisy import Noisy, listening, noise_name, noisy_layers
 
@@ -310,13 +311,8 @@ class ClientTrainer:
             # The examples of a group have one length: without a mask the model does not branch on data.
             return self._loss(example, parameters, None)
 
-        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
-        try:
-            return each(dict(weights), data.inputs, data.targets, dict(data.noise))
-        except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
-            return None
+        each = (dict(weights), data.inputs, data.targets, dict(data.noise))
+        return vectorized(torch.func.grad(loss), *each, in_dims=(None, 0, 0, 0))
 
     def _steps(
         self,
