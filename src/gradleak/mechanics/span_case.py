@@ -15,7 +15,7 @@ from gradleak.core.specs import name_of
 from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.adamw_inverse import first_step_gradients
-from gradleak.mechanics.span_readers import Model
+from gradleak.mechanics.span_readers import Candidates, Model
 from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.training import ClientTrainer
 from gradleak.models import Subject
@@ -116,3 +116,17 @@ def closing_token(subject: Subject) -> int | None:
     ids, mask = subject.tokenizer.encode(["a"], 8)
     last = int(ids[0][mask[0]][-1])
     return last if last in subject.tokenizer.special_ids else None
+
+
+def lengths_of_sentences(case: SpanCase, candidates: Candidates, closing: int | None) -> tuple[int, ...]:
+    """Lengths that sentences may have: known ones; those where the closing token fits; else all, longest first."""
+    filled = 0
+    for ids in candidates.tokens:
+        if not ids.numel():
+            break
+        filled += 1
+    mask = case.view.get("mask")
+    if mask is not None:
+        return tuple(n for n in sorted({int(row.sum()) for row in mask}) if n <= filled)
+    ends = [] if closing is None else [p + 1 for p in range(filled) if bool((candidates.tokens[p] == closing).any())]
+    return tuple(ends) or tuple(range(filled, 0, -1))

@@ -1,0 +1,70 @@
+"""Why: where no order can be told, the tokens often can, and beyond the width their places too. Must not know the ordered
+searches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradleak.core.attack import Clock, Reconstruction, Status
+from gradleak.mechanics.embedding_channel import EmbeddingChannel
+from gradleak.mechanics.span_beyond import join_placed
+from gradleak.mechanics.span_case import SpanCase
+from gradleak.mechanics.span_outcome import status_of
+from gradleak.mechanics.span_readers import Candidates
+
+
+def tokens_only(case: SpanCase, candidates: Candidates, statistics: dict[str, float], why: str) -> Reconstruction:
+    """What the first test alone gives: the nearest token per position for a single record, else a bag of tokens."""
+    single = case.batch_size == 1 and candidates.positional
+    bag = candidates.bag()
+    return Reconstruction(
+        records=(candidates.nearest[: candidates.length()].clone() if single else bag,),
+        ordered=single,
+        status=Status.CONVERGED,
+        message=f"{bag.numel()} tokens pass at the first attention, but {why}: "
+        + ("the nearest token at each position, unconfirmed." if single else "a bag of tokens, without order."),
+        adapted=case.adapted(),
+        statistics=statistics,
+    )
+
+
+def bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
+    """The tokens from the rows of the embedding's gradient; None if it is not shared or does not tell them exactly."""
+    channel = EmbeddingChannel.of(case.update, case.subject.anatomy)
+    if channel is None or not channel.support.exact or not channel.support.ids.numel():
+        return None
+    support = channel.support
+    return Reconstruction(
+        records=(support.ids,),
+        ordered=False,
+        status=Status.CONVERGED,
+        message=f"{reason} The rows of the embedding's gradient tell {support.ids.numel()} tokens, without order.",
+        statistics={"distinct_tokens": float(support.ids.numel())},
+    )
+
+
+def beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
+    """What the tables of tokens and positions tell where the spans are full: sentences, or a bag of tokens; None if nothing."""
+    bag = bag_of_embeddings(case, reason)
+    if bag is None or case.batch_size is None or case.seq_len is None:
+        return bag
+    joined = join_placed(case.update, case.model, records=case.batch_size, positions=case.seq_len, rng=rng, clock=clock)
+    records = () if joined is None else joined.supported()
+    if joined is None or not covers_half(records, bag.records[0]):
+        return bag
+    undecided = case.batch_size * case.seq_len - sum(len(record) for record in records)
+    return Reconstruction(
+        records=records,
+        status=status_of(True, joined.finished),
+        message=f"{reason} Tokens were placed by the gradients of the token and position tables and joined by what the first "
+        f"blocks prefer: {len(records)} sequences, likely and not proven; up to {undecided} tokens cannot be told.",
+        adapted=case.adapted(),
+        statistics={"tested": float(joined.tested), "distinct_tokens": float(bag.records[0].numel())},
+    )
+
+
+def covers_half(records: tuple[Tensor, ...], bag: Tensor) -> bool:
+    found = torch.cat(records).unique() if records else bag[:0]
+    return 2 * int(torch.isin(bag, found).sum()) >= len(bag)

@@ -1,0 +1,80 @@
+"""Why: noise hides directions of the update, so a decoder's search token by token may miss what a joint one still sees. Says when
+the second is worth asking, and which outcome stands. Must not know how either searches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from gradleak.core.attack import Clock, Reconstruction, Status
+from gradleak.mechanics.span_case import SpanCase
+from gradleak.mechanics.span_growth import Grown
+from gradleak.mechanics.span_noisy import explain_noisy
+from gradleak.mechanics.span_outcome import Outcome, conclude, status_of
+from gradleak.mechanics.span_readers import Candidates, Reader
+
+_BLURRED = 30.0
+"""Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""
+
+
+def is_blurred(case: SpanCase, first: Reader, candidates: Candidates) -> bool:
+    """Whether noise may have hidden directions of tokens, and a joint search can look for them.
+
+    Inputs that drifted over local steps leave directions that are no tokens, and an undone AdamW step noise of many sizes:
+    neither is sought jointly.
+    """
+    plain = case.model.parameters is None and case.readable is case.update
+    return plain and _has_room(first) and candidates.null_cut <= _BLURRED * first.space.typical
+
+
+def under_noise(
+    case: SpanCase,
+    first: Reader,
+    outcome: Outcome,
+    growth: Callable[[Candidates], Grown] | None,
+    rng: torch.Generator,
+    clock: Clock,
+) -> Outcome:
+    """This outcome of a search token by token, or that of a joint one where it leaves less unexplained of what stands out."""
+    tested = int(outcome.statistics.get("tested", 0.0))
+    found = explain_noisy(case, first, outcome.records, tested=tested, growth=growth, rng=rng, clock=clock)
+    if found is None:
+        return outcome
+    note = "all that stands out of the noise is explained"
+    if found.unexplained:
+        note = (
+            f"{found.unexplained} directions stand out of the noise that no proposed token explains: how the records go on "
+            "cannot be told, and none is claimed to be complete"
+        )
+    how = f"{len(found.sequences)} sequences joined from {found.candidates} pairs of token and position"
+    ended = status_of(bool(found.sequences), found.finished and outcome.status is not Status.BUDGET_SPENT)
+    too_many = case.batch_size is not None and len(found.sequences) > case.batch_size
+    if too_many:
+        note += f"; {case.batch_size} records cannot hold so many, and only their tokens are proposed"
+    return Outcome(
+        records=(torch.cat(found.sequences).unique(),) if too_many else found.sequences,
+        ordered=not too_many,
+        status=Status.UNDECIDED if found.unexplained and ended is Status.CONVERGED else ended,
+        message=f"{how if found.candidates else outcome.message}; {note}",
+        statistics={
+            **outcome.statistics,
+            "tested": float(found.tested),
+            "unexplained_directions": float(found.unexplained),
+        },
+    )
+
+
+def _has_room(first: Reader) -> bool:
+    """A joint search needs dimensions that no token explains: what fills more than half is not sought among all pairs."""
+    return 2 * first.space.rank <= first.space.features
+
+
+def drowned(case: SpanCase, first: Reader, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
+    """What a joint search tells where noise is such that no token passes on its own; None if nothing stands out."""
+    if case.subject.anatomy.kind != "decoder" or not _has_room(first):
+        return None
+    nothing = Outcome(records=(), status=Status.NOTHING_FOUND, message="", statistics={})
+    outcome = under_noise(case, first, nothing, None, rng, clock)
+    return conclude(case, outcome, dict(outcome.statistics), rng, clock) if outcome.records else None
