@@ -31,6 +31,8 @@ class Expected:
     positions: str = "rotary"
     kv_heads: int = 4
     tied: bool = False
+    latent: str = ""
+    gates: str = ""
 
 
 LLAMA = {
@@ -133,6 +135,23 @@ EXPECTED = {
         positions="alibi",
         tied=True,
     ),
+    "bloom": Expected(
+        block="transformer.h.{}",
+        inputs="self_attention.query_key_value",
+        output="self_attention.dense",
+        mlp="mlp.dense_h_to_4h",
+        mlp_output="mlp.dense_4h_to_h",
+        norms=2,
+        positions="alibi",
+        tied=True,
+    ),
+    # Queries, keys and values are made of compressed inputs; the first blocks of this type have no experts.
+    "deepseek_v3": Expected(
+        **LLAMA | {"inputs": "self_attn.q_a_proj self_attn.kv_a_proj_with_mqa"},
+        latent="self_attn.q_b_proj self_attn.kv_b_proj",
+        norms=4,
+    ),
+    "afmoe": Expected(**LLAMA, gates="self_attn.gate_proj", norms=6, kv_heads=4),
     # Experts are stacks of matrices, and a router is no part of the feed-forward maps.
     "mixtral": Expected(**LLAMA | EXPERTS, norms=2, kv_heads=1),
     "qwen3_moe": Expected(**LLAMA | EXPERTS, norms=4, kv_heads=1),
@@ -165,16 +184,14 @@ EXPECTED = {
     "deit": Expected(**VIT, block="deit.layers.{}"),
 }
 
+EXTRA = {"electra": {"embedding_size": 32}, "olmo2": {"pad_token_id": None}, "afmoe": {"num_dense_layers": 2}}
 LOSS = {"decoder": "causal-lm", "encoder": "masked-lm", "vision": "classification"}
 
 
 @cache
 def subject_of(model_type: str) -> Subject:
     kind = EXPECTED[model_type].kind
-    extra = {"embedding_size": 32} if model_type == "electra" else {}
-    if model_type == "olmo2":
-        extra["pad_token_id"] = None
-    settings = PIXELS if kind == "vision" else SMALL | extra
+    settings = PIXELS if kind == "vision" else SMALL | EXTRA.get(model_type, {})
     return load_subject(f"random:{model_type}", loss=LOSS[kind], settings=settings)
 
 
@@ -198,6 +215,9 @@ def test_roles_are_those_of_the_documented_names(model_type: str) -> None:
 
         assert [each.module for each in block.attention_inputs] == paths(expected.inputs)
         assert block.fused == (len(block.attention_inputs) == 1)
+        assert [each.module for each in block.latent] == paths(expected.latent)
+        assert [each.module for each in block.gates] == paths(expected.gates)
+        assert block.plain == (not expected.latent and not expected.gates)
         assert [block.attention_output.module] == paths(expected.output)
         assert [each.module for each in block.mlp_inputs] == paths(expected.mlp)
         assert [each.module for each in (block.mlp_output,) if each is not None] == paths(expected.mlp_output)

@@ -157,7 +157,7 @@ def test_wrong_uses_are_refused(tmp_path: Path) -> None:
     subject = with_lora(subject_of("gpt2"), LoRA(rank=2), seed=0)
     with pytest.raises(ModelError, match="adapters already"):
         with_lora(subject, LoRA(rank=2), seed=0)
-    with pytest.raises(ModelError, match="in one map"):
+    with pytest.raises(ModelError, match="by one map each"):
         with_lora(subject_of("gpt2"), LoRA(rank=2, targets="query_value"), seed=0)
     with pytest.raises(UsageError, match="peft yourself"):
         gradleak.audit(subject_of("llama").module, SECRETS, share="lora(rank=2)", out=tmp_path / "run")

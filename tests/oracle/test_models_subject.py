@@ -18,7 +18,7 @@ PIXELS = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "
 
 DECODERS = (
     *("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "opt", "gpt_neox", "gptj"),
-    *("phi", "phi3", "falcon", "mpt", "mixtral"),
+    *("phi", "phi3", "falcon", "mpt", "mixtral", "bloom", "deepseek_v3"),
 )
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "albert", "mpnet")
 VISION = ("vit", "deit")
@@ -112,7 +112,8 @@ def second_order(model_type: str, dtype: torch.dtype) -> tuple[Callable[[Tensor]
 
 # torch's own forward-mode rules still use its deprecated script compiler.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-@pytest.mark.parametrize("model_type", (*DECODERS, *ENCODERS, *VISION))
+# Bloom's activation has no forward derivative.
+@pytest.mark.parametrize("model_type", (*(name for name in DECODERS if name != "bloom"), *ENCODERS, *VISION))
 def test_double_backward_agrees_with_forward_over_reverse(model_type: str) -> None:
     projected, start, direction = second_order(model_type, torch.float32)
     (reverse,) = torch.autograd.grad(projected(variable := start.clone().requires_grad_()), variable)

@@ -31,7 +31,7 @@ class Heads:
 
     query: Float[Tensor, "rows seq heads head_dim"]
     key: Float[Tensor, "rows seq kv_heads head_dim"]
-    value: Float[Tensor, "rows seq kv_heads head_dim"]
+    value: Float[Tensor, "rows seq kv_heads value_dim"]
     bias: Float[Tensor, "any seq seq"]
     scale: float
     soft_cap: float | None
@@ -39,7 +39,7 @@ class Heads:
     @property
     def width(self) -> int:
         """Length of the concatenated heads, the input of the attention's output map."""
-        return self.query.shape[2] * self.query.shape[3]
+        return self.query.shape[2] * self.value.shape[3]
 
     def extend(
         self, prefixes: Int64[Tensor, "prefixes before"], rows: Int64[Tensor, " extensions"]

@@ -132,7 +132,7 @@ def first_reader(
     update: Mapping[str, Tensor], anatomy: Anatomy, *, noise_std: NoiseOf, summands: int, drift: float = 0.0
 ) -> Reader:
     """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
-    maps = anatomy.blocks[0].attention_inputs
+    maps = anatomy.blocks[0].readers_of_input()
     reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
     if reader is None:
         raise NotApplicableError(
@@ -155,7 +155,7 @@ def context_readers(
     anatomy = model.subject.anatomy
     groups: list[Sequence[LinearMap]] = [(anatomy.blocks[0].attention_output,), anatomy.blocks[0].mlp_inputs]
     for block in anatomy.blocks[1:2]:
-        groups += [block.attention_inputs, (block.attention_output,), block.mlp_inputs]
+        groups += [block.readers_of_input(), (block.attention_output,), block.mlp_inputs]
     few = torch.arange(min(4, model.vocab_size))
     found: list[Reader] = []
     for maps in groups:

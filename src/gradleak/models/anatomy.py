@@ -46,8 +46,12 @@ class Block:
 
     Attributes:
         path: the module that holds them.
-        attention_inputs: every projection of the attention's input: ``(qkv,)``, ``(q, kv)`` or ``(q, k, v)``.
+        attention_inputs: every projection of the attention's input: ``(qkv,)``, ``(q, kv)`` or ``(q, k, v)``; of latent
+            attention the maps that compress it.
         fused: True if one map makes queries, keys and values together.
+        latent: of latent attention, the maps from a compressed input to queries, keys and values; empty otherwise.
+        gates: maps of the same input whose result multiplies what attention makes; a map that makes queries and gates
+            together stands in both places.
         attention_output: the map after the attention-weighted sum.
         mlp_inputs: ``(fc,)`` or, for gated units, ``(gate, up)`` in the order in which they run; empty where the
             feed-forward part is no pair of linear maps (a mixture of experts).
@@ -66,11 +70,33 @@ class Block:
     norms: tuple[str, ...]
     heads: int
     kv_heads: int
+    latent: tuple[LinearMap, ...] = ()
+    gates: tuple[LinearMap, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether queries, keys and values are made of the input by one linear map each, and nothing else shapes the result."""
+        return not self.latent and not self.gates
 
     def maps(self) -> tuple[LinearMap, ...]:
         """Every linear map of the block, attention first."""
-        made = (*self.attention_inputs, self.attention_output, *self.mlp_inputs)
+        made = (*self.attention_inputs, *self._own_gates(), *self.latent, self.attention_output, *self.mlp_inputs)
         return made if self.mlp_output is None else (*made, self.mlp_output)
+
+    def readers_of_input(self) -> tuple[LinearMap, ...]:
+        """Every map that reads the attention's input."""
+        return (*self.attention_inputs, *self._own_gates())
+
+    def scoring(self) -> tuple[LinearMap, ...]:
+        """Maps without which no score depends on a token; a fused map makes the values, too."""
+        if self.fused:
+            return self.attention_inputs
+        if not self.latent:
+            return self.attention_inputs[:2]
+        return self.latent[:1] if len(self.latent) > 1 else self.attention_inputs[:1]
+
+    def _own_gates(self) -> tuple[LinearMap, ...]:
+        return tuple(each for each in self.gates if each not in self.attention_inputs)
 
     def behind_attention(self) -> tuple[LinearMap, ...]:
         """The maps whose inputs follow from what the attention made: its output, and the feed-forward part's first."""

@@ -90,15 +90,23 @@ def _check_tokenizer(anatomy: Anatomy, tokenizer: Tokenizer, loss: Loss) -> None
 
 
 def _check_differentiable(subject: Subject) -> None:
-    """Local training and its simulation run under torch.func; some layers bring a backward that does not."""
-    key = "pixels" if subject.modality == "image" else "embeddings"
+    """Training needs derivatives of the whole model, matching those in its inputs."""
     try:
-        torch.func.grad(lambda inputs: subject.logits(**{key: inputs}).sum())(sample_inputs(subject.module))
+        with torch.enable_grad():
+            inputs = sample_inputs(subject.module).requires_grad_()
+            # A copy: some models scale their embeddings in place, which a leaf does not allow.
+            copy = inputs.clone()
+            logits = subject.logits(pixels=copy) if subject.modality == "image" else subject.logits(embeddings=copy)
+            (slope,) = torch.autograd.grad(logits.sum(), inputs)
     except RuntimeError as error:
         raise ModelError(
-            f"{type(subject.module).__name__} cannot be differentiated by torch.func: {one_line(error)} "
+            f"{type(subject.module).__name__} cannot be differentiated: {one_line(error)} "
             "Such a layer has to be replaced before this model can be audited."
         ) from error
+    if not all_finite(slope):
+        raise ModelError(
+            f"The derivative of {type(subject.module).__name__} in its inputs is not finite on a sample input."
+        )
 
 
 def _check_pooling(subject: Subject) -> None:

@@ -4,6 +4,7 @@ promises, and lets settings reach it by its own names or the standard aliases. M
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +53,8 @@ def random_config(model_type: str, settings: Mapping[str, object]) -> PreTrained
     sizes = {} if model_type in PUBLISHED_SIZE else {own_name(published, key): size for key, size in SMALL.items()}
     chosen = {**{key: size for key, size in sizes.items() if hasattr(published, key)}, **given}
     chosen |= {key: value for key, value in _consistent(published, chosen).items() if key not in given}
-    chosen |= {key: None for key in _SPECIAL if getattr(published, key, None) is not None and key not in given}
+    special = (key for key in _SPECIAL if getattr(published, key, None) is not None and key not in given)
+    chosen |= {key: None if _may_be_none(published, key) else 0 for key in special}
     return _build(family, chosen)
 
 
@@ -105,12 +107,22 @@ def _consistent(published: PreTrainedConfig, chosen: Mapping[str, Any]) -> dict[
     if hidden_key in chosen and getattr(published, wide_key, None) is not None:
         follows[wide_key] = 4 * hidden
     for key in ("num_key_value_heads", "num_kv_heads"):
-        if getattr(published, key, None):
-            follows[key] = _same_ratio(getattr(published, heads_key), getattr(published, key), heads)
-    for key, value in (("head_dim", hidden // heads), ("rotary_dim", hidden // heads), ("word_embed_proj_dim", hidden)):
+        grouped = getattr(published, key, None)
+        follows[key] = _same_ratio(getattr(published, heads_key), grouped, heads) if grouped else heads
+    if getattr(published, "head_dim", 0) is None or not hasattr(published, "kv_lora_rank"):
+        # Latent attention has head sizes of its own, of which ``head_dim`` is only the rotated part.
+        follows["head_dim"] = hidden // heads
+    for key, value in (("rotary_dim", hidden // heads), ("word_embed_proj_dim", hidden)):
         if getattr(published, key, None) is not None:
             follows[key] = value
     return {key: value for key, value in follows.items() if key in published.to_dict()}
+
+
+def _may_be_none(config: PreTrainedConfig, key: str) -> bool:
+    """Whether the configuration's own type check lets a value be left open."""
+    # Names in these annotations are imported only for type checkers, so they are read as they are written.
+    written = {field.name: str(field.type) for field in dataclasses.fields(config)}
+    return "None" in written.get(key, "None")
 
 
 def _same_ratio(published_heads: int, published_kv: int, heads: int) -> int:

@@ -86,8 +86,10 @@ def _targets(anatomy: Anatomy, words: Targets) -> list[LinearMap]:
         return [each for block in anatomy.blocks for each in block.maps()]
     chosen = [block.attention_inputs for block in anatomy.blocks]
     if words == "query_value":
-        if any(block.fused or len(block.attention_inputs) != 3 for block in anatomy.blocks):
-            raise ModelError("This model makes queries, keys and values in one map. Use targets=attention.")
+        if any(len(block.attention_inputs) != 3 for block in anatomy.blocks):
+            raise ModelError(
+                "This model does not make queries, keys and values by one map each. Use targets=attention."
+            )
         chosen = [(maps[0], maps[2]) for maps in chosen]
     return [each for maps in chosen for each in maps]
 

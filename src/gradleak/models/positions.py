@@ -84,10 +84,7 @@ def _attended(module: nn.Module, first: Block, adapters: tuple[Adapter, ...], in
     # A fused map makes the values too: shrink it instead of silencing it. Scores then shrink with the square.
     if first.fused:
         scale = max(scale, 1e-3)
-        quiet = first.attention_inputs
-    else:
-        quiet = first.attention_inputs[:2]
-    targets = {each.module for each in quiet}
+    targets = {each.module for each in first.scoring()}
     paths = [*targets, *(adapter.up.module for adapter in adapters if adapter.target in targets)]
     modules = dict(module.named_modules())
 

@@ -3,8 +3,9 @@
 The rules, in terms of a forward cut at every linear map:
 
     attention output    its input is reached through a softmax over positions with no other map between
-    attention inputs    the maps that feed it; of these, *values* arrive without crossing the softmax,
-                        and *queries* influence only their own position
+    attention inputs    the maps that feed it and read one tensor; of these, *values* arrive without crossing the softmax,
+                        *queries* influence only their own position, and *gates* do both
+    latent maps         what feeds it behind such maps, where the attention's input is compressed first
     heads               the score matrices that the softmax makes of one record
     block               the smallest module that holds an attention output and maps beside the attention's own; where
                         there are none (experts keep theirs in stacks), the largest that holds no other attention
@@ -117,11 +118,15 @@ def _map_of(call: Call, names: dict[int, str]) -> LinearMap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Attention:
+    """``inputs`` read the attention's input: queries, keys, values, in this order; ``gates`` too."""
+
     inputs: tuple[Call, ...]
+    gates: tuple[Call, ...]
+    latent: tuple[Call, ...]
     output: Call
 
     def paths(self) -> set[str]:
-        return {call.path for call in (*self.inputs, self.output)}
+        return {call.path for call in (*self.inputs, *self.gates, *self.latent, self.output)}
 
 
 def _read_blocks(module: nn.Module, run: Trace, names: dict[int, str]) -> tuple[Block, ...]:
@@ -139,32 +144,75 @@ def _mixes_positions(call: Call, run: Trace) -> bool:
 
 
 def _read_attention(output: Call, run: Trace) -> _Attention:
-    feeders = [run.calls[path] for path in run.calls if path in {feeder for feeder, _ in output.feeders}]
-    # Maps of something else than the tokens (relative positions, say) feed attention too: keep the largest group
-    # that reads one and the same tensor.
+    direct = _feeding(output, run)
+    # Maps of something else than the tokens (relative positions, say) feed attention too: keep the maps that read the one
+    # tensor through which most of what feeds attention passes, directly or compressed.
+    readers = max(_readers_of_one(direct, run), key=lambda group: (_passing(direct, group), len(_among(group, direct))))
+    latent = [call for call in direct if call not in readers and _is_behind(call, readers)]
+    gates = [call for call in _among(readers, direct) if _is_gate(call, output)]
+    inputs = [call for call in readers if call not in gates or (call.path, True) in output.feeders]
+    if len(inputs) > 3:
+        paths = ", ".join(call.path for call in inputs)
+        raise ModelError(
+            f"The attention before {output.path!r} has {len(inputs)} input maps ({paths}); at most 3 are understood."
+        )
+
+    places = list(run.calls)
+
+    def in_order(calls: list[Call]) -> tuple[Call, ...]:
+        return tuple(sorted(calls, key=lambda call: (_rank(call, output), places.index(call.path))))
+
+    return _Attention(inputs=in_order(inputs), gates=tuple(gates), latent=in_order(latent), output=output)
+
+
+def _feeding(call: Call, run: Trace) -> list[Call]:
+    paths = {path for path, _ in call.feeders}
+    return [each for path, each in run.calls.items() if path in paths]
+
+
+def _readers_of_one(direct: list[Call], run: Trace) -> list[list[Call]]:
+    """The maps that feed attention, and those that feed them, in groups that read one and the same tensor."""
     groups: list[list[Call]] = []
-    for call in feeders:
+    behind = [each for call in direct for each in _feeding(call, run)]
+    for call in dict.fromkeys([*direct, *behind]):
         for group in groups:
             if call.read.shape == group[0].read.shape and torch.equal(call.read, group[0].read):
                 group.append(call)
                 break
         else:
             groups.append([call])
-    inputs = max(groups, key=len)
-    if len(inputs) > 3:
-        paths = ", ".join(call.path for call in inputs)
-        raise ModelError(
-            f"The attention before {output.path!r} has {len(inputs)} input maps ({paths}); at most 3 are understood."
-        )
-    return _Attention(inputs=tuple(sorted(inputs, key=lambda call: _rank(call, output))), output=output)
+    return groups
+
+
+def _passing(direct: list[Call], group: list[Call]) -> int:
+    return sum(call in group or _is_behind(call, group) for call in direct)
+
+
+def _among(group: list[Call], direct: list[Call]) -> list[Call]:
+    return [call for call in group if call in direct]
+
+
+def _is_behind(call: Call, group: list[Call]) -> bool:
+    """Whether all that the map reads comes from these maps, with no softmax between."""
+    return bool(call.feeders) and call.feeders <= {(each.path, False) for each in group}
+
+
+def _is_gate(call: Call, output: Call) -> bool:
+    """Whether the map's result reaches the output without a softmax, and only at its own position."""
+    return (call.path, False) in output.feeders and not _reaches_others(call, output)
+
+
+def _reaches_others(call: Call, output: Call) -> bool:
+    return bool(influence_on(output.read, call.made, position=-1)[:-1].any())
 
 
 def _rank(call: Call, output: Call) -> int:
-    """0 for queries, 1 for keys, 2 for values."""
-    if (call.path, False) in output.feeders:
-        return 2
-    influence = influence_on(output.read, call.made, position=-1)
-    return 1 if bool(influence[:-1].any()) else 0
+    """0 for queries, 1 for keys, 2 for values (a compressed input counts as what it becomes)."""
+    if not any(path == call.path for path, _ in output.feeders):
+        return 1
+    if not _reaches_others(call, output):
+        return 0
+    return 2 if (call.path, False) in output.feeders else 1
 
 
 def influence_on(made: Tensor, leaf: Tensor, *, position: int) -> Tensor:
@@ -193,13 +241,15 @@ def _read_block(module: nn.Module, run: Trace, attention: _Attention, taken: set
     return Block(
         path=prefix,
         attention_inputs=_maps(attention.inputs, names),
-        fused=len(attention.inputs) == 1,
+        fused=len(attention.inputs) == 1 and not attention.latent,
         attention_output=linear_map(attention.output.path, attention.output.module, names),
         mlp_inputs=_maps((call for call in rest if call.path in sources), names),
         mlp_output=None if mlp_output is None else _map_of(mlp_output, names),
         norms=_norms(module, prefix),
         heads=heads,
         kv_heads=kv_heads,
+        latent=_maps(attention.latent, names),
+        gates=_maps(attention.gates, names),
     )
 
 
@@ -238,16 +288,18 @@ def _count_heads(attention: _Attention) -> tuple[int, int]:
     width = attention.output.read.shape[-1]
     if width % heads:
         raise ModelError(f"The attention width {width} is no multiple of its {heads} heads.")
+    if attention.latent:
+        return heads, heads
     widths = [call.made.shape[-1] for call in attention.inputs]
-    # Everything that is not a query is keys and values, half and half.
-    remaining = sum(widths) - width
-    kv_heads, odd = divmod(remaining, 2 * (width // heads))
+    # Values have a map of their own, or everything that is not a query is keys and values, half and half.
+    shared = widths[2] if len(widths) == 3 else (sum(widths) - width) / 2
+    kv_heads, odd = divmod(shared, width // heads)
     if odd or kv_heads < 1 or heads % kv_heads:
         raise ModelError(
             f"The attention input maps make {widths} features, which do not divide into {heads} query heads of "
             f"{width // heads} and as many keys as values."
         )
-    return heads, kv_heads
+    return heads, int(kv_heads)
 
 
 def _read_head(run: Trace, names: dict[int, str]) -> LinearMap | None:

@@ -1,0 +1,44 @@
+"""Attention that compresses its input, gates its result, or brings a backward of its own: recovered like any other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gradleak.attacks.span import Span
+from gradleak.core.attack import Clock, Status
+from gradleak.core.batch import Batch
+from gradleak.core.errors import NotApplicableError
+from gradleak.core.knowledge import Knowledge
+from gradleak.core.observation import Observation
+from gradleak.core.rng import derive
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import load_subject
+from gradleak.theory.predict import Noise, predict
+
+SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 500}
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+@pytest.mark.parametrize("model_type", ("bloom", "deepseek_v3", "afmoe"))
+def test_two_records_come_back_exactly(model_type: str, seed: int) -> None:
+    subject = load_subject(f"random:{model_type}", loss="causal-lm", settings=SIZES, seed=seed)
+    mask = torch.arange(10) < torch.tensor([[10], [7]])
+    ids = torch.randint(3, 500, (2, 10), generator=derive(seed, "ids")).masked_fill(~mask, 0)
+    batch = Batch(inputs=ids, mask=mask, labels=ids.masked_fill(~mask, -100))
+    update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed, "update"))
+    facts = {"subject": subject, "batch_size": 2, "seq_len": 10}
+    observation = Observation(update=update, knowledge=Knowledge(facts=facts))
+    found = Span()(observation, rng=derive(seed, "attack"), clock=Clock(60.0))
+    assert found.status is Status.CONVERGED
+    # The last token of a record has no loss.
+    shown = {tuple(record[:-1].tolist()) for record in batch.records()}
+    assert {tuple(record.tolist()) for record in found.records} == shown
+
+
+def test_laws_of_plain_attention_are_not_claimed_for_other_kinds() -> None:
+    subject = load_subject("random:deepseek_v3", loss="causal-lm", settings=SIZES)
+    ids = torch.arange(5, 11).view(1, 6)
+    batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=ids)
+    with pytest.raises(NotApplicableError, match="compresses its input"):
+        predict(subject, batch, training=LocalTraining(), noise=Noise(), origin="test")
