@@ -62,7 +62,7 @@ class Span(Attack):
         case = SpanCase.of(update, view)
         drift = input_drift(case.model, case.subject.anatomy.blocks[0].attention_inputs, rng)
         evidence = {"noise_std": case.noise_std, "summands": case.summands, "drift": drift}
-        first = first_reader(case.readable, case.subject.anatomy, **evidence)
+        first = first_reader(case.readable, case.model, **evidence)
         try:
             found = self._search(case, first, evidence, rng, clock)
         except NotApplicableError as reason:

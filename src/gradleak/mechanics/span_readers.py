@@ -16,8 +16,9 @@ from torch import Tensor
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.probe import linear_inputs, reads_context
 from gradleak.mechanics.span import Subspace, column_space
+from gradleak.mechanics.span_adapters import Shared, adapter_space
 from gradleak.mechanics.span_null import Null, fit_null, log_odds
-from gradleak.models import Anatomy, LinearMap, Subject
+from gradleak.models import LinearMap, Subject
 
 FALSE_ALARM_RATE = 1e-3
 """Probability that one whole family of tests accepts any non-member (Bonferroni within the family)."""
@@ -33,7 +34,7 @@ class Reader:
 
     Attributes:
         path: module whose input is tested.
-        space: column space of the shared gradients of all maps that read this input.
+        space: column space of the shared gradients of all maps that read this input, or what adapters tell of it.
         weights: the parameters behind it.
     """
 
@@ -52,6 +53,11 @@ class Model:
     @property
     def vocab_size(self) -> int:
         return self.subject.anatomy.vocab_size
+
+    def value(self, name: str) -> Tensor:
+        """A parameter as the probe runs the model."""
+        own = self.subject.module.get_parameter(name).detach()
+        return own if self.parameters is None else self.parameters.get(name, own)
 
     def inputs(
         self, readers: Sequence[Reader], ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"] | None = None
@@ -110,36 +116,50 @@ def input_drift(model: Model, maps: Sequence[LinearMap], rng: torch.Generator) -
 def make_reader(
     update: Mapping[str, Tensor],
     maps: Sequence[LinearMap],
+    model: Model,
     *,
     noise_std: NoiseOf,
     summands: int,
     drift: float = 0.0,
 ) -> Reader | None:
-    """The reader of the input that ``maps`` share, or None if none of their weights is in the update or all are zero."""
-    shared = [m for m in maps if m.weight in update and bool(update[m.weight].any())]
-    if not shared:
-        return None
-    space = column_space(
-        [m.as_matrix(update[m.weight]).T for m in shared],
-        noise_std=[noise_std(m.weight) for m in shared],
-        summands=summands,
-        extra_precision=drift,
-    )
-    return Reader(path=shared[0].module, space=space, weights=tuple(m.weight for m in shared))
+    """The reader of the input that ``maps`` share: from their own gradients, or else from those of adapters on them.
+
+    Returns:
+        None if the update holds neither, or only zeros, or adapters whose few numbers more inputs than that fill.
+    """
+    path, shared = maps[0].module, [m for m in maps if m.weight in update and bool(update[m.weight].any())]
+    if shared:
+        space = column_space(
+            [m.as_matrix(update[m.weight]).T for m in shared],
+            noise_std=[noise_std(m.weight) for m in shared],
+            summands=summands,
+            extra_precision=drift,
+        )
+        return Reader(path=path, space=space, weights=tuple(m.weight for m in shared))
+    factors = Shared(update=update, noise_std=noise_std, summands=summands, extra_precision=drift)
+    found = adapter_space(factors, model.subject.anatomy.adapters_of(tuple(maps)), model.value)
+    return None if found is None else Reader(path=path, space=found[0], weights=found[1])
 
 
 def first_reader(
-    update: Mapping[str, Tensor], anatomy: Anatomy, *, noise_std: NoiseOf, summands: int, drift: float = 0.0
+    update: Mapping[str, Tensor], model: Model, *, noise_std: NoiseOf, summands: int, drift: float = 0.0
 ) -> Reader:
     """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
-    maps = anatomy.blocks[0].readers_of_input()
-    reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
-    if reader is None:
+    maps = model.subject.anatomy.blocks[0].readers_of_input()
+    reader = make_reader(update, maps, model, noise_std=noise_std, summands=summands, drift=drift)
+    if reader is not None:
+        return reader
+    adapters = model.subject.anatomy.adapters_of(maps)
+    if any(a.up.weight in update and bool(update[a.up.weight].any()) for a in adapters):
         raise NotApplicableError(
-            f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}); "
-            "the update holds none of them, or only zeros."
+            "The adapters of the first attention have not left their start (B = 0), where one of rank r tells fewer than r inputs "
+            f"apart; the batch holds more than ranks {', '.join(str(a.rank) for a in adapters)} allow. "
+            "adapter_bag weighs the tokens of such a batch."
         )
-    return reader
+    raise NotApplicableError(
+        f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}) "
+        "or of adapters on them; the update holds none of them, or only zeros."
+    )
 
 
 def context_readers(
@@ -159,7 +179,7 @@ def context_readers(
     few = torch.arange(min(4, model.vocab_size))
     found: list[Reader] = []
     for maps in groups:
-        reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
+        reader = make_reader(update, maps, model, noise_std=noise_std, summands=summands, drift=drift)
         if reader is None or reader.space.rank >= reader.space.features:
             continue
         if reads_context(model.subject, reader.path, few):
