@@ -14,7 +14,7 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.span_assembly import Assembly
-from gradleak.mechanics.span_bag import bag_of_embeddings, beyond, covers_half, tokens_only
+from gradleak.mechanics.span_bag import bag_of_embeddings, beyond, covers_half, missing_inputs, tokens_only
 from gradleak.mechanics.span_blurred import drowned, is_blurred, under_noise
 from gradleak.mechanics.span_candidates import candidates_of
 from gradleak.mechanics.span_case import SpanCase, closing_token, lengths_of_sentences
@@ -84,7 +84,8 @@ class Span(Attack):
         if not candidates.length():
             return drowned(case, first, rng, clock) or Reconstruction(
                 status=Status.NOTHING_FOUND,
-                message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}.",
+                message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}."
+                + first.hint,
                 adapted=case.adapted(),
                 statistics=statistics_of(first, (), candidates),
             )
@@ -101,8 +102,15 @@ class Span(Attack):
         else:
             outcome = self._assemble(case, first, candidates, readers, rng, clock)
         statistics = statistics_of(first, readers, candidates) | dict(outcome.statistics)
-        if not outcome.records and outcome.status is not Status.BUDGET_SPENT:
-            return tokens_only(case, candidates, statistics, "no sequence of them passes behind the first attention")
+        if outcome.status is not Status.BUDGET_SPENT:
+            if not outcome.records:
+                return tokens_only(
+                    case, candidates, statistics, "no sequence of them passes behind the first attention"
+                )
+            if missing := missing_inputs(outcome.records, first, candidates):
+                return tokens_only(
+                    case, candidates, statistics, f"the sequences that pass behind it lack {missing} inputs"
+                )
         return conclude(case, outcome, statistics, rng, clock)
 
     def _grow(

@@ -36,11 +36,20 @@ class Reader:
         path: module whose input is tested.
         space: column space of the shared gradients of all maps that read this input, or what adapters tell of it.
         weights: the parameters behind it.
+        most: number of inputs that the shared tensors can hold, where that is less than the width.
     """
 
     path: str
     space: Subspace
     weights: tuple[str, ...]
+    most: int | None = None
+
+    @property
+    def hint(self) -> str:
+        """What a space without any token may mean; empty where nothing can be said."""
+        if self.most is None or self.space.inputs < self.most:
+            return ""
+        return f" Adapters show {self.most} inputs at most, and all are in use: adapter_bag weighs the tokens of larger batches."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +136,8 @@ def make_reader(
     Returns:
         None if the update holds neither, or only zeros, or adapters whose few numbers more inputs than that fill.
     """
+    if not maps:
+        return None
     path, shared = maps[0].module, [m for m in maps if m.weight in update and bool(update[m.weight].any())]
     if shared:
         space = column_space(
@@ -138,7 +149,10 @@ def make_reader(
         return Reader(path=path, space=space, weights=tuple(m.weight for m in shared))
     factors = Shared(update=update, noise_std=noise_std, summands=summands, extra_precision=drift)
     found = adapter_space(factors, model.subject.anatomy.adapters_of(tuple(maps)), model.value)
-    return None if found is None else Reader(path=path, space=found[0], weights=found[1])
+    if found is None:
+        return None
+    space, weights = found
+    return Reader(path=path, space=space, weights=weights, most=sum(min(update[name].shape) for name in weights))
 
 
 def first_reader(
@@ -152,7 +166,7 @@ def first_reader(
     adapters = model.subject.anatomy.adapters_of(maps)
     if any(a.up.weight in update and bool(update[a.up.weight].any()) for a in adapters):
         raise NotApplicableError(
-            "The adapters of the first attention have not left their start (B = 0), where one of rank r tells fewer than r inputs "
+            "The adapters of the first attention are at their start (B = 0) or too near, where one of rank r tells fewer than r inputs "
             f"apart; the batch holds more than ranks {', '.join(str(a.rank) for a in adapters)} allow. "
             "adapter_bag weighs the tokens of such a batch."
         )
