@@ -18,10 +18,10 @@ from gradleak.models import LoRA, Subject, load_subject, with_lora
 SIZES = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 1000}
 
 
-def adapted(model: str, rank: int, b_std: float, targets: str = "attention") -> Subject:
+def adapted(model: str, rank: int, b_std: float) -> Subject:
     loss = "classification" if model == "bert" else "causal-lm"
     subject = load_subject(f"random:{model}", loss=loss, settings=SIZES, seed=1)
-    return with_lora(subject, LoRA(rank=rank, b_std=b_std, targets=targets), seed=1)
+    return with_lora(subject, LoRA(rank=rank, b_std=b_std), seed=1)
 
 
 def batch_of(subject: Subject, records: int, length: int) -> Batch:

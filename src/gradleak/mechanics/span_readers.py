@@ -163,7 +163,7 @@ def first_reader(
     reader = make_reader(update, maps, model, noise_std=noise_std, summands=summands, drift=drift)
     if reader is not None:
         return reader
-    adapters = model.subject.anatomy.adapters_of(maps)
+    adapters = model.subject.anatomy.adapters_of(tuple(maps))
     if any(a.up.weight in update and bool(update[a.up.weight].any()) for a in adapters):
         raise NotApplicableError(
             "The adapters of the first attention are at their start (B = 0) or too near, where one of rank r tells fewer than r inputs "
