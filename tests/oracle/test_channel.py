@@ -115,9 +115,12 @@ def assert_close(left: Mapping[str, Tensor], right: Mapping[str, Tensor], rtol: 
         torch.testing.assert_close(left[name].to(right[name]), right[name], rtol=rtol, atol=rtol * size, msg=name)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_example_gradients_are_those_of_single_records(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "in_front"), [*((kind, False) for kind in MODELS), ("gpt2", True)])
+def test_example_gradients_are_those_of_single_records(kind: str, in_front: bool) -> None:
     trainer, batch = trainer_of(kind), batch_of(kind)
+    if in_front:
+        batch = Batch(inputs=batch.inputs.flip(1), mask=batch.mask.flip(1), labels=batch.labels.flip(1))
+        assert not batch.mask[:, 0].all()
     weights = {name: value.detach() for name, value in trainer.subject.trainable().items()}
     found = trainer.example_gradients(weights, trainer.prepare(batch))
     for row in range(batch.size):

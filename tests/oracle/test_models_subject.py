@@ -75,6 +75,15 @@ def test_padding_does_not_change_what_is_real(model_type: str, loss: str) -> Non
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
+def test_padding_in_front_is_pooled_as_the_library_pools_it(model_type: str) -> None:
+    subject = subject_of(model_type)
+    ids, mask = (each.flip(1) for each in batch_of((7, 3)))
+    with torch.no_grad():
+        reference = subject.module(input_ids=ids, attention_mask=mask.long()).logits
+        torch.testing.assert_close(subject.logits(inputs=ids, mask=mask), reference, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
 def test_a_padding_token_inside_the_text_is_read_as_any_other(model_type: str) -> None:
     """Pooling goes by the mask: a text that ends with the padding id is pooled there."""
     subject = subject_of(model_type)

@@ -77,16 +77,22 @@ class DAGER(Attack):
         second = _Layer.of(update, behind, self.rank_tolerance)
         window = min(view.get("seq_len") or _WINDOW, subject.anatomy.max_positions or _WINDOW)
         sets = self._candidates(first, subject, window, clock)
+        skipped = 0
         if subject.anatomy.kind == "decoder":
             records, tested = self._grow(sets, second, subject, view.get("batch_size"), clock)
         else:
-            records, tested = self._enumerate(sets, second, subject, clock)
+            records, tested, skipped = self._enumerate(sets, second, subject, clock)
         kept = records if view.get("batch_size") is None else records[: view["batch_size"]]
         status = Status.CONVERGED if kept else Status.NOTHING_FOUND
         return Reconstruction(
             records=tuple(kept),
             status=Status.BUDGET_SPENT if clock.spent() else status,
-            message=f"{len(records)} sequences pass, {tested} tested.",
+            message=f"{len(records)} sequences pass, {tested} tested."
+            + (
+                f" {skipped} lengths have more than {self.combinations} combinations and were left out."
+                if skipped
+                else ""
+            ),
             statistics={
                 "rank_first": float(first.basis.shape[1]),
                 "rank_second": float(second.basis.shape[1]),
@@ -128,12 +134,16 @@ class DAGER(Attack):
                 break
         return [*front, *reversed(finished)], tested
 
-    def _enumerate(self, sets: list[Tensor], layer: _Layer, subject: Subject, clock: Clock) -> tuple[list[Tensor], int]:
-        """Whole sentences, longest first: in an encoder no prefix can be tested by itself."""
+    def _enumerate(
+        self, sets: list[Tensor], layer: _Layer, subject: Subject, clock: Clock
+    ) -> tuple[list[Tensor], int, int]:
+        """Whole sentences, longest first: in an encoder no prefix can be tested by itself. Also how many were tested, and
+        how many lengths were left out (their combinations are counted in Python's own integers, which do not overflow)."""
         records: list[Tensor] = []
-        tested = 0
+        tested, skipped = 0, 0
         for length in range(len(sets), 0, -1):
             if math.prod(ids.numel() for ids in sets[:length]) > self.combinations:
+                skipped += 1
                 continue
             rows = torch.tensor(list(itertools.product(*(ids.tolist() for ids in sets[:length]))))
             tested += len(rows)
@@ -143,7 +153,7 @@ class DAGER(Attack):
             records += list(rows[torch.cat(far) < self.tau2])
             if clock.spent():
                 break
-        return records, tested
+        return records, tested, skipped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

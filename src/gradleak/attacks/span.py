@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,14 +14,14 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.span_assembly import Assembly
-from gradleak.mechanics.span_bag import bag_of_embeddings, beyond, covers_half, missing_inputs, tokens_only
+from gradleak.mechanics.span_bag import bag_of_embeddings, beyond, covers_half, tokens_only
 from gradleak.mechanics.span_blurred import drowned, is_blurred, under_noise
 from gradleak.mechanics.span_candidates import candidates_of
 from gradleak.mechanics.span_case import SpanCase, closing_token, lengths_of_sentences
 from gradleak.mechanics.span_context import Attended, Grid, Replayed, open_first
 from gradleak.mechanics.span_growth import Grown, grow
 from gradleak.mechanics.span_outcome import Outcome, conclude, outcome_of_assembly, outcome_of_growth, statistics_of
-from gradleak.mechanics.span_readers import Candidates, Reader, context_readers, first_reader, input_drift
+from gradleak.mechanics.span_readers import Candidates, Reader, context_readers, first_reader, hides_first, input_drift
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,7 @@ class Span(Attack):
         case = SpanCase.of(update, view)
         drift = input_drift(case.model, case.subject.anatomy.blocks[0].attention_inputs, rng)
         evidence = {"noise_std": case.noise_std, "summands": case.summands, "drift": drift}
-        first = first_reader(case.readable, case.model, **evidence)
+        first = first_reader(case.readable, case.subject.anatomy, **evidence)
         try:
             found = self._search(case, first, evidence, rng, clock)
         except NotApplicableError as reason:
@@ -75,6 +75,8 @@ class Span(Attack):
         bag = bag_of_embeddings(case, found.message)
         if bag is None or (found.status is not Status.UNDECIDED and covers_half(found.records, bag.records[0])):
             return found
+        if found.status is Status.BUDGET_SPENT:
+            return replace(bag, status=Status.BUDGET_SPENT)
         return beyond(case, found.message, rng, clock) or bag
 
     def _search(
@@ -84,8 +86,7 @@ class Span(Attack):
         if not candidates.length():
             return drowned(case, first, rng, clock) or Reconstruction(
                 status=Status.NOTHING_FOUND,
-                message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}."
-                + first.hint,
+                message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}.",
                 adapted=case.adapted(),
                 statistics=statistics_of(first, (), candidates),
             )
@@ -102,15 +103,8 @@ class Span(Attack):
         else:
             outcome = self._assemble(case, first, candidates, readers, rng, clock)
         statistics = statistics_of(first, readers, candidates) | dict(outcome.statistics)
-        if outcome.status is not Status.BUDGET_SPENT:
-            if not outcome.records:
-                return tokens_only(
-                    case, candidates, statistics, "no sequence of them passes behind the first attention"
-                )
-            if missing := missing_inputs(outcome.records, first, candidates):
-                return tokens_only(
-                    case, candidates, statistics, f"the sequences that pass behind it lack {missing} inputs"
-                )
+        if not outcome.records and outcome.status is not Status.BUDGET_SPENT:
+            return tokens_only(case, candidates, statistics, "no sequence of them passes behind the first attention")
         return conclude(case, outcome, statistics, rng, clock)
 
     def _grow(
@@ -128,13 +122,22 @@ class Span(Attack):
             grid = Grid.of(candidates, case.model.vocab_size, rng)
             attended = Attended.of(grid, readers, case.model, rng)
             continuations = attended or Replayed(grid=grid, readers=readers, model=case.model)
-            return grow(grid, continuations, readers[-1], case.model, beam=beam, at_most=case.batch_size, clock=clock)
+            return grow(
+                grid,
+                continuations,
+                readers[-1],
+                case.model,
+                beam=beam,
+                at_most=case.batch_size,
+                clock=clock,
+                padded=candidates.positional and not blurred,
+            )
 
-        if not candidates.tokens[0].numel():
+        if not candidates.tokens[0].numel() and hides_first(case.subject.anatomy, first):
             candidates = open_first(candidates, readers, case.model, rng)
-        grown = growth(candidates)
-        outcome = outcome_of_growth(grown, case.batch_size)
-        if not is_blurred(case, first, candidates):
+        blurred = is_blurred(case, first, candidates)
+        outcome = outcome_of_growth(growth(candidates), case.batch_size)
+        if not blurred:
             return outcome
         return under_noise(case, first, outcome, growth, rng, clock)
 

@@ -40,7 +40,7 @@ class TokenSpan(Attack):
         case = SpanCase.of(update, view)
         first = first_reader(
             case.readable,
-            case.model,
+            case.subject.anatomy,
             noise_std=case.noise_std,
             summands=case.summands,
             drift=input_drift(case.model, case.subject.anatomy.blocks[0].attention_inputs, rng),

@@ -53,8 +53,12 @@ def certify(
     seq_len: int,
     rng: torch.Generator,
     clock: Clock,
+    starts: Sequence[int] | None = None,
 ) -> Certificate | None:
     """Recomputes the update of ``records``; unknown class labels are searched.
+
+    Args:
+        starts: how many positions of padding stand before each record; none if left out.
 
     Returns:
         The best certificate, or None where it cannot be computed: another number of records than the batch holds,
@@ -66,15 +70,16 @@ def certify(
         dropout or noise no batch does, and the caller must not ask.
     """
     loss = trainer.subject.loss
+    before = (0,) * len(records) if starts is None else starts
     if (
         trainer.subject.extent is not None
         or not trainer.training.plain
         or len(records) != batch_size
         or loss == "masked-lm"
-        or any(r.numel() > seq_len for r in records)
+        or any(start + r.numel() > seq_len for start, r in zip(before, records, strict=True))
     ):
         return None
-    inputs, mask = _pad(records, seq_len, _pad_id(trainer))
+    inputs, mask = _pad(records, before, seq_len, _pad_id(trainer))
     best: Certificate | None = None
     for assignment in _assignments(update, trainer, inputs, mask, labels):
         targets = inputs.masked_fill(~mask, IGNORED) if assignment is None else torch.tensor(assignment)
@@ -87,12 +92,12 @@ def certify(
     return best
 
 
-def _pad(records: Sequence[Tensor], seq_len: int, pad_id: int) -> tuple[Tensor, Tensor]:
+def _pad(records: Sequence[Tensor], starts: Sequence[int], seq_len: int, pad_id: int) -> tuple[Tensor, Tensor]:
     inputs = torch.full((len(records), seq_len), pad_id, dtype=torch.int64)
     mask = torch.zeros(len(records), seq_len, dtype=torch.bool)
-    for row, record in enumerate(records):
-        inputs[row, : record.numel()] = record
-        mask[row, : record.numel()] = True
+    for row, (start, record) in enumerate(zip(starts, records, strict=True)):
+        inputs[row, start : start + record.numel()] = record
+        mask[row, start : start + record.numel()] = True
     return inputs, mask
 
 

@@ -6,7 +6,7 @@ prefix is run through the model twice. Must not know gradients, spaces or how se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -40,6 +40,11 @@ class Heads:
     def width(self) -> int:
         """Length of the concatenated heads, the input of the attention's output map."""
         return self.query.shape[2] * self.value.shape[3]
+
+    def since(self, start: int) -> Heads:
+        """The same where sequences begin at position ``start``, behind padding that nothing attends to."""
+        query, key, value = (each[:, start:] for each in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value, bias=self.bias[:, start:, start:])
 
     def extend(
         self, prefixes: Int64[Tensor, "prefixes before"], rows: Int64[Tensor, " extensions"]

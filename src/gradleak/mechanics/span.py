@@ -42,8 +42,6 @@ class Subspace:
         noise: standard deviation per entry of what was cut away, in the same units (near 1 if the noise is as known).
         precision: relative rounding error of the layer's input itself.
         edge: the largest singular value that noise alone has, in the same units.
-        inputs: number of directions that the layer's inputs are seen to have: the rank, unless the space is one that they
-            merely lie in.
     """
 
     basis: Float[Tensor, "features rank"]
@@ -52,7 +50,6 @@ class Subspace:
     noise: float
     precision: float
     edge: float
-    inputs: int
 
     @property
     def rank(self) -> int:
@@ -159,7 +156,9 @@ def column_space(
     """
     white = whiten(gradients, noise_std)
     features, outputs = white.columns.shape
-    edge, highest = _window(white, summands)
+    edge = math.sqrt(features) + math.sqrt(outputs)
+    # Only the rounding part of the noise grows with the number of summands.
+    highest = edge * (1.0 + summands * (1.0 - white.known))
     precision = math.hypot(_INPUT_ROUNDING, extra_precision)
     most = _WORTH_SKETCHING * min(features, outputs)
     # Where the number of summands allows (or is not known to exclude) a large space, a small one is still tried first.
@@ -169,32 +168,10 @@ def column_space(
         if found is not None:
             return found
     found = _decomposed(white, low=edge, high=highest, precision=precision)
-    if features - int((found.spectrum > highest).sum()) > _STRUCTURAL_ZEROS:
+    if int((found.spectrum <= highest).sum()) > _STRUCTURAL_ZEROS:
         return found
     estimated = [max(std, noise_in(gradient)) for gradient, std in zip(gradients, noise_std, strict=True)]
     return _decomposed(whiten(gradients, estimated), low=edge, high=edge, precision=precision)
-
-
-def thin_space(
-    gradients: Sequence[Float[Tensor, "features outputs"]],
-    *,
-    noise_std: Sequence[float],
-    summands: int,
-    extra_precision: float = 0.0,
-) -> Subspace:
-    """The same for few columns, or few features: to have them all in use is no sign of noise there, and noise that nobody
-    announced is not looked for."""
-    white = whiten(gradients, noise_std)
-    edge, highest = _window(white, summands)
-    return _decomposed(white, low=edge, high=highest, precision=math.hypot(_INPUT_ROUNDING, extra_precision))
-
-
-def _window(white: Whitened, summands: int) -> tuple[float, float]:
-    """Singular values below the first are noise, those above the second are not."""
-    features, outputs = white.columns.shape
-    edge = math.sqrt(features) + math.sqrt(outputs)
-    # Only the rounding part of the noise grows with the number of summands.
-    return edge, edge * (1.0 + summands * (1.0 - white.known))
 
 
 def _sketched(white: Whitened, columns: int, *, low: float, high: float, precision: float) -> Subspace | None:
@@ -230,22 +207,18 @@ def _sketched(white: Whitened, columns: int, *, low: float, high: float, precisi
         noise=math.sqrt(tail / ((features - rank) * max(1, outputs - rank))),
         precision=precision,
         edge=math.sqrt(features) + math.sqrt(outputs),
-        inputs=rank,
     )
 
 
 def _decomposed(white: Whitened, *, low: float, high: float, precision: float) -> Subspace:
     features, outputs = white.columns.shape
-    if outputs < features:
-        vectors, spectrum, _ = torch.linalg.svd(white.columns, full_matrices=False)
-    else:
-        values, vectors = torch.linalg.eigh(white.columns @ white.columns.T)
-        vectors, spectrum = vectors.flip(1), values.flip(0).clamp(min=0).sqrt()
+    values, vectors = torch.linalg.eigh(white.columns @ white.columns.T)
+    spectrum = values.flip(0).clamp(min=0).sqrt()
     rank = _choose_rank(spectrum, low=low, high=high)
     rest = features - rank
     tail = float(spectrum[rank:].square().sum())
     noise = math.sqrt(tail / (rest * max(1, outputs - rank))) if rest and outputs > rank else 1.0
-    basis, singular = _unscaled(vectors[:, :rank], spectrum[:rank].clamp(min=_TINY), white.rows)
+    basis, singular = _unscaled(vectors.flip(1)[:, :rank], spectrum[:rank].clamp(min=_TINY), white.rows)
     return Subspace(
         basis=basis,
         singular=singular,
@@ -253,7 +226,6 @@ def _decomposed(white: Whitened, *, low: float, high: float, precision: float) -
         noise=noise,
         precision=precision,
         edge=math.sqrt(features) + math.sqrt(outputs),
-        inputs=rank,
     )
 
 

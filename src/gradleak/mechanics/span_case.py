@@ -47,6 +47,7 @@ class SpanCase:
     def of(update: Update, view: View) -> SpanCase:
         subject, trainer = view["subject"], view.get("trainer")
         stages = tuple(view.get("stages") or ())
+        _check_shapes(update, subject)
         if steps_by_adamw(trainer) and stages:
             raise NotApplicableError(
                 "The client used AdamW, and a stage changed what it shared: the step cannot be undone to a gradient any more."
@@ -93,6 +94,16 @@ class SpanCase:
     def _stage_std(self, stages: tuple[Stage, ...], name: str) -> float | None:
         trainer = self.view.get("trainer")
         return released_std(stages, name, self.update[name], trainer=trainer, records=self.batch_size)
+
+
+def _check_shapes(update: Update, subject: Subject) -> None:
+    own = subject.parameters()
+    for name, tensor in update.items():
+        if name in own and tensor.shape != own[name].shape:
+            raise NotApplicableError(
+                f"The update of {name!r} has shape {tuple(tensor.shape)}, but {subject.name} has {tuple(own[name].shape)}: it "
+                "comes from another model. Give the model that was trained."
+            )
 
 
 def steps_by_adamw(trainer: ClientTrainer | None) -> bool:

@@ -53,6 +53,10 @@ class Continuations(Protocol):
         """Tests all candidates of the next position; ``tests_left`` positions share the rate of false alarms."""
         ...
 
+    def since(self, start: int) -> Continuations:
+        """The same for sequences that begin at position ``start``, behind padding."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
@@ -78,6 +82,10 @@ class Grid:
     @property
     def length(self) -> int:
         return len(self.counts)
+
+    def since(self, start: int) -> Grid:
+        """The candidates from position ``start`` on."""
+        return Grid(tokens=self.tokens[:, start:], counts=self.counts[start:])
 
     def ids(self, sequences: Int64[Tensor, "sequences length"]) -> Int64[Tensor, "sequences length"]:
         """Token ids of sequences of candidate numbers."""
@@ -108,6 +116,10 @@ class Attended:
         ]
         usable = tuple(reading for reading in readings if reading is not None)
         return Attended(grid=grid, heads=heads, readings=usable) if usable else None
+
+    def since(self, start: int) -> Attended:
+        readings = tuple(reading.since(start) for reading in self.readings)
+        return Attended(grid=self.grid.since(start), heads=self.heads.since(start), readings=readings)
 
     def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
         before = prefixes.shape[1]
@@ -146,11 +158,19 @@ class Attended:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replayed:
-    """Continuations through the model itself, tested wherever ``readers`` stand."""
+    """Continuations through the model itself, tested wherever ``readers`` stand.
+
+    Attributes:
+        start: positions of padding before every sequence.
+    """
 
     grid: Grid
     readers: Sequence[Reader]
     model: Model
+    start: int = 0
+
+    def since(self, start: int) -> Replayed:
+        return replace(self, grid=self.grid.since(start), start=self.start + start)
 
     def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
         before = prefixes.shape[1]
@@ -170,8 +190,9 @@ class Replayed:
     def _last_inputs(self, rows: Tensor) -> list[Float[Tensor, "rows features"]]:
         width = max(reader.space.features for reader in self.readers)
         parts: list[list[Tensor]] = [[] for _ in self.readers]
-        for part in chunks(len(rows), rows.shape[1] * width * _ACTIVATIONS):
-            for store, value in zip(parts, self.model.inputs(self.readers, rows[part]), strict=True):
+        for part in chunks(len(rows), (self.start + rows.shape[1]) * width * _ACTIVATIONS):
+            made = self.model.inputs_behind(self.start, self.readers, rows[part])
+            for store, value in zip(parts, made, strict=True):
                 store.append(value[:, -1])
         return [torch.cat(store) for store in parts]
 

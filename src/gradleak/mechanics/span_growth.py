@@ -21,12 +21,14 @@ class Grown:
 
     Attributes:
         sequences: token ids, the one that explains most dimensions first.
+        starts: position of each sequence's first token: 0 but for padding in front of it.
         leaves: number of sequences that passed every test, including those that explain nothing new.
         tested: extensions tested in all; finished: False if the clock ran out.
         crowded: True if prefixes had to be dropped for their number.
     """
 
     sequences: tuple[Int64[Tensor, " length"], ...]
+    starts: tuple[int, ...]
     leaves: int
     tested: int
     finished: bool
@@ -37,6 +39,7 @@ class Grown:
 class _Leaf:
     ids: Int64[Tensor, " length"]
     excess: float
+    start: int
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ def grow(
     beam: int,
     at_most: int | None,
     clock: Clock,
+    padded: bool = False,
 ) -> Grown:
     """Breadth-first growth from the first position.
 
@@ -65,55 +69,87 @@ def grow(
         proof: a place behind the first attention, where sequences that pass every test are told from echoes.
         beam: most prefixes kept of one length.
         at_most: number of sequences wanted, or None for all that explain something.
+        padded: whether fewer sequences than wanted are reason to let them begin at later positions too, as padding in front
+            of a record makes them do.
     """
-    leaves: list[_Leaf] = []
-    front = _Front(torch.empty(1, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
-    tested, crowded, finished = 0, False, True
-    for p in range(grid.length):
-        finished = not clock.spent()
-        if not finished or not len(front.rows):
-            break
-        clock.progress(p / grid.length, f"position {p + 1} of {grid.length}, {len(front.rows)} prefixes")
-        if not grid.counts[p]:
-            break
-        verdicts = continuations.test(front.rows, tests_left=grid.length - p)
-        tested += verdicts.passed.numel()
-        parents, children = verdicts.passed.nonzero(as_tuple=True)
-        leaves += _leaves(grid, front, ~verdicts.passed.any(dim=1))
-        excess = front.excess[parents] + verdicts.excess[parents, children]
-        crowded |= len(parents) > beam
-        keep = excess.argsort()[:beam]
-        rows = torch.cat((front.rows[parents[keep]], children[keep].unsqueeze(1)), dim=1)
-        front = _Front(rows, excess[keep])
-    leaves += _leaves(grid, front, torch.ones(len(front.rows), dtype=torch.bool))
+    walk = _Walk.from_start(grid, continuations, 0, beam, clock)
+    if padded and (at_most is None or len(walk.leaves) < at_most):
+        for start in range(1, grid.length):
+            if not walk.finished:
+                break
+            walk = walk.joined(_Walk.from_start(grid.since(start), continuations.since(start), start, beam, clock))
+    chosen = _select(walk.leaves, proof, model, at_most)
     return Grown(
-        sequences=tuple(_select(leaves, proof, model, at_most)),
-        leaves=len(leaves),
-        tested=tested,
-        finished=finished,
-        crowded=crowded,
+        sequences=tuple(leaf.ids for leaf in chosen),
+        starts=tuple(leaf.start for leaf in chosen),
+        leaves=len(walk.leaves),
+        tested=walk.tested,
+        finished=walk.finished,
+        crowded=walk.crowded,
     )
 
 
-def _leaves(grid: Grid, front: _Front, which: Tensor) -> list[_Leaf]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Walk:
+    """What growth from one position (or several) came to."""
+
+    leaves: list[_Leaf]
+    tested: int
+    finished: bool
+    crowded: bool
+
+    @staticmethod
+    def from_start(grid: Grid, continuations: Continuations, start: int, beam: int, clock: Clock) -> _Walk:
+        leaves: list[_Leaf] = []
+        front = _Front(torch.empty(1, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
+        tested, crowded, finished = 0, False, True
+        for p in range(grid.length):
+            finished = not clock.spent()
+            if not finished or not len(front.rows):
+                break
+            clock.progress(p / grid.length, f"position {p + 1} of {grid.length}, {len(front.rows)} prefixes")
+            if not grid.counts[p]:
+                break
+            verdicts = continuations.test(front.rows, tests_left=grid.length - p)
+            tested += verdicts.passed.numel()
+            parents, children = verdicts.passed.nonzero(as_tuple=True)
+            leaves += _leaves(grid, front, ~verdicts.passed.any(dim=1), start)
+            excess = front.excess[parents] + verdicts.excess[parents, children]
+            crowded |= len(parents) > beam
+            keep = excess.argsort()[:beam]
+            rows = torch.cat((front.rows[parents[keep]], children[keep].unsqueeze(1)), dim=1)
+            front = _Front(rows, excess[keep])
+        leaves += _leaves(grid, front, torch.ones(len(front.rows), dtype=torch.bool), start)
+        return _Walk(leaves=leaves, tested=tested, finished=finished, crowded=crowded)
+
+    def joined(self, other: _Walk) -> _Walk:
+        return _Walk(
+            leaves=self.leaves + other.leaves,
+            tested=self.tested + other.tested,
+            finished=self.finished and other.finished,
+            crowded=self.crowded or other.crowded,
+        )
+
+
+def _leaves(grid: Grid, front: _Front, which: Tensor, start: int) -> list[_Leaf]:
     length = front.rows.shape[1]
     if not length:
         return []
     chosen = which.nonzero().flatten()
     means = (front.excess[chosen] / length).tolist()
-    return [_Leaf(ids, excess) for ids, excess in zip(grid.ids(front.rows[chosen]), means, strict=True)]
+    return [_Leaf(ids, excess, start) for ids, excess in zip(grid.ids(front.rows[chosen]), means, strict=True)]
 
 
-def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | None) -> list[Tensor]:
+def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | None) -> list[_Leaf]:
     """The sequences that explain most: all of them where there are as many as records, else a greedy choice.
 
     Passing every test is not enough: where positions are rotations the first token repeated for ever passes too, for
     attention over equal values returns that value. Such a sequence explains no dimension that the true one does not.
     """
     if at_most is not None and len(leaves) == at_most:
-        return [leaf.ids for leaf in sorted(leaves, key=lambda leaf: leaf.excess)]
-    rows = [_normed(proof, model, leaf.ids) for leaf in leaves]
-    chosen: list[Tensor] = []
+        return sorted(leaves, key=lambda leaf: leaf.excess)
+    rows = [_normed(proof, model, leaf) for leaf in leaves]
+    chosen: list[_Leaf] = []
     explained = torch.zeros(0, proof.space.features, dtype=torch.float64)
     left = set(range(len(leaves)))
     while left and (at_most is None or len(chosen) < at_most):
@@ -121,14 +157,14 @@ def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | Non
         best = max(left, key=lambda i: (len(gains[i]), -leaves[i].excess, -i))
         if not len(gains[best]):
             break
-        chosen.append(leaves[best].ids)
+        chosen.append(leaves[best])
         explained = torch.cat((explained, gains[best]))
         left.remove(best)
     return chosen
 
 
-def _normed(reader: Reader, model: Model, ids: Tensor) -> Float[Tensor, "seq features"]:
-    (z,) = model.inputs((reader,), ids.unsqueeze(0))
+def _normed(reader: Reader, model: Model, leaf: _Leaf) -> Float[Tensor, "seq features"]:
+    (z,) = model.inputs_behind(leaf.start, (reader,), leaf.ids.unsqueeze(0))
     return torch.nn.functional.normalize(z[0].double(), dim=-1)
 
 

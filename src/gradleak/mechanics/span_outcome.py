@@ -25,11 +25,14 @@ class Outcome:
     message: str
     statistics: Mapping[str, float]
     ordered: bool = True
+    starts: tuple[int, ...] = ()
 
 
 def outcome_of_growth(grown: Grown, batch_size: int | None) -> Outcome:
     records = grown.sequences
     notes = [f"{len(records)} sequences grown" + (f" for {batch_size} records" if batch_size else "")]
+    if any(grown.starts):
+        notes.append(f"{sum(start > 0 for start in grown.starts)} of them begin behind padding")
     if grown.crowded:
         notes.append("prefixes had to be dropped for their number")
     if batch_size is not None and len(records) < batch_size:
@@ -39,6 +42,7 @@ def outcome_of_growth(grown: Grown, batch_size: int | None) -> Outcome:
         status=status_of(bool(records), grown.finished),
         message="; ".join(notes),
         statistics={"tested": float(grown.tested), "accepted": float(grown.leaves)},
+        starts=grown.starts,
     )
 
 
@@ -70,7 +74,7 @@ def status_of(found: bool, finished: bool) -> Status:
 def statistics_of(first: Reader, readers: tuple[Reader, ...], candidates: Candidates) -> dict[str, float]:
     counts = [float(ids.numel()) for ids in candidates.tokens[: candidates.length()]]
     found = {
-        "rank_first": float(first.space.inputs),
+        "rank_first": float(first.space.rank),
         "width": float(first.space.features),
         "noise_over_expected": first.space.noise,
         "positions": float(len(counts)),
@@ -79,7 +83,7 @@ def statistics_of(first: Reader, readers: tuple[Reader, ...], candidates: Candid
         "null_cut": candidates.null_cut,
     }
     for number, reader in enumerate(readers, start=1):
-        found[f"rank_context_{number}"] = float(reader.space.inputs)
+        found[f"rank_context_{number}"] = float(reader.space.rank)
     return found
 
 
@@ -124,6 +128,7 @@ def _certificate(case: SpanCase, outcome: Outcome, rng: torch.Generator, clock: 
         case.update,
         trainer,
         outcome.records,
+        starts=outcome.starts or (0,) * len(outcome.records),
         labels=known,
         batch_size=case.batch_size,
         seq_len=case.seq_len,

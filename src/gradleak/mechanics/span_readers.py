@@ -16,9 +16,8 @@ from torch import Tensor
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.probe import linear_inputs, reads_context
 from gradleak.mechanics.span import Subspace, column_space
-from gradleak.mechanics.span_adapters import Shared, adapter_space
 from gradleak.mechanics.span_null import Null, fit_null, log_odds
-from gradleak.models import LinearMap, Subject
+from gradleak.models import Anatomy, LinearMap, Subject
 
 FALSE_ALARM_RATE = 1e-3
 """Probability that one whole family of tests accepts any non-member (Bonferroni within the family)."""
@@ -34,22 +33,13 @@ class Reader:
 
     Attributes:
         path: module whose input is tested.
-        space: column space of the shared gradients of all maps that read this input, or what adapters tell of it.
+        space: column space of the shared gradients of all maps that read this input.
         weights: the parameters behind it.
-        most: number of inputs that the shared tensors can hold, where that is less than the width.
     """
 
     path: str
     space: Subspace
     weights: tuple[str, ...]
-    most: int | None = None
-
-    @property
-    def hint(self) -> str:
-        """What a space without any token may mean; empty where nothing can be said."""
-        if self.most is None or self.space.inputs < self.most:
-            return ""
-        return f" Adapters show {self.most} inputs at most, and all are in use: adapter_bag weighs the tokens of larger batches."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,16 +53,21 @@ class Model:
     def vocab_size(self) -> int:
         return self.subject.anatomy.vocab_size
 
-    def value(self, name: str) -> Tensor:
-        """A parameter as the probe runs the model."""
-        own = self.subject.module.get_parameter(name).detach()
-        return own if self.parameters is None else self.parameters.get(name, own)
-
     def inputs(
         self, readers: Sequence[Reader], ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"] | None = None
     ) -> list[Float[Tensor, "batch seq features"]]:
         found = linear_inputs(self.subject, [r.path for r in readers], ids, mask=mask, parameters=self.parameters)
         return [found[r.path] for r in readers]
+
+    def inputs_behind(
+        self, padding: int, readers: Sequence[Reader], ids: Int64[Tensor, "batch seq"]
+    ) -> list[Float[Tensor, "batch seq features"]]:
+        """The inputs of sequences that begin behind so many positions of padding."""
+        if not padding:
+            return self.inputs(readers, ids)
+        padded = torch.nn.functional.pad(ids, (padding, 0))
+        mask = torch.arange(padded.shape[1], device=ids.device).expand_as(padded) >= padding
+        return [found[:, padding:] for found in self.inputs(readers, padded, mask)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,55 +120,42 @@ def input_drift(model: Model, maps: Sequence[LinearMap], rng: torch.Generator) -
 def make_reader(
     update: Mapping[str, Tensor],
     maps: Sequence[LinearMap],
-    model: Model,
     *,
     noise_std: NoiseOf,
     summands: int,
     drift: float = 0.0,
 ) -> Reader | None:
-    """The reader of the input that ``maps`` share: from their own gradients, or else from those of adapters on them.
-
-    Returns:
-        None if the update holds neither, or only zeros, or adapters whose few numbers more inputs than that fill.
-    """
-    if not maps:
+    """The reader of the input that ``maps`` share, or None if none of their weights is in the update or all are zero."""
+    shared = [m for m in maps if m.weight in update and bool(update[m.weight].any())]
+    if not shared:
         return None
-    path, shared = maps[0].module, [m for m in maps if m.weight in update and bool(update[m.weight].any())]
-    if shared:
-        space = column_space(
-            [m.as_matrix(update[m.weight]).T for m in shared],
-            noise_std=[noise_std(m.weight) for m in shared],
-            summands=summands,
-            extra_precision=drift,
-        )
-        return Reader(path=path, space=space, weights=tuple(m.weight for m in shared))
-    factors = Shared(update=update, noise_std=noise_std, summands=summands, extra_precision=drift)
-    found = adapter_space(factors, model.subject.anatomy.adapters_of(tuple(maps)), model.value)
-    if found is None:
-        return None
-    space, weights = found
-    return Reader(path=path, space=space, weights=weights, most=sum(min(update[name].shape) for name in weights))
+    space = column_space(
+        [m.as_matrix(update[m.weight]).T for m in shared],
+        noise_std=[noise_std(m.weight) for m in shared],
+        summands=summands,
+        extra_precision=drift,
+    )
+    return Reader(path=shared[0].module, space=space, weights=tuple(m.weight for m in shared))
 
 
 def first_reader(
-    update: Mapping[str, Tensor], model: Model, *, noise_std: NoiseOf, summands: int, drift: float = 0.0
+    update: Mapping[str, Tensor], anatomy: Anatomy, *, noise_std: NoiseOf, summands: int, drift: float = 0.0
 ) -> Reader:
     """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
-    maps = model.subject.anatomy.blocks[0].readers_of_input()
-    reader = make_reader(update, maps, model, noise_std=noise_std, summands=summands, drift=drift)
-    if reader is not None:
-        return reader
-    adapters = model.subject.anatomy.adapters_of(tuple(maps))
-    if any(a.up.weight in update and bool(update[a.up.weight].any()) for a in adapters):
+    maps = anatomy.blocks[0].readers_of_input()
+    reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
+    if reader is None:
         raise NotApplicableError(
-            "The adapters of the first attention are at their start (B = 0) or too near, where one of rank r tells fewer than r inputs "
-            f"apart; the batch holds more than ranks {', '.join(str(a.rank) for a in adapters)} allow. "
-            "adapter_bag weighs the tokens of such a batch."
+            f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}); "
+            "the update holds none of them, or only zeros."
         )
-    raise NotApplicableError(
-        f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}) "
-        "or of adapters on them; the update holds none of them, or only zeros."
-    )
+    return reader
+
+
+def hides_first(anatomy: Anatomy, first: Reader) -> bool:
+    """Whether only queries were shared, which never show the first position: over one key the softmax has no derivative."""
+    block = anatomy.blocks[0]
+    return not block.fused and first.weights == (block.attention_inputs[0].weight,)
 
 
 def context_readers(
@@ -193,7 +175,7 @@ def context_readers(
     few = torch.arange(min(4, model.vocab_size))
     found: list[Reader] = []
     for maps in groups:
-        reader = make_reader(update, maps, model, noise_std=noise_std, summands=summands, drift=drift)
+        reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
         if reader is None or reader.space.rank >= reader.space.features:
             continue
         if reads_context(model.subject, reader.path, few):

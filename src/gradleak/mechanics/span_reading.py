@@ -7,7 +7,7 @@ Must not know how sequences are searched.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -47,6 +47,10 @@ class Reading:
     widths: tuple[int, ...]
     offset_norm: float
     constant: Float[Tensor, " tilt"]
+
+    def since(self, start: int) -> Reading:
+        """The same where sequences begin at position ``start``."""
+        return self if self.base is None else replace(self, base=self.base[:, start:])
 
     def judge(
         self, attended: Float[Tensor, "pairs width"], rows: Int64[Tensor, " pairs"], position: int

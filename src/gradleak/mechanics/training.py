@@ -159,14 +159,16 @@ class ClientTrainer:
             differentiable: let the result be differentiated in the data; one example after the other, because under
                 ``torch.func.vmap`` the gradients of lookup tables lose their derivative (torch 2.13).
         """
-        lengths = data.mask.sum(1).tolist() if data.mask.ndim == 2 else [None] * data.size
+        lengths = _ends(data.mask) if data.mask.ndim == 2 else [None] * data.size
         groups = [[place] for place in range(data.size)]
         if not differentiable:
             groups = [[p for p, own in enumerate(lengths) if own == length] for length in dict.fromkeys(lengths)]
         parts: list[Mapping[str, Tensor]] = []
         for places in groups:
             group = _cut(data, places, lengths[places[0]], targets_too=not self.subject.labels_records)
-            together = None if differentiable else self._vectorized(weights, group)
+            # Padding in front cannot be cut off, and takes a mask.
+            masked = data.mask.ndim == 2 and not bool(group.mask[:, 0].all())
+            together = None if differentiable or masked else self._vectorized(weights, group)
             parts.append(together or self._one_by_one(weights, group, differentiable=differentiable))
         back = torch.tensor([place for places in groups for place in places]).argsort()
         return {name: torch.cat([part[name] for part in parts])[back] for name in weights}
@@ -328,6 +330,11 @@ class ClientTrainer:
             for step, part in enumerate(parts):
                 weights = optimizer_step(self.training, weights, gradient(weights, part, step), moments, step + 1)
             return {name: weights[name] - start[name] for name in start}
+
+
+def _ends(mask: Tensor) -> list[int]:
+    """The number of positions up to each record's last real token."""
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).tolist()
 
 
 def _cut(data: TrainingData, places: list[int], length: int | None, *, targets_too: bool) -> TrainingData:

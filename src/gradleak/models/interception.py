@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from gradleak.models.attention import attention_kernel
+from gradleak.models.quiet import quiet
 
 _NAME = "gradleak_intercepted"
 
@@ -72,10 +73,13 @@ def intercepted(module: nn.Module, listener: Callable[[AttentionCall], None]) ->
     if kernel is None or switch is None:
         yield
         return
-    switch(_NAME)
+    # Modules without the library's interface make it advise, twice, and run as they always do.
+    with quiet():
+        switch(_NAME)
     _listeners.append(listener)
     try:
         yield
     finally:
         _listeners.remove(listener)
-        switch(kernel)
+        with quiet():
+            switch(kernel)

@@ -104,7 +104,7 @@ class Subject:
             inputs: token ids; exactly one of ``inputs``, ``embeddings`` and ``pixels`` is given.
             embeddings: as ``embed`` makes them; ids and their embeddings give the same logits.
             pixels: in [0, 1].
-            mask: which tokens are real, padding on the right; all if None. Ignored for pixels.
+            mask: which tokens are real, padding on either side; all if None. Ignored for pixels.
 
         Returns:
             ``[batch classes]`` for a classifier (one that reads every token is pooled at the last real one, whatever
@@ -157,7 +157,7 @@ class _Forward(nn.Module):
         if mask is None:
             last = hidden[:, -1]
         else:
-            place = (mask.long().sum(dim=-1) - 1).clamp(min=0)
+            place = (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).amax(dim=-1).clamp(min=1) - 1
             last = hidden[torch.arange(hidden.shape[0], device=hidden.device), place]
         return self.subject.get_submodule(self.pooled_head)(last)
 
