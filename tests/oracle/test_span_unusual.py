@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradleak.attacks.span import Span
-from gradleak.core.attack import Clock, Status
+from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.core.batch import Batch
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import Knowledge
@@ -19,9 +19,8 @@ from gradleak.theory.predict import Noise, predict
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 500}
 
 
-@pytest.mark.parametrize("seed", (0, 1))
-@pytest.mark.parametrize("model_type", ("bloom", "deepseek_v3", "afmoe"))
-def test_two_records_come_back_exactly(model_type: str, seed: int) -> None:
+def attacked(model_type: str, seed: int) -> tuple[Batch, Reconstruction]:
+    """Two records of 10 and 7 random tokens, and what ``span`` makes of their gradient."""
     subject = load_subject(f"random:{model_type}", loss="causal-lm", settings=SIZES, seed=seed)
     mask = torch.arange(10) < torch.tensor([[10], [7]])
     ids = torch.randint(3, 500, (2, 10), generator=derive(seed, "ids")).masked_fill(~mask, 0)
@@ -29,11 +28,25 @@ def test_two_records_come_back_exactly(model_type: str, seed: int) -> None:
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed, "update"))
     facts = {"subject": subject, "batch_size": 2, "seq_len": 10}
     observation = Observation(update=update, knowledge=Knowledge(facts=facts))
-    found = Span()(observation, rng=derive(seed, "attack"), clock=Clock(60.0))
+    return batch, Span()(observation, rng=derive(seed, "attack"), clock=Clock(60.0))
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+@pytest.mark.parametrize("model_type", ("bloom", "deepseek_v3", "afmoe"))
+def test_two_records_come_back_exactly(model_type: str, seed: int) -> None:
+    batch, found = attacked(model_type, seed)
     assert found.status is Status.CONVERGED
     # The last token of a record has no loss.
     shown = {tuple(record[:-1].tolist()) for record in batch.records()}
     assert {tuple(record.tolist()) for record in found.records} == shown
+
+
+def test_a_first_attention_that_reads_other_tokens_is_not_searched_token_by_token() -> None:
+    """HRM runs one stack on what another stack made of the whole text; only the embedding's rows tell tokens."""
+    batch, found = attacked("hrm_text", 0)
+    assert not found.ordered
+    assert "depends on other tokens" in found.message
+    assert set(found.records[0].tolist()) == {token for record in batch.records() for token in record.tolist()}
 
 
 def test_laws_of_plain_attention_are_not_claimed_for_other_kinds() -> None:

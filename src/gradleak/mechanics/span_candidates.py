@@ -16,12 +16,13 @@ from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.first_input import FirstInput, read_first_input
-from gradleak.mechanics.probe import chunks, reads_position
+from gradleak.mechanics.probe import chunks, reads_context, reads_position
 from gradleak.mechanics.span import Subspace
 from gradleak.mechanics.span_case import SpanCase
 from gradleak.mechanics.span_null import Null, accept, fit_null
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, Reader
 
+_PROBED_TOKENS = 4
 _FIRST_WINDOW = 32
 _NULL_PAIRS = 4096
 _SKETCH_COLUMNS = 32
@@ -57,7 +58,15 @@ class _FirstTest(Protocol):
 
 
 def candidates_of(case: SpanCase, first: Reader, rng: torch.Generator) -> Candidates:
-    """Candidates at every position of a case; where the length is unknown the window grows until its end is empty."""
+    """Candidates at every position of a case; where the length is unknown the window grows until its end is empty.
+
+    Raises:
+        NotApplicableError: if what the first attention reads depends on other tokens, or members cannot be told from the rest.
+    """
+    if reads_context(case.subject, first.path, torch.arange(min(_PROBED_TOKENS, case.model.vocab_size))):
+        raise NotApplicableError(
+            f"The first attention reads {first.path!r}, whose input depends on other tokens already: no token can be tested alone."
+        )
     longest = case.subject.anatomy.max_positions or 1_000_000
     if case.seq_len is not None:
         return find_candidates(first, case.model, positions=min(case.seq_len, longest), rng=rng)
