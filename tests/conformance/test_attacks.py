@@ -146,8 +146,9 @@ def same(left: Reconstruction, right: Reconstruction) -> bool:
         (r.status, r.ordered, r.labels, r.objective, r.trace, r.certificate, r.adapted, dict(r.statistics))
         for r in (left, right)
     ]
-    pairs = zip(left.records, right.records, strict=False)
-    return plain[0] == plain[1] and len(left.records) == len(right.records) and all(torch.equal(a, b) for a, b in pairs)
+    tensors = [(*r.records, *r.confidence) for r in (left, right)]
+    pairs = zip(*tensors, strict=False)
+    return plain[0] == plain[1] and len(tensors[0]) == len(tensors[1]) and all(torch.equal(a, b) for a, b in pairs)
 
 
 def assert_well_formed(found: Reconstruction, scenario: Scenario, stages: tuple[str, ...] = ()) -> None:
@@ -164,6 +165,9 @@ def assert_well_formed(found: Reconstruction, scenario: Scenario, stages: tuple[
     assert set(found.adapted) <= set(stages)
     assert all(isinstance(v, float) and math.isfinite(v) for v in found.statistics.values()), found.statistics
     assert all(math.isfinite(v) and i >= 0 for i, v in found.trace)
+    claims = [sure.shape for sure in found.confidence]
+    assert not claims or claims == [record.shape for record in found.records]
+    assert all(sure.is_floating_point() and bool(((sure >= 0) & (sure <= 1)).all()) for sure in found.confidence)
     numbers = (found.objective, found.certificate)
     json.dumps(numbers, allow_nan=False)
     if found.status in (Status.NOT_APPLICABLE, Status.NOTHING_FOUND):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradleak.audit.judge import Judgement, all_metrics, compare, require_scorable, score
+from gradleak.audit.trial import evidence
 from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import DataError
@@ -241,3 +242,35 @@ def test_wrong_inputs_are_refused_with_the_remedy() -> None:
         require_scorable(image_batch(images(1, 0) * 2 - 1), None)
     with pytest.raises(DataError, match="no text to decode"):
         compare(proposal([]), pictures, tokenizer=None).decode(torch.tensor([1]))
+
+
+def test_false_positives_are_counted_in_tokens_and_records() -> None:
+    """abc against: its beginning (not false), itself with one wrong token, and one proposal more than there are records."""
+    batch = text_batch([[97, 98, 99], [97, 97, 98]])
+    account = judge(proposal([[97, 98], [97, 97, 99], [98, 98]]), batch).account
+    assert (account.proposed, account.wrong, account.wrong_records, account.spurious) == (7, 3, 2, 1)
+    assert account.precision == pytest.approx(4 / 7)
+
+
+@pytest.mark.parametrize("claims", [(), ([0.5, 1.0],)])
+def test_claims_stay_beside_their_tokens(claims: tuple[list[float], ...]) -> None:
+    """The frame is left out of the evidence, on the side of the claims too; what stands elsewhere comes last."""
+    batch = text_batch([[97, 98, 99]])
+    guess = torch.tensor([BEGIN, 97, END, 99, 98, 98])
+    sure = tuple(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) for _ in claims)
+    found = Reconstruction(records=(guess,), status=Status.CONVERGED, confidence=sure)
+    tensors, _ = evidence(compare(found, batch, tokenizer=TOKENIZER), TOKENIZER)
+    assert tensors["guess.0"].tolist() == [97, END, 99, 98, 98]
+    assert ("confidence.0" in tensors) == bool(claims)
+    if claims:
+        assert tensors["confidence.0"].tolist() == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [torch.tensor([0.5]), torch.tensor([0.5, 1.1]), torch.tensor([0.5, torch.nan]), torch.tensor([1, 1])],
+    ids=str,
+)
+def test_a_claim_that_is_no_probability_for_every_token_is_refused(claim: Tensor) -> None:
+    with pytest.raises(DataError, match="probability"):
+        Reconstruction(records=(torch.tensor([1, 2]),), status=Status.CONVERGED, confidence=(claim,))

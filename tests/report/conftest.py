@@ -413,9 +413,16 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def save_tokens() -> Callable[..., None]:
-    def save(run: Path, cell: str, ids: dict[str, list[int]], metadata: dict[str, str] | None = None) -> None:
+    def save(
+        run: Path,
+        cell: str,
+        ids: dict[str, list[int]],
+        metadata: dict[str, str] | None = None,
+        claims: dict[str, list[float]] | None = None,
+    ) -> None:
         (run / "tensors").mkdir(exist_ok=True)
         tensors = {key: np.array(values, np.int64) for key, values in ids.items()}
+        tensors |= {key: np.array(values, np.float32) for key, values in (claims or {}).items()}
         save_file(
             tensors,
             run / "tensors" / f"{cell}.safetensors",

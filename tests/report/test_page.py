@@ -187,6 +187,36 @@ def test_pieces_absent_shows_ids_only_when_revealed(make_run, make_record, save_
     assert "123457" in report.build(run, reveal=True)
 
 
+def test_tokens_are_shaded_by_what_the_attack_claims(make_run, make_record, save_tokens) -> None:
+    run = make_run([make_record(cell="sure")])
+    claims = {"confidence.0": [0.999, 0.93, 0.6, 0.2]}
+    save_tokens(run, "sure", {"truth.0": [1, 2, 3, 4], "guess.0": [1, 2, 9, 4]}, claims=claims)
+    text = report.build(run)
+    for shade in ("p s3", "p s2", "w s1", "p s0"):
+        assert f'<b class="{shade}">' in text
+    assert "by its own confidence 1.3 wrong" in Page(text).text
+    assert "how probable the attack itself holds it" in text
+    silent = make_run([make_record(cell="silent")])
+    save_tokens(silent, "silent", {"truth.0": [1], "guess.0": [1]})
+    assert "how probable the attack itself holds it" not in report.build(silent)
+
+
+def test_claims_that_do_not_fit_their_tokens_are_refused(make_run, make_record, save_tokens) -> None:
+    run = make_run([make_record(cell="sure")])
+    save_tokens(run, "sure", {"truth.0": [1, 2], "guess.0": [1, 2]}, claims={"confidence.0": [0.5]})
+    with pytest.raises(DataError, match="claim"):
+        report.build(run)
+
+
+def test_false_positives_and_the_certificate_stand_beside_the_scores(make_run, make_record) -> None:
+    status = make_record().status
+    found = {"proposed": {"proposed": 40, "wrong": 3, "wrong_records": 1}, "certificate": 0.25}
+    record = make_record(status={**status, **found, "worst_tensors": [["head.weight", 0.5]]})
+    text = Page(report.build(make_run([record]))).text
+    assert "3 of 40 tokens wrong, 1 false record" in text
+    assert "2.5e-01head.weight 5.0e-01" in text.replace("\u200b", "")
+
+
 def test_record_without_proposal_is_all_missing(make_run, make_record, save_tokens) -> None:
     run = make_run([make_record(cell="half")])
     save_tokens(run, "half", {"truth.0": [1, 2, 3]})

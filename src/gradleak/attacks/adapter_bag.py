@@ -107,6 +107,7 @@ def _conclude(bag: Bag, confidence: float, places: Places, *, spent: bool) -> Re
     return Reconstruction(
         records=(sure,) if len(sure) else (),
         ordered=False,
+        confidence=(bag.probability[bag.probability >= confidence],) if len(sure) else (),
         status=status,
         message=f"{len(sure)} tokens with probability {confidence:g} or more, of at most {places.tokens} in the batch; no order.",
         statistics={

@@ -55,9 +55,11 @@ class TokenSupport(Attack):
         label = single_label(update, anatomy, batch_size=batch_size or 0)
         present = channel.classes or frozenset()
         told = "rows of absent tokens are exactly zero" if support.exact else "told from a dense background of rows"
+        records = (support.ids if ordered is None else ordered,) if support.ids.numel() else ()
         return Reconstruction(
-            records=(support.ids if ordered is None else ordered,) if support.ids.numel() else (),
+            records=records,
             ordered=ordered is not None,
+            confidence=tuple(torch.ones(len(ids)) for ids in records) if support.exact else (),
             labels=None if label is None else (label,),
             status=Status.CONVERGED if support.ids.numel() else Status.NOTHING_FOUND,
             message=f"{support.ids.numel()} distinct tokens, {told}"

@@ -17,7 +17,7 @@ from gradleak.audit import catalogue, defaults
 from gradleak.audit.capture import load_observation, read_manifest
 from gradleak.audit.shares import adapted
 from gradleak.audit.store import write_atomically
-from gradleak.audit.trial import finite, propose
+from gradleak.audit.trial import finite, propose, worst_tensors
 from gradleak.core.attack import Attack, Clock, Reconstruction
 from gradleak.core.errors import UsageError
 from gradleak.core.observation import Observation
@@ -53,6 +53,8 @@ class Finding:
             "labels": None if found.labels is None else list(found.labels),
             "objective": finite(found.objective),
             "certificate": finite(found.certificate),
+            "worst_tensors": worst_tensors(found),
+            "confidence": [[round(sure, 4) for sure in each.tolist()] for each in found.confidence],
             "adapted": list(found.adapted),
             "statistics": {name: finite(value) for name, value in found.statistics.items()},
             "loaded": self.loaded,
@@ -152,9 +154,9 @@ def save_findings(findings: tuple[Finding, ...], path: str | Path) -> None:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     for number, found in enumerate(findings):
-        tensors = {
-            f"guess.{i}": record.detach().cpu().contiguous() for i, record in enumerate(found.reconstruction.records)
-        }
+        proposal = found.reconstruction
+        tensors = {f"guess.{i}": record.detach().cpu().contiguous() for i, record in enumerate(proposal.records)}
+        tensors |= {f"confidence.{i}": sure.float().cpu().contiguous() for i, sure in enumerate(proposal.confidence)}
         if tensors:
             write_atomically(folder / f"{number}-{found.name}.safetensors", save(tensors))
     text = json.dumps([found.to_plain() for found in findings], indent=2, allow_nan=False)

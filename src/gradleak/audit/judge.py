@@ -32,24 +32,52 @@ _HALF_PIXEL_STEP = 0.5 / 255.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """What was proposed, and how much of it is false.
+
+    Attributes:
+        proposed: content tokens (for images: pictures).
+        wrong: of these, those that the matched record does not hold; of a bag, those that no record accounts for.
+        wrong_records: ordered texts that are not the beginning of a private record, content token by content token; pictures
+            that stand for no record.
+        spurious: proposals beyond the number of records, and pictures that are not finite; for a bag, ``wrong``.
+    """
+
+    proposed: int
+    wrong: int
+    wrong_records: int
+    spurious: int
+
+    @property
+    def precision(self) -> float | None:
+        """Share of what was proposed that a record accounts for, or None if nothing was."""
+        return 1.0 - self.wrong / self.proposed if self.proposed else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
     """What the judge found.
 
     Attributes:
         scores: metric name → score, of every metric that applies; empty if the attack failed.
         comparison: truth and matched proposals, as the metrics saw them.
-        spurious: proposals beyond the number of records, and pictures that are not finite; for a bag, tokens that no record accounts for.
-        precision: share of the proposed content tokens (for images: of the pictures) that a record accounts for,
-            or None if nothing was proposed.
+        account: how much was proposed, and how much of it is false.
         exact: True if every record was recovered without error: same content tokens in the same order, for a bag the
             same multiset, for images the same pixels after rounding to 8 bits.
     """
 
     scores: Mapping[str, Score]
     comparison: Comparison
-    spurious: int
-    precision: float | None
+    account: Account
     exact: bool
+
+    @property
+    def spurious(self) -> int:
+        return self.account.spurious
+
+    @property
+    def precision(self) -> float | None:
+        return self.account.precision
 
 
 def score(
@@ -87,10 +115,7 @@ def score(
                 higher_is_better=metric.higher_is_better,
                 seed=seed,
             )
-    spurious, precision = _account(comparison)
-    return Judgement(
-        scores=scores, comparison=comparison, spurious=spurious, precision=precision, exact=_is_exact(comparison)
-    )
+    return Judgement(scores=scores, comparison=comparison, account=_account(comparison), exact=_is_exact(comparison))
 
 
 def compare(
@@ -163,6 +188,7 @@ def _compare_texts(
         vocab_size=tokenizer.vocab_size,
         decode=tokenizer.decode,
         ranking=tuple(_content(_require_ids(record), special) for record in reconstruction.ranking),
+        confidence=_pick(reconstruction.confidence, matched) if reconstruction.confidence else (),
     )
 
 
@@ -232,20 +258,19 @@ def _distinct(decoys: Sequence[Tensor], truths: Sequence[Tensor]) -> tuple[Tenso
     return tuple(decoy for decoy in decoys if not any(torch.equal(decoy, truth) for truth in truths))
 
 
-def _account(comparison: Comparison) -> tuple[int, float | None]:
-    """The number of spurious proposals and the share of what was proposed that a record accounts for."""
+def _account(comparison: Comparison) -> Account:
     proposed = [guess for guess in comparison.guess if guess is not None]
-    if not proposed and not comparison.extras:
-        return 0, None
+    every, spare = [*proposed, *comparison.extras], len(comparison.extras)
     if comparison.truth[0].is_floating_point():
-        return len(comparison.extras), len(proposed) / (len(proposed) + len(comparison.extras))
-    total = sum(len(record) for record in (*proposed, *comparison.extras))
+        return Account(proposed=len(every), wrong=spare, wrong_records=spare, spurious=spare)
+    total = sum(len(record) for record in every)
     if not comparison.ordered:
         hits = overlap(counts(torch.cat(comparison.truth)), counts(comparison.guess[0]))
-        return total - hits, hits / total if total else None
+        return Account(proposed=total, wrong=total - hits, wrong_records=0, spurious=total - hits)
     pairs = zip(comparison.truth, comparison.guess, strict=True)
     hits = sum(overlap(counts(truth), counts(guess)) for truth, guess in pairs)
-    return len(comparison.extras), hits / total if total else None
+    begun = [any(torch.equal(truth[: len(guess)], guess) for truth in comparison.truth) for guess in every]
+    return Account(proposed=total, wrong=total - hits, wrong_records=begun.count(False), spurious=spare)
 
 
 def _is_exact(comparison: Comparison) -> bool:

@@ -25,6 +25,9 @@ _SPECIAL = "[·]"
 """How a token that structures the text is written among the recovered ones."""
 
 
+_WORST_TENSORS = 5
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What a cell came to, ready to be put into a record.
@@ -51,10 +54,38 @@ class Outcome:
             "objective": finite(found.objective),
             "objective_at_truth": finite(self.objective_at_truth),
             "certificate": finite(found.certificate),
+            "worst_tensors": worst_tensors(found),
+            "proposed": self._proposed(),
+            "confidence": claimed(found),
             "adapted": list(found.adapted),
             "trace": [[iteration, value] for iteration, value in found.trace if math.isfinite(value)],
             "statistics": {name: value for name, value in found.statistics.items() if math.isfinite(value)},
         }
+
+    def _proposed(self) -> dict[str, int] | None:
+        """False positives; None for an attack that came to no result."""
+        if self.reconstruction.status in judge.FAILED:
+            return None
+        account = self.judgement.account
+        return {"proposed": account.proposed, "wrong": account.wrong, "wrong_records": account.wrong_records}
+
+
+def worst_tensors(found: Reconstruction) -> list[tuple[str, float]]:
+    """The tensors that the recomputed update misses most, with their relative errors."""
+    finite_ones = [(name, error) for name, error in found.tensor_errors.items() if math.isfinite(error)]
+    return sorted(finite_ones, key=lambda pair: (-pair[1], pair[0]))[:_WORST_TENSORS]
+
+
+def claimed(found: Reconstruction) -> dict[str, float] | None:
+    """What an attack claims of its own tokens: how many there are, and how many of them it expects to be wrong."""
+    if not found.confidence:
+        return None
+    sure = torch.cat([each.double().flatten() for each in found.confidence])
+    return {
+        "tokens": float(sure.numel()),
+        "expected_wrong": float((1 - sure).sum()),
+        "least": float(sure.min()) if sure.numel() else 1.0,
+    }
 
 
 def attempt(
@@ -117,42 +148,48 @@ def true_candidate(batch: Batch, subject: Subject) -> Candidate:
 
 
 def evidence(comparison: Comparison, tokenizer: Tokenizer | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The matched pairs for the run folder.
+    """The matched pairs for the run folder, and what the attack claims of its tokens.
 
     Texts lose the positions where the truth holds a special token, on both sides; what was proposed there comes last.
     So the tokens that agree in their place are exactly those that ``token_accuracy`` counts.
     """
     metadata = {"ordered": str(comparison.ordered).lower(), "modality": "text" if tokenizer is not None else "image"}
     tensors: dict[str, Tensor] = {}
+    claims: dict[str, Tensor] = {}
     for i, (truth, guess) in enumerate(comparison.aligned):
-        shown = (truth, guess)
-        if tokenizer is not None:
-            shown = _without_special(truth, guess, comparison.special_ids, ordered=comparison.ordered)
-        tensors[f"truth.{i}"] = shown[0]
-        if shown[1] is not None:
-            tensors[f"guess.{i}"] = shown[1]
+        if tokenizer is None:
+            tensors[f"truth.{i}"] = truth
+            shown = guess
+        else:
+            tensors[f"truth.{i}"] = truth[_is_content(truth, comparison.special_ids)]
+            order = None if guess is None else _order(truth, guess, comparison.special_ids, ordered=comparison.ordered)
+            shown = None if guess is None else guess[order]
+            sure = comparison.confidence[i] if comparison.confidence else None
+            if sure is not None:
+                claims[f"confidence.{i}"] = sure[order].float()
+        if shown is not None:
+            tensors[f"guess.{i}"] = shown
     tensors |= {f"extra.{i}": record for i, record in enumerate(comparison.extras)}
     if tokenizer is not None:
         for key, ids in tensors.items():
             metadata[f"pieces.{key}"] = json.dumps(_pieces(ids, tokenizer), ensure_ascii=False)
-    return tensors, metadata
+    return tensors | claims, metadata
 
 
-def _without_special(
-    truth: Tensor, guess: Tensor | None, special: frozenset[int], *, ordered: bool
-) -> tuple[Tensor, Tensor | None]:
-    marks = torch.tensor(sorted(special), dtype=truth.dtype)
-    content = ~torch.isin(truth, marks)
-    if guess is None:
-        return truth[content], None
+def _is_content(ids: Tensor, special: frozenset[int]) -> Tensor:
+    return ~torch.isin(ids, torch.tensor(sorted(special), dtype=ids.dtype))
+
+
+def _order(truth: Tensor, guess: Tensor, special: frozenset[int], *, ordered: bool) -> Tensor:
+    """The places of a guess that are kept: those beside content of the truth, then content that stands elsewhere."""
+    content = _is_content(guess, special)
     if not ordered:
-        return truth[content], guess[~torch.isin(guess, marks)]
-    places = content.nonzero().flatten()
-    beside = guess[places[places < len(guess)]]
-    elsewhere = torch.ones(len(guess), dtype=torch.bool)
-    elsewhere[places[places < len(guess)]] = False
-    rest = guess[elsewhere]
-    return truth[content], torch.cat((beside, rest[~torch.isin(rest, marks)]))
+        return content.nonzero().flatten()
+    places = _is_content(truth, special).nonzero().flatten()
+    beside = places[places < len(guess)]
+    elsewhere = content.clone()
+    elsewhere[beside] = False
+    return torch.cat((beside, elsewhere.nonzero().flatten()))
 
 
 def _pieces(ids: Tensor, tokenizer: Tokenizer) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradleak.core.batch import Modality
-from gradleak.core.errors import NotApplicableError
+from gradleak.core.errors import DataError, NotApplicableError
 from gradleak.core.knowledge import FACTS, View
 from gradleak.core.observation import Observation
 from gradleak.core.update import Update
@@ -41,16 +41,23 @@ class Reconstruction:
     Attributes:
         records: token ids ``[length]`` or pixels ``[channels height width]``, one per proposed record.
         ordered: False if ``records`` holds one bag of tokens for the whole batch, in no order.
+        confidence: per record of text, for every token the probability, as the attack sees it, that it is right: that the
+            record holds it in this place or, of a bag, that some record of the batch holds it. Empty: the attack does not say.
         ranking: of an attack that chooses among known records: all of them, the likeliest first.
         labels: proposed class ids, or None.
         objective: the attack's own objective at the proposal (smaller is better), or None.
         trace: ``(iteration, objective)`` of the winning restart.
         certificate: relative error of the recomputed update, or None if it was not recomputed.
+        tensor_errors: the same for every shared tensor by name; empty if it was not recomputed.
         adapted: names of the stages that the attack took into account.
+
+    Raises:
+        DataError: if ``confidence`` is neither empty nor a probability for every token of every record.
     """
 
     records: tuple[Tensor, ...] = ()
     ordered: bool = True
+    confidence: tuple[Tensor, ...] = ()
     ranking: tuple[Tensor, ...] = ()
     labels: tuple[int, ...] | None = None
     status: Status
@@ -58,8 +65,24 @@ class Reconstruction:
     objective: float | None = None
     trace: tuple[tuple[int, float], ...] = ()
     certificate: float | None = None
+    tensor_errors: Mapping[str, float] = field(default_factory=dict)
     adapted: tuple[str, ...] = ()
     statistics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.confidence and not _fits(self.confidence, self.records):
+            shapes = [[tuple(each.shape) for each in side] for side in (self.confidence, self.records)]
+            raise DataError(
+                f"Confidence of shapes {shapes[0]} was given for records of shapes {shapes[1]}; it must hold a probability in "
+                "[0, 1] for every token of every record, or be empty. Mend the attack."
+            )
+
+
+def _fits(confidence: tuple[Tensor, ...], records: tuple[Tensor, ...]) -> bool:
+    return len(confidence) == len(records) and all(
+        sure.is_floating_point() and sure.shape == record.shape and bool(((sure >= 0) & (sure <= 1)).all())
+        for sure, record in zip(confidence, records, strict=True)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,6 +50,7 @@ class Comparison:
         extras: proposals left without a truth (spurious).
         ordered: False if the attack proposed one bag of tokens; then ``guess[0]`` is the bag.
         decoys: other plausible records from the same source, for identification.
+        confidence: for each guess that stands in its positions what the attack itself claims of every token, or None.
         ranking: records that the attack ranked itself, the likeliest first; as the truth, without specials and padding.
         special_ids: ids that structure the text and carry no content (beginning, end, padding).
         vocab_size: number of token ids; 0 for images.
@@ -66,6 +67,7 @@ class Comparison:
     vocab_size: int
     decode: Callable[[Tensor], str]
     ranking: tuple[Tensor, ...] = ()
+    confidence: tuple[Tensor | None, ...] = ()
 
 
 class Metric(ABC):

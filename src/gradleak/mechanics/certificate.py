@@ -28,7 +28,8 @@ class Certificate:
 
     Attributes:
         error: ‖recomputed − released‖ / ‖released‖ over all tensors.
-        per_tensor: the same for each shared tensor.
+        per_tensor: the same for each shared tensor; one that is smaller than the rounding of the whole update (the bias of keys
+            has no gradient at all) is measured against that rounding.
         floor: what rounding alone can make of ``error``.
         labels: class ids used, or None for language-model losses.
     """
@@ -134,10 +135,11 @@ def _compare(update: Mapping[str, Tensor], made: Mapping[str, Tensor], labels: t
     size = {name: _norm(update[name]) for name in shared}
     # A tensor of few or tiny entries may fit a short format by chance; the format is what all of them need.
     bits = max(significant_bits(update[name]) for name in shared)
+    whole, floor = max(math.hypot(*size.values()), 1e-300), _floor(bits)
     return Certificate(
-        error=math.hypot(*off.values()) / max(math.hypot(*size.values()), 1e-300),
-        per_tensor={name: off[name] / size[name] if size[name] else off[name] for name in shared},
-        floor=_floor(bits),
+        error=math.hypot(*off.values()) / whole,
+        per_tensor={name: off[name] / max(size[name], floor * whole) for name in shared},
+        floor=floor,
         labels=labels,
     )
 

@@ -26,6 +26,7 @@ class Outcome:
     statistics: Mapping[str, float]
     ordered: bool = True
     starts: tuple[int, ...] = ()
+    confidence: tuple[Tensor, ...] = ()
 
 
 def outcome_of_growth(grown: Grown, batch_size: int | None) -> Outcome:
@@ -62,6 +63,7 @@ def outcome_of_assembly(assembled: Assembled, batch_size: int | None) -> Outcome
         status=status_of(bool(records), assembled.finished),
         message="; ".join(notes),
         statistics=statistics,
+        confidence=assembled.confidence[: len(records)],
     )
 
 
@@ -98,13 +100,17 @@ def conclude(
         message += "; the last token of a record has no loss and no reader, so it is invisible to this attack"
     if case.subject.loss == "masked-lm":
         message += "; masked positions show what the model read, not what was hidden"
+    # A batch that gives back the update to the last bit leaves no room for another one.
+    sure = tuple(torch.ones(len(ids), dtype=torch.float64) for ids in outcome.records) if exact else outcome.confidence
     return Reconstruction(
         records=outcome.records,
+        confidence=sure,
         ordered=outcome.ordered,
         labels=None if certificate is None else certificate.labels,
         status=Status.EXACT if exact else outcome.status,
         message=message + ".",
         certificate=None if certificate is None else certificate.error,
+        tensor_errors={} if certificate is None else certificate.per_tensor,
         adapted=case.adapted(),
         statistics=statistics,
     )

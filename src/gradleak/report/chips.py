@@ -27,5 +27,18 @@ def bag(tokens: Iterable[Token]) -> Markup:
     return Markup("".join(f"<i>{_chip(token)}</i>" for token in tokens))
 
 
+LEVELS = (0.5, 0.9, 0.99)
+"""Claimed probabilities at which the shade of a token changes."""
+
+
+def shade(sure: float) -> str:
+    """The class of the style sheet for a claimed probability: s0 (below one half) to s3."""
+    return f"s{sum(sure >= level for level in LEVELS)}"
+
+
 def _chip(token: Token | None) -> str:
-    return "<b></b>" if token is None else f"<b class={token.mark.value}>{escape(token.text)}</b>"
+    if token is None:
+        return "<b></b>"
+    # Quoted only where two classes need it: a page can hold ten thousand of them.
+    style = token.mark.value if token.sure is None else f'"{token.mark.value} {shade(token.sure)}"'
+    return f"<b class={style}>{escape(token.text)}</b>"

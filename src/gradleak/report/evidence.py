@@ -35,8 +35,11 @@ UNPRINTABLE = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Token:
+    """A token as it is shown; ``sure``: the probability that the attack itself gives it, None where it says nothing."""
+
     text: str
     mark: Match
+    sure: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,11 @@ class Pair:
     images: tuple[str | None, str | None] | None = None
     summary: str = ""
     hidden: int = 0
+
+    @property
+    def claims(self) -> bool:
+        """Whether the attack says how sure it is of what it found."""
+        return any(found is not None and found.sure is not None for _, found in self.tokens)
 
     def cost(self) -> int:
         images = sum(len(uri or "") for uri in self.images or ())
@@ -77,6 +85,13 @@ class Exhibit:
     bags: Mapping[int, tuple[Token, ...]] = field(default_factory=dict)
     total: int = 0
     dropped: bool = False
+
+    @property
+    def claims(self) -> bool:
+        """Whether the attack says how sure it is of its tokens."""
+        return any(pair.claims for pair in self.pairs) or any(
+            t.sure is not None for bag in self.bags.values() for t in bag
+        )
 
 
 @dataclass(slots=True)
@@ -152,7 +167,7 @@ class _Saved:
         missed = "" if guess else "no proposal for this record; "
         return Pair(
             tokens=tuple(tokens),
-            summary=missed + _counts(truth_marks, guess_marks),
+            summary=missed + _counts(truth_marks, guess_marks) + self._claim(index),
             hidden=length - len(tokens),
         )
 
@@ -160,6 +175,7 @@ class _Saved:
         indices = self.indices()
         keys = sorted(key for key in self.tensors if key.startswith(("guess.", "extra.")))
         bag = [(key, i) for key in keys for i in range(len(self.tensors[key]))]
+        sure = [self._sure(int(key.split(".")[1]), i) if key.startswith("guess.") else None for key, i in bag]
         ids = [int(self.tensors[key][i]) for key, i in bag]
         truth_marks, bag_marks = as_bag([self._ids("truth", i) for i in indices], ids)
         pairs = [
@@ -171,8 +187,8 @@ class _Saved:
             for i, marks in zip(indices, truth_marks, strict=True)
         ]
         tokens = [
-            Token(text=_shown(self._piece(key, i), reveal=reveal), mark=mark)
-            for (key, i), mark in zip(bag, bag_marks, strict=True)
+            Token(text=_shown(self._piece(key, i), reveal=reveal), mark=mark, sure=claim)
+            for (key, i), mark, claim in zip(bag, bag_marks, sure, strict=True)
         ]
         # An order of the bag would say more than the attack did.
         tokens.sort(key=lambda token: (token.mark is Match.WRONG, token.text))
@@ -193,7 +209,23 @@ class _Saved:
 
     def _tokens(self, side: str, index: int, marks: Sequence[Match], *, reveal: bool) -> list[Token]:
         key = f"{side}.{index}"
-        return [Token(text=_shown(self._piece(key, i), reveal=reveal), mark=mark) for i, mark in enumerate(marks)]
+        return [
+            Token(
+                text=_shown(self._piece(key, i), reveal=reveal),
+                mark=mark,
+                sure=self._sure(index, i) if side == "guess" else None,
+            )
+            for i, mark in enumerate(marks)
+        ]
+
+    def _sure(self, index: int, place: int) -> float | None:
+        claims = self.tensors.get(f"confidence.{index}")
+        return None if claims is None else float(claims[place])
+
+    def _claim(self, index: int) -> str:
+        """How many wrong tokens the attack expects among its own, beside how many there are."""
+        claims = self.tensors.get(f"confidence.{index}")
+        return "" if claims is None else f"; by its own confidence {float((1 - claims).sum()):.2g} wrong"
 
     def _piece(self, key: str, position: int) -> tuple[str, bool]:
         """The token's text and whether it is text; its id where the run kept no text."""
@@ -225,6 +257,10 @@ def _open(run: Path, record: Record) -> _Saved | None:
 
 
 def _check_pieces(path: Path, tensors: Mapping[str, NDArray], pieces: Mapping[str, list[str]]) -> None:
+    for key in (key for key in tensors if key.startswith("confidence.")):
+        guess = tensors.get(key.replace("confidence.", "guess."))
+        if guess is None or guess.size != tensors[key].size:
+            raise DataError(f"{path} holds no claim for every token in {key!r}. Delete it and run the audit again.")
     for key, texts in pieces.items():
         if key in tensors and len(texts) != tensors[key].size:
             raise DataError(

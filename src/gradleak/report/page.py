@@ -45,6 +45,11 @@ class Wall:
     note: str
     shown: tuple[Shown, ...]
 
+    @property
+    def claims(self) -> bool:
+        """Whether some attack says how sure it is of its tokens."""
+        return any(shown.exhibit.claims for shown in self.shown)
+
 
 def build(run: Path, *, reveal: bool = False) -> str:
     """The report of a run folder as one HTML file.

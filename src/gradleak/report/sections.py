@@ -41,6 +41,23 @@ class Value:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Certificate:
+    """The relative error of the recomputed update, at worst over the repeats, and of the tensors that it misses most."""
+
+    error: str
+    tensors: tuple[tuple[str, str], ...]
+
+    @staticmethod
+    def of(cell: Cell) -> Certificate | None:
+        told = [record.status for record in cell.records if record.status.get("certificate") is not None]
+        if not told:
+            return None
+        worst = max(told, key=lambda status: status["certificate"])
+        tensors = tuple((str(name), f"{error:.1e}") for name, error in worst.get("worst_tensors") or ())
+        return Certificate(error=f"{worst['certificate']:.1e}", tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreRow:
     attack: str
     lead: tuple[Value, ...]
@@ -52,6 +69,8 @@ class ScoreRow:
     adapted: str
     seconds: str
     n: str
+    false: str
+    certificate: Certificate | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +89,11 @@ class ScoreTable:
     others: tuple[str, ...]
     meanings: tuple[tuple[str, str], ...]
     groups: tuple[ScoreGroup, ...]
+
+    @property
+    def certified(self) -> bool:
+        """Whether some attack recomputed the update of what it recovered."""
+        return any(row.certificate is not None for group in self.groups for row in group.rows)
 
 
 def score_table(found: Sequence[Cell]) -> ScoreTable:
@@ -119,6 +143,8 @@ def _score_row(cell: Cell, lead: Sequence[str], others: Sequence[str]) -> ScoreR
         adapted=", ".join(adapted),
         seconds=f"{seconds:.{0 if seconds >= 10 else 1}f} s in {words.count(len(cell.records), 'run')}",
         n=str(max((score.n for score in cell.scores.values()), default="–")),
+        false=words.false_positives(cell),
+        certificate=Certificate.of(cell),
     )
 
 

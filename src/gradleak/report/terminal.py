@@ -28,13 +28,16 @@ def table(records: Iterable[Record]) -> Table:
         result.add_column("prior", justify="right", no_wrap=True)
     result.add_column("n", justify="right")
     result.add_column("status", overflow="fold")
+    wrong = any(words.false_positives(cell) for cell in found)
+    if wrong:
+        result.add_column("proposed", overflow="fold")
     result.add_column("flags", overflow="fold")
     previous: Cell | None = None
     for cell in found:
         if previous is not None and previous.group != cell.group:
             result.add_section()
         first = previous is None or previous.group != cell.group
-        result.add_row(*_row(cell, metrics, first=first))
+        result.add_row(*_row(cell, metrics, first=first, wrong=wrong))
         previous = cell
     return result
 
@@ -43,7 +46,7 @@ def _caption() -> Text:
     return Text("[low–high] 95% interval · prior: same metric for guessing without the update · bold: above guessing")
 
 
-def _row(cell: Cell, metrics: list[str], *, first: bool) -> list[Text]:
+def _row(cell: Cell, metrics: list[str], *, first: bool, wrong: bool) -> list[Text]:
     leak = leaking_metric(cell)
     row = [_defense(cell) if first else Text(""), Text(cell.attack, style="bold" if leak else "")]
     for metric in metrics:
@@ -51,6 +54,8 @@ def _row(cell: Cell, metrics: list[str], *, first: bool) -> list[Text]:
     sizes = {score.n for score in cell.scores.values()}
     row.append(Text(str(max(sizes)) if sizes else "–"))
     row.append(Text(words.statuses(cell.statuses)))
+    if wrong:
+        row.append(Text(words.false_positives(cell) or "–"))
     row.append(Text(" ".join(words.flags(cell.flags, len(cell.records))), style="yellow"))
     return row
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradleak.audit.flags import Flag
-from gradleak.report.summary import UNBOUNDED, Pooled
+from gradleak.report.summary import UNBOUNDED, Cell, Pooled
 
 METRICS: Mapping[str, str] = {
     "exact_match": "share of private records recovered exactly",
@@ -95,6 +95,17 @@ def adversary(name: str) -> str:
 
 def count(amount: int, noun: str) -> str:
     return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
+
+
+def false_positives(cell: Cell) -> str:
+    """``3 of 256 tokens wrong, in 2 records``: what was proposed and is not so; empty where that was not recorded."""
+    told = [record.status.get("proposed") for record in cell.records]
+    known = [one for one in told if one and one["proposed"]]
+    if not known:
+        return ""
+    proposed, wrong, records = (sum(one[key] for one in known) for key in ("proposed", "wrong", "wrong_records"))
+    noun = "token" if cell.modality == "text" else "image"
+    return f"{wrong} of {count(proposed, noun)} wrong" + (f", {count(records, 'false record')}" if records else "")
 
 
 def statuses(found: Mapping[str, int]) -> str:
