@@ -90,7 +90,7 @@ class Span(Attack):
                 adapted=case.adapted(),
                 statistics=statistics_of(first, (), candidates),
             )
-        readers = context_readers(case.readable, case.model, **evidence)
+        readers = context_readers(case.readable, case.model, expected_rank=first.space.rank, **evidence)
         if not readers:
             return tokens_only(
                 case,

@@ -16,19 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.mechanics.span_noise import Whitened, noise_in, whiten
+from gradleak.mechanics.span_noise import noise_in, whiten
+from gradleak.mechanics.span_spectrum import OVERSAMPLING, Leading, from_gram, from_range, from_sums, room
 
 _TINY = 1e-300
-_STRUCTURAL_ZEROS = 2
-"""Directions that a normalization removes from every input whatever the batch (its mean, at most one more)."""
 _INPUT_ROUNDING = 2.0**-22
 """The model runs in float32 here and at the client; a different batch shape moves an activation by a few units."""
-_OVERSAMPLING = 16
-"""Random columns beyond the rank: the range finder misses a direction with probability below 1e-12 (Halko et al.)."""
-_WORTH_SKETCHING = 0.55
-"""Above this share of the features a full eigendecomposition is the cheaper way to the same space."""
-_PROBES = 8
-"""Fresh random columns that measure what the range finder left behind."""
+_LADDER = (0.125, 0.42)
+"""Random sums of the outputs, as shares of the features, that are tried in turn: cheap beside the Gram matrix, at half its price."""
+_CLEAR = 1e-3
+"""Residual of any member below which random sums tell as much as all outputs: strangers show a hundred times more."""
+_NARROW = 0.35
+"""Share of the features up to which the range finder is the cheaper way; above, the Gram matrix is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +133,7 @@ def column_space(
     noise_std: Sequence[float],
     summands: int,
     extra_precision: float = 0.0,
+    expected_rank: int = 0,
 ) -> Subspace:
     """The column space of ``[G_1 | G_2 | ...]`` with a rank that the evidence allows.
 
@@ -141,92 +141,57 @@ def column_space(
     that number (the worst case of a sum with cancellation); in this window the rank is set at the largest ratio of
     neighboring singular values.
 
-    A randomized range finder of ``summands`` + 16 columns finds the space where it is small; where it is not, or where
-    the tail is not at the floor, the Gram matrix is decomposed in full. If then no direction at all is at the floor, the
-    update carries noise that nobody announced (or more tokens than the layer is wide): its size is estimated from the
-    bulk of each gradient's own spectrum, and takes the place of the announced one.
+    A few random sums of the outputs come first (``span_spectrum``): where no member shows a residual worth mentioning in what
+    they span, that is the answer. Otherwise all outputs are used. If then no direction at all is at the floor, the update
+    carries noise that nobody announced (or more tokens than the layer is wide): its size is estimated from the bulk of each
+    gradient's own spectrum, and takes the place of the announced one.
 
     Args:
         gradients: weight gradients oriented input-first, at least one.
         noise_std: per gradient, the standard deviation per entry that known stages added.
         summands: number of rows that each entry sums over (tokens in the batch).
         extra_precision: further relative error of the inputs (drift over local steps).
+        expected_rank: where the search for the rank starts; it costs time if wrong, and nothing else.
 
-    Source: Halko, Martinsson and Tropp, arXiv 0909.4061, for the range finder.
+    Source: Halko, Martinsson and Tropp, arXiv 0909.4061, for the range finder; Martinsson and Tropp, arXiv 2002.01387,
+        for sparse sign embeddings.
     """
     white = whiten(gradients, noise_std)
-    features, outputs = white.columns.shape
-    edge = math.sqrt(features) + math.sqrt(outputs)
     # Only the rounding part of the noise grows with the number of summands.
-    highest = edge * (1.0 + summands * (1.0 - white.known))
-    precision = math.hypot(_INPUT_ROUNDING, extra_precision)
-    most = _WORTH_SKETCHING * min(features, outputs)
-    # Where the number of summands allows (or is not known to exclude) a large space, a small one is still tried first.
-    ladder = [summands] if summands + _OVERSAMPLING <= most else [64, 256]
-    for columns in (rank + _OVERSAMPLING for rank in ladder):
-        found = _sketched(white, columns, low=edge, high=highest, precision=precision) if columns <= most else None
-        if found is not None:
+    spread = 1.0 + summands * (1.0 - white.known)
+    found = _leading(white.columns, summands=summands, spread=spread, expected_rank=expected_rank)
+    if not found.ends(found.edge * spread):
+        estimated = [max(std, noise_in(gradient)) for gradient, std in zip(gradients, noise_std, strict=True)]
+        white = whiten(gradients, estimated)
+        found = from_gram(white.columns, spread=1.0)
+    basis, singular = _unscaled(found.basis, found.singular, white.rows)
+    return Subspace(
+        basis=basis,
+        singular=singular,
+        spectrum=found.spectrum,
+        noise=found.noise,
+        precision=math.hypot(_INPUT_ROUNDING, extra_precision),
+        edge=found.edge,
+    )
+
+
+def _leading(
+    gradient: Float[Tensor, "features outputs"], *, summands: int, spread: float, expected_rank: int
+) -> Leading:
+    features, outputs = gradient.shape
+    rank = summands
+    for columns in (int(share * features) for share in _LADDER):
+        if columns >= outputs or room(columns) < max(1, expected_rank):
+            continue
+        found = from_sums(gradient, columns, spread=spread)
+        if found is not None and found.worst < _CLEAR:
             return found
-    found = _decomposed(white, low=edge, high=highest, precision=precision)
-    if int((found.spectrum <= highest).sum()) > _STRUCTURAL_ZEROS:
-        return found
-    estimated = [max(std, noise_in(gradient)) for gradient, std in zip(gradients, noise_std, strict=True)]
-    return _decomposed(whiten(gradients, estimated), low=edge, high=edge, precision=precision)
-
-
-def _sketched(white: Whitened, columns: int, *, low: float, high: float, precision: float) -> Subspace | None:
-    """The space by a randomized range finder; None unless its tail shows the floor.
-
-    The random columns come from a fixed seed: they are part of the method, and the same update gives the same space.
-    """
-    whitened = white.columns
-    features, outputs = whitened.shape
-    rng = torch.Generator().manual_seed(features * outputs + columns)
-    mixer = torch.randn(outputs, columns + _PROBES, generator=rng, dtype=torch.float64).to(whitened.device)
-    mixed = whitened @ mixer
-    frame = torch.linalg.qr(mixed[:, :columns]).Q
-    # One subspace iteration: without it the frame leans by the noise of all columns, ten times more than it must.
-    frame = torch.linalg.qr(whitened @ (frame.T @ whitened).T).Q
-    small = frame.T @ whitened
-    values, vectors = torch.linalg.eigh(small @ small.T)
-    spectrum = values.flip(0).clamp(min=0).sqrt()
-    if int((spectrum <= high).sum()) <= _STRUCTURAL_ZEROS:
-        return None
-    rank = _choose_rank(spectrum, low=low, high=high)
-    if rank > columns - _OVERSAMPLING // 2:
-        return None
-    basis = frame @ vectors.flip(1)[:, :rank]
-    probes = mixed[:, columns:]
-    left = probes - basis @ (basis.T @ probes)
-    tail = float(left.square().sum()) / _PROBES
-    basis, singular = _unscaled(basis, spectrum[:rank].clamp(min=_TINY), white.rows)
-    return Subspace(
-        basis=basis,
-        singular=singular,
-        spectrum=spectrum,
-        noise=math.sqrt(tail / ((features - rank) * max(1, outputs - rank))),
-        precision=precision,
-        edge=math.sqrt(features) + math.sqrt(outputs),
-    )
-
-
-def _decomposed(white: Whitened, *, low: float, high: float, precision: float) -> Subspace:
-    features, outputs = white.columns.shape
-    values, vectors = torch.linalg.eigh(white.columns @ white.columns.T)
-    spectrum = values.flip(0).clamp(min=0).sqrt()
-    rank = _choose_rank(spectrum, low=low, high=high)
-    rest = features - rank
-    tail = float(spectrum[rank:].square().sum())
-    noise = math.sqrt(tail / (rest * max(1, outputs - rank))) if rest and outputs > rank else 1.0
-    basis, singular = _unscaled(vectors.flip(1)[:, :rank], spectrum[:rank].clamp(min=_TINY), white.rows)
-    return Subspace(
-        basis=basis,
-        singular=singular,
-        spectrum=spectrum,
-        noise=noise,
-        precision=precision,
-        edge=math.sqrt(features) + math.sqrt(outputs),
-    )
+        if found is not None or room(columns) >= summands:
+            rank = summands if found is None else found.basis.shape[1]
+            break
+    few = rank + 2 * OVERSAMPLING
+    found = from_range(gradient, few, spread=spread) if few <= _NARROW * min(features, outputs) else None
+    return from_gram(gradient, spread=spread) if found is None else found
 
 
 def _unscaled(
@@ -246,18 +211,3 @@ def _unscaled(
     squares = rows.square()
     outside = float(squares.sum() - squares @ frame.square().sum(dim=1)) / max(1, frame.shape[0] - frame.shape[1])
     return frame @ mixed.flip(0).T, 1.0 / (sizes.flip(0) * math.sqrt(max(outside, 0.0))).clamp(min=_TINY)
-
-
-def _choose_rank(spectrum: Tensor, *, low: float, high: float) -> int:
-    """The rank between ``#{σ > high}`` and ``#{σ > low}`` that ends at the largest ratio of neighbors.
-
-    Values below ``low`` count as ``low``: directions that the layer's input never has (LayerNorm removes one) are zero
-    up to nothing, and the drop to them says nothing about the batch.
-    """
-    fewest = max(1, int((spectrum > high).sum()))
-    most = int((spectrum > low).sum())
-    if most <= fewest:
-        return max(most, 1)
-    logs = torch.cat((spectrum, spectrum.new_zeros(1))).clamp(min=low).log()
-    gaps = logs[fewest - 1 : most] - logs[fewest : most + 1]
-    return fewest + int(gaps.argmax())

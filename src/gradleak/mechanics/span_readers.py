@@ -124,6 +124,7 @@ def make_reader(
     noise_std: NoiseOf,
     summands: int,
     drift: float = 0.0,
+    expected_rank: int = 0,
 ) -> Reader | None:
     """The reader of the input that ``maps`` share, or None if none of their weights is in the update or all are zero."""
     shared = [m for m in maps if m.weight in update and bool(update[m.weight].any())]
@@ -134,6 +135,7 @@ def make_reader(
         noise_std=[noise_std(m.weight) for m in shared],
         summands=summands,
         extra_precision=drift,
+        expected_rank=expected_rank,
     )
     return Reader(path=shared[0].module, space=space, weights=tuple(m.weight for m in shared))
 
@@ -165,6 +167,7 @@ def context_readers(
     noise_std: NoiseOf,
     summands: int,
     drift: float = 0.0,
+    expected_rank: int = 0,
     at_most: int = 2,
 ) -> tuple[Reader, ...]:
     """The first readers behind the first attention whose input depends on the other tokens and is not full rank."""
@@ -175,11 +178,14 @@ def context_readers(
     few = torch.arange(min(4, model.vocab_size))
     found: list[Reader] = []
     for maps in groups:
-        reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
+        reader = make_reader(
+            update, maps, noise_std=noise_std, summands=summands, drift=drift, expected_rank=expected_rank
+        )
         if reader is None or reader.space.rank >= reader.space.features:
             continue
         if reads_context(model.subject, reader.path, few):
             found.append(reader)
+            expected_rank = max(expected_rank, reader.space.rank)
         if len(found) == at_most:
             break
     return tuple(found)
