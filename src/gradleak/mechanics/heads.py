@@ -46,6 +46,11 @@ class Heads:
         query, key, value = (each[:, start:] for each in (self.query, self.key, self.value))
         return replace(self, query=query, key=key, value=value, bias=self.bias[:, start:, start:])
 
+    @property
+    def groups(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.query.shape[2] // self.key.shape[2]
+
     def extend(
         self, prefixes: Int64[Tensor, "prefixes before"], rows: Int64[Tensor, " extensions"]
     ) -> Float[Tensor, "prefixes extensions width"]:
@@ -55,26 +60,62 @@ class Heads:
             prefixes: candidate rows of the earlier positions, one sequence per line.
             rows: candidate rows at the next position.
         """
+        weights, before = self.weights(prefixes, rows), prefixes.shape[1]
+        old_values = self.value[prefixes, torch.arange(before, device=prefixes.device)]
+        attended = weights[..., :-1] @ old_values.permute(0, 2, 1, 3)  # [prefixes kv extensions·groups dim]
+        new_values = self.value[rows, before].permute(1, 0, 2).repeat_interleave(self.groups, dim=1)
+        attended = attended + weights[..., -1:] * new_values
+        return attended.unflatten(2, (len(rows), self.groups)).permute(0, 2, 1, 3, 4).flatten(2)
+
+    def extend_each(
+        self, prefixes: Int64[Tensor, "pairs before"], rows: Int64[Tensor, " pairs"]
+    ) -> Float[Tensor, "pairs width"]:
+        """The same for pairs of a prefix and a candidate row."""
         before = prefixes.shape[1]
-        groups = self.query.shape[2] // self.key.shape[2]
-        places = torch.arange(before, device=prefixes.device)
+        places = torch.arange(before + 1, device=prefixes.device)
+        made = []
+        for part in chunks(len(rows), 2 * (before + 1) * self.width):
+            each = torch.cat((prefixes[part], rows[part].unsqueeze(1)), dim=1)
+            query = self.query[rows[part], before].unflatten(1, (-1, self.groups))  # [pairs kv groups dim]
+            scores = self._capped(query @ self.key[each, places].permute(0, 2, 3, 1) * self.scale)
+            weights = (scores + self._bias_at(before, scores.shape[1], self.groups, 1)).softmax(dim=-1)
+            made.append((weights @ self.value[each, places].transpose(1, 2)).flatten(1))
+        return torch.cat(made) if made else self.value.new_zeros(0, self.width)
+
+    def weights(
+        self, prefixes: Int64[Tensor, "prefixes before"], rows: Int64[Tensor, " extensions"]
+    ) -> Float[Tensor, "prefixes kv_heads extensions_groups keys"]:
+        """How much the last position behind each prefix attends to each position, the candidate's own last."""
+        before = prefixes.shape[1]
         kv_heads, head_dim = self.key.shape[2:]
-        query = self.query[rows, before].unflatten(1, (kv_heads, groups))  # [extensions kv groups dim]
-        old_keys = self.key[prefixes, places]  # [prefixes before kv dim]
-        old_values = self.value[prefixes, places]
+        query = self.query[rows, before].unflatten(1, (kv_heads, self.groups))  # [extensions kv groups dim]
+        old_keys = self.key[prefixes, torch.arange(before, device=prefixes.device)]  # [prefixes before kv dim]
         # Per kv head: all queries of all extensions against the keys of every prefix, one matrix product each.
         flat = query.permute(1, 0, 2, 3).reshape(1, kv_heads, -1, head_dim)
         old = flat @ old_keys.permute(0, 2, 3, 1)  # [prefixes kv extensions·groups before]
         own = (query * self.key[rows, before].unsqueeze(2)).sum(-1).permute(1, 0, 2).reshape(1, kv_heads, -1, 1)
-        scores = torch.cat((old, own.expand(len(prefixes), -1, -1, -1)), dim=-1) * self.scale
-        if self.soft_cap is not None:
-            scores = torch.tanh(scores / self.soft_cap) * self.soft_cap
-        scores = scores + self._bias_at(before, kv_heads, groups, len(rows))
-        weights = scores.softmax(dim=-1)
-        attended = weights[..., :-1] @ old_values.permute(0, 2, 1, 3)  # [prefixes kv extensions·groups dim]
-        new_values = self.value[rows, before].permute(1, 0, 2).repeat_interleave(groups, dim=1)
-        attended = attended + weights[..., -1:] * new_values
-        return attended.unflatten(2, (len(rows), groups)).permute(0, 2, 1, 3, 4).flatten(2)
+        scores = self._capped(torch.cat((old, own.expand(len(prefixes), -1, -1, -1)), dim=-1) * self.scale)
+        return (scores + self._bias_at(before, kv_heads, self.groups, len(rows))).softmax(dim=-1)
+
+    def project(
+        self,
+        prefixes: Int64[Tensor, "prefixes before"],
+        rows: Int64[Tensor, " extensions"],
+        columns: Float[Tensor, "width columns"],
+    ) -> Float[Tensor, "prefixes extensions columns"]:
+        """``extend(...) @ columns``, the columns folded into the values first: cheaper where they are few."""
+        weights, before = self.weights(prefixes, rows), prefixes.shape[1]
+        kv_heads, head_dim = self.value.shape[2:]
+        folder = columns.view(kv_heads, self.groups, head_dim, -1)
+        old = self.value[prefixes, torch.arange(before, device=prefixes.device)]
+        old = torch.einsum("nphd,hgdc->nhgpc", old, folder)
+        new = torch.einsum("ehd,hgdc->ehgc", self.value[rows, before], folder)
+        weights = weights.unflatten(2, (len(rows), self.groups))
+        made = (weights[..., :-1].transpose(2, 3) @ old).sum(dim=(1, 2))
+        return made + (weights[..., -1].permute(2, 0, 1, 3).flatten(2) @ new.flatten(1, 2)).transpose(0, 1)
+
+    def _capped(self, scores: Tensor) -> Tensor:
+        return scores if self.soft_cap is None else torch.tanh(scores / self.soft_cap) * self.soft_cap
 
     def _bias_at(self, position: int, kv_heads: int, groups: int, extensions: int) -> Tensor:
         row = self.bias[:, position, : position + 1]

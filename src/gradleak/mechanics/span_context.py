@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.heads import Heads, read_heads
@@ -34,6 +34,12 @@ DECOYS = 12
 _NULL_ROWS = 192
 _DECISIVE = 1.0
 """Decades between members and wrong continuations from which a reading may reject one; the best reading always may."""
+_FAR_APART = 2.0
+"""Decades between members and wrong continuations, over all readings, from which a few columns may exclude the latter."""
+_ROUGH_MARGIN = 8.0
+"""Factor granted to each reading by a few columns: a continuation at the middle loses by it once in half a million times."""
+_WORTH_SCREENING = 64
+"""Continuations below which the test itself is as fast."""
 _ACTIVATIONS = 12
 """Rough number of width-sized activations that a block holds per token; sizes the chunks."""
 
@@ -133,19 +139,54 @@ class Attended:
         passed = torch.zeros(len(prefixes), count, dtype=torch.bool)
         excess = torch.zeros(len(prefixes), count, dtype=torch.float64)
         extensions = torch.arange(count)
+        rough = self._rough(decisive, cuts, margins)
         for part in chunks(len(prefixes), count * self.heads.width):
-            attended = self.heads.extend(prefixes[part], extensions).flatten(0, 1)
+            plausible = self._plausible(prefixes[part], extensions, rough)
+            parents, children = plausible.nonzero(as_tuple=True)
+            attended = (
+                self.heads.extend(prefixes[part], extensions).flatten(0, 1)
+                if len(parents) == plausible.numel()
+                else self.heads.extend_each(prefixes[part][parents], children)
+            )
             alive = torch.arange(len(attended))
             evidence = torch.zeros(len(attended), dtype=torch.float64)
             total = torch.zeros(len(attended), dtype=torch.float64)
             for i in decisive:
-                residual, expected = self.readings[i].judge(attended[alive], alive % count, before)
+                residual, expected = self.readings[i].judge(attended[alive], children[alive], before)
                 total[alive] += (residual.clamp(min=1e-12) / expected).log().clamp(min=0.0)
                 evidence[alive] += log_odds(residual, expected, null_cut=cuts[i])
                 alive = alive[evidence[alive] < slack[i]]
-            passed[part] = torch.zeros(len(attended), dtype=torch.bool).index_fill(0, alive, True).view(-1, count)
-            excess[part] = total.view(-1, count) / len(decisive)
+            passed[part][parents[alive], children[alive]] = True
+            excess[part][parents, children] = total / len(decisive)
         return Verdicts(passed=passed, excess=excess)
+
+    def _rough(
+        self, decisive: Sequence[int], cuts: Sequence[float], margins: Sequence[float]
+    ) -> list[tuple[Reading, float]]:
+        """Readings by a few columns, with the residual in the middle between members and others; none where these are close."""
+        if sum(margins[i] for i in decisive) < _FAR_APART:
+            return []
+        found = [(self.readings[i], math.sqrt(min(self.readings[i].space.worst, cuts[i]) * cuts[i])) for i in decisive]
+        short = [(reading.rough(), middle) for reading, middle in found]
+        return (
+            [(reading, middle) for reading, middle in short if reading is not None] if all(r for r, _ in short) else []
+        )
+
+    def _plausible(
+        self, prefixes: Tensor, extensions: Tensor, rough: Sequence[tuple[Reading, float]]
+    ) -> Bool[Tensor, "prefixes extensions"]:
+        """Continuations that the readings by a few columns do not exclude."""
+        shape = (len(prefixes), len(extensions))
+        if not rough or shape[0] * shape[1] < _WORTH_SCREENING:
+            return torch.ones(shape, dtype=torch.bool)
+        made = self.heads.project(prefixes, extensions, torch.cat([reading.columns for reading, _ in rough], dim=1))
+        evidence = torch.zeros(shape, dtype=torch.float64)
+        for (reading, middle), part in zip(
+            rough, made.split([r.columns.shape[1] for r, _ in rough], dim=-1), strict=True
+        ):
+            base = 0.0 if reading.base is None else reading.base[extensions, prefixes.shape[1]]
+            evidence += (reading.read(part + base)[0] / (_ROUGH_MARGIN * middle)).log()
+        return evidence < 0
 
     def _nulls(self, prefixes: Tensor) -> list[LogNull]:
         """For each reading, the law of decoys behind (some of) the prefixes."""
