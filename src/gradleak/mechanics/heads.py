@@ -61,11 +61,10 @@ class Heads:
             rows: candidate rows at the next position.
         """
         weights, before = self.weights(prefixes, rows), prefixes.shape[1]
-        old_values = self.value[prefixes, torch.arange(before, device=prefixes.device)]
-        attended = weights[..., :-1] @ old_values.permute(0, 2, 1, 3)  # [prefixes kv extensions·groups dim]
-        new_values = self.value[rows, before].permute(1, 0, 2).repeat_interleave(self.groups, dim=1)
-        attended = attended + weights[..., -1:] * new_values
-        return attended.unflatten(2, (len(rows), self.groups)).permute(0, 2, 1, 3, 4).flatten(2)
+        old = self.value[prefixes, torch.arange(before, device=prefixes.device)].transpose(1, 2).unsqueeze(2)
+        new = self.value[rows, before].transpose(0, 1).unsqueeze(1)  # [kv 1 extensions dim]
+        attended = weights[..., :-1, :].transpose(-1, -2) @ old + weights[..., -1, :].unsqueeze(-1) * new
+        return attended.flatten(1, 2).transpose(1, 2).flatten(2)
 
     def extend_each(
         self, prefixes: Int64[Tensor, "pairs before"], rows: Int64[Tensor, " pairs"]
@@ -78,24 +77,30 @@ class Heads:
             each = torch.cat((prefixes[part], rows[part].unsqueeze(1)), dim=1)
             query = self.query[rows[part], before].unflatten(1, (-1, self.groups))  # [pairs kv groups dim]
             scores = self._capped(query @ self.key[each, places].permute(0, 2, 3, 1) * self.scale)
-            weights = (scores + self._bias_at(before, scores.shape[1], self.groups, 1)).softmax(dim=-1)
+            bias = self.bias[:, before, : before + 1]
+            bias = bias.unflatten(0, scores.shape[1:3]) if len(bias) > 1 else bias
+            weights = (scores + bias).softmax(dim=-1)
             made.append((weights @ self.value[each, places].transpose(1, 2)).flatten(1))
         return torch.cat(made) if made else self.value.new_zeros(0, self.width)
 
     def weights(
         self, prefixes: Int64[Tensor, "prefixes before"], rows: Int64[Tensor, " extensions"]
-    ) -> Float[Tensor, "prefixes kv_heads extensions_groups keys"]:
-        """How much the last position behind each prefix attends to each position, the candidate's own last."""
-        before = prefixes.shape[1]
-        kv_heads, head_dim = self.key.shape[2:]
-        query = self.query[rows, before].unflatten(1, (kv_heads, self.groups))  # [extensions kv groups dim]
-        old_keys = self.key[prefixes, torch.arange(before, device=prefixes.device)]  # [prefixes before kv dim]
-        # Per kv head: all queries of all extensions against the keys of every prefix, one matrix product each.
-        flat = query.permute(1, 0, 2, 3).reshape(1, kv_heads, -1, head_dim)
-        old = flat @ old_keys.permute(0, 2, 3, 1)  # [prefixes kv extensions·groups before]
-        own = (query * self.key[rows, before].unsqueeze(2)).sum(-1).permute(1, 0, 2).reshape(1, kv_heads, -1, 1)
-        scores = self._capped(torch.cat((old, own.expand(len(prefixes), -1, -1, -1)), dim=-1) * self.scale)
-        return (scores + self._bias_at(before, kv_heads, self.groups, len(rows))).softmax(dim=-1)
+    ) -> Float[Tensor, "prefixes kv_heads groups keys extensions"]:
+        """How much the last position behind each prefix attends to each position, the candidate's own last.
+
+        Extensions are the last axis: a softmax over a short last axis costs ten times more.
+        """
+        before, shape = prefixes.shape[1], (self.key.shape[2], self.groups)
+        query = self.query[rows, before].unflatten(1, shape)  # [extensions kv groups dim]
+        own = (query * self.key[rows, before].unsqueeze(2)).sum(-1).permute(1, 2, 0).unsqueeze(2)
+        # Per kv head: the keys of all prefixes against all queries of all extensions, one matrix product each.
+        keys = self.key[prefixes, torch.arange(before, device=prefixes.device)]  # [prefixes before kv dim]
+        old = keys.permute(2, 0, 1, 3).flatten(1, 2) @ query.permute(1, 3, 2, 0).flatten(2)
+        old = old.view(shape[0], len(prefixes), before, shape[1], len(rows)).permute(1, 0, 3, 2, 4)
+        scores = self._capped(torch.cat((old, own.expand(len(prefixes), -1, -1, -1, -1)), dim=3) * self.scale)
+        bias = self.bias[:, before, : before + 1]
+        bias = bias.unflatten(0, shape) if len(bias) > 1 else bias
+        return (scores + bias.unsqueeze(-1)).softmax(dim=3)
 
     def project(
         self,
@@ -108,20 +113,13 @@ class Heads:
         kv_heads, head_dim = self.value.shape[2:]
         folder = columns.view(kv_heads, self.groups, head_dim, -1)
         old = self.value[prefixes, torch.arange(before, device=prefixes.device)]
-        old = torch.einsum("nphd,hgdc->nhgpc", old, folder)
-        new = torch.einsum("ehd,hgdc->ehgc", self.value[rows, before], folder)
-        weights = weights.unflatten(2, (len(rows), self.groups))
-        made = (weights[..., :-1].transpose(2, 3) @ old).sum(dim=(1, 2))
-        return made + (weights[..., -1].permute(2, 0, 1, 3).flatten(2) @ new.flatten(1, 2)).transpose(0, 1)
+        old = torch.einsum("nphd,hgdc->nhgpc", old, folder).flatten(1, 3)
+        new = torch.einsum("ehd,hgdc->ehgc", self.value[rows, before], folder).flatten(1, 2)
+        made = weights[..., :-1, :].flatten(1, 3).transpose(1, 2) @ old
+        return made + (weights[..., -1, :].permute(3, 0, 1, 2).flatten(2) @ new).transpose(0, 1)
 
     def _capped(self, scores: Tensor) -> Tensor:
         return scores if self.soft_cap is None else torch.tanh(scores / self.soft_cap) * self.soft_cap
-
-    def _bias_at(self, position: int, kv_heads: int, groups: int, extensions: int) -> Tensor:
-        row = self.bias[:, position, : position + 1]
-        if row.shape[0] == 1:
-            return row.view(1, 1, 1, -1)
-        return row.view(1, kv_heads, 1, groups, -1).expand(1, kv_heads, extensions, groups, -1).flatten(2, 3)
 
 
 def read_heads(

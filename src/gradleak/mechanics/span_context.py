@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.heads import Heads, read_heads
@@ -28,16 +28,13 @@ from gradleak.mechanics.span_readers import (
     judge_rows,
 )
 from gradleak.mechanics.span_reading import Reading, output_reading, stream_reading
+from gradleak.mechanics.span_screen import Screen
 
 DECOYS = 12
 """Random tokens tested beside the candidates of each position: they show what a wrong continuation looks like."""
 _NULL_ROWS = 192
 _DECISIVE = 1.0
 """Decades between members and wrong continuations from which a reading may reject one; the best reading always may."""
-_FAR_APART = 2.0
-"""Decades between members and wrong continuations, over all readings, from which a few columns may exclude the latter."""
-_ROUGH_MARGIN = 8.0
-"""Factor granted to each reading by a few columns: a continuation at the middle loses by it once in half a million times."""
 _WORTH_SCREENING = 64
 """Continuations below which the test itself is as fast."""
 _ACTIVATIONS = 12
@@ -105,6 +102,7 @@ class Attended:
     grid: Grid
     heads: Heads
     readings: tuple[Reading, ...]
+    screen: Screen
 
     @staticmethod
     def of(grid: Grid, readers: Sequence[Reader], model: Model, rng: torch.Generator) -> Attended | None:
@@ -121,7 +119,9 @@ class Attended:
             for reader in near
         ]
         usable = tuple(reading for reading in readings if reading is not None)
-        return Attended(grid=grid, heads=heads, readings=usable) if usable else None
+        if not usable:
+            return None
+        return Attended(grid=grid, heads=heads, readings=usable, screen=Screen.of(usable, rng))
 
     def since(self, start: int) -> Attended:
         readings = tuple(reading.since(start) for reading in self.readings)
@@ -131,7 +131,8 @@ class Attended:
         before = prefixes.shape[1]
         count = self.grid.counts[before]
         rate = FALSE_ALARM_RATE / max(1, len(prefixes) * count * tests_left)
-        cuts = [null.cut(rate) for null in self._nulls(prefixes)]
+        nulls = self._nulls(prefixes)
+        cuts = [null.cut(rate) for null in nulls]
         margins = [reading.margin(cut) for reading, cut in zip(self.readings, cuts, strict=True)]
         # What the readings still to come could at most say in favor.
         slack = [sum(0.5 * math.log(10.0) * max(m, 0.0) for m in margins[i + 1 :]) for i in range(len(margins))]
@@ -139,15 +140,19 @@ class Attended:
         passed = torch.zeros(len(prefixes), count, dtype=torch.bool)
         excess = torch.zeros(len(prefixes), count, dtype=torch.float64)
         extensions = torch.arange(count)
-        rough = self._rough(decisive, cuts, margins)
+        # Half way between the largest residual of a member and the cut.
+        middles = {i: math.sqrt(min(self.readings[i].space.worst, cuts[i]) * cuts[i]) for i in decisive}
+        useful = self.screen.threshold(middles) < sum(nulls[i].center for i in decisive)
+        if useful and passed.numel() >= _WORTH_SCREENING:
+            plausible = self.screen.keeps(self.heads, prefixes, count, middles)
+        else:
+            plausible = torch.ones_like(passed)
         for part in chunks(len(prefixes), count * self.heads.width):
-            plausible = self._plausible(prefixes[part], extensions, rough)
-            parents, children = plausible.nonzero(as_tuple=True)
-            attended = (
-                self.heads.extend(prefixes[part], extensions).flatten(0, 1)
-                if len(parents) == plausible.numel()
-                else self.heads.extend_each(prefixes[part][parents], children)
-            )
+            parents, children = plausible[part].nonzero(as_tuple=True)
+            if len(parents) == plausible[part].numel():
+                attended = self.heads.extend(prefixes[part], extensions).flatten(0, 1)
+            else:
+                attended = self.heads.extend_each(prefixes[part][parents], children)
             alive = torch.arange(len(attended))
             evidence = torch.zeros(len(attended), dtype=torch.float64)
             total = torch.zeros(len(attended), dtype=torch.float64)
@@ -159,34 +164,6 @@ class Attended:
             passed[part][parents[alive], children[alive]] = True
             excess[part][parents, children] = total / len(decisive)
         return Verdicts(passed=passed, excess=excess)
-
-    def _rough(
-        self, decisive: Sequence[int], cuts: Sequence[float], margins: Sequence[float]
-    ) -> list[tuple[Reading, float]]:
-        """Readings by a few columns, with the residual in the middle between members and others; none where these are close."""
-        if sum(margins[i] for i in decisive) < _FAR_APART:
-            return []
-        found = [(self.readings[i], math.sqrt(min(self.readings[i].space.worst, cuts[i]) * cuts[i])) for i in decisive]
-        short = [(reading.rough(), middle) for reading, middle in found]
-        return (
-            [(reading, middle) for reading, middle in short if reading is not None] if all(r for r, _ in short) else []
-        )
-
-    def _plausible(
-        self, prefixes: Tensor, extensions: Tensor, rough: Sequence[tuple[Reading, float]]
-    ) -> Bool[Tensor, "prefixes extensions"]:
-        """Continuations that the readings by a few columns do not exclude."""
-        shape = (len(prefixes), len(extensions))
-        if not rough or shape[0] * shape[1] < _WORTH_SCREENING:
-            return torch.ones(shape, dtype=torch.bool)
-        made = self.heads.project(prefixes, extensions, torch.cat([reading.columns for reading, _ in rough], dim=1))
-        evidence = torch.zeros(shape, dtype=torch.float64)
-        for (reading, middle), part in zip(
-            rough, made.split([r.columns.shape[1] for r, _ in rough], dim=-1), strict=True
-        ):
-            base = 0.0 if reading.base is None else reading.base[extensions, prefixes.shape[1]]
-            evidence += (reading.read(part + base)[0] / (_ROUGH_MARGIN * middle)).log()
-        return evidence < 0
 
     def _nulls(self, prefixes: Tensor) -> list[LogNull]:
         """For each reading, the law of decoys behind (some of) the prefixes."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.stats import beta, norm
+from scipy.special import ndtri
+from scipy.stats import beta
 from torch import Tensor
 
 _TINY = 1e-300
@@ -71,7 +72,7 @@ class LogNull:
 
     def cut(self, false_alarms: float) -> float:
         """The residual below which one wrong continuation falls with probability ``false_alarms``."""
-        return math.exp(self.center + self.width * float(norm.ppf(false_alarms)))
+        return math.exp(self.center + self.width * float(ndtri(false_alarms)))
 
 
 def accept(residual: Float[Tensor, "*batch"], expected: Float[Tensor, "*batch"], *, null_cut: float) -> torch.Tensor:

@@ -20,8 +20,8 @@ from gradleak.mechanics.span_readers import Model, Reader
 from gradleak.models import LinearMap
 
 _OUTSIDE_COLUMNS, _TILT_COLUMNS, _LENGTH_COLUMNS = 32, 16, 32
-_ROUGH_COLUMNS = 8
-"""Columns of the test that comes first: residual and length are off by a factor f with probability below 35 f⁻⁸."""
+_ROUGH_COLUMNS, _SHARP_ROUGH_COLUMNS = 8, 32
+"""Columns of a rough test where members and others are decades apart, and where they are not."""
 _CLEAR = 100.0
 """Ratio of a non-member's residual to a member's above which a sketch of the complement is as good as all of it."""
 _SHARP_COLUMNS = 128
@@ -80,24 +80,22 @@ class Reading:
         expected = self.space.noise * math.sqrt(self.space.rest) * (tilt.norm(dim=-1) / size).double()
         return (outside.norm(dim=-1) / size).double(), expected.hypot(expected.new_tensor(self.space.precision))
 
-    def rough(self) -> Reading | None:
-        """The same test by fewer columns, without the tilt; None where it needs all that are outside the space."""
-        if self.widths[0] != _OUTSIDE_COLUMNS:
-            return None
-        kept, start = [], 0
-        widths = (_ROUGH_COLUMNS, 0, *(min(_ROUGH_COLUMNS, width) for width in self.widths[2:]))
-        for few, width in zip(widths, self.widths, strict=True):
-            kept.append(torch.arange(start, start + few))
-            start += width
-        scale = torch.cat(
-            [torch.full((few,), math.sqrt(w / few)) for few, w in zip(widths, self.widths, strict=True) if few]
-        )
-        chosen = torch.cat(kept)
+    def rough(self, rng: torch.Generator) -> Reading:
+        """The same test by fewer columns, without the tilt."""
+        outside, _, *lengths = self.widths
+        few = _ROUGH_COLUMNS if outside == _OUTSIDE_COLUMNS else min(_SHARP_ROUGH_COLUMNS, outside)
+        parts = [_fewer(outside, few, rng), *(_fewer(width, few, rng) for width in lengths)]
+        starts = [0, *(outside + self.widths[1] + sum(lengths[:i]) for i in range(len(lengths)))]
+        mixer = torch.zeros(sum(self.widths), sum(part.shape[1] for part in parts), dtype=self.columns.dtype)
+        column = 0
+        for start, part in zip(starts, parts, strict=True):
+            mixer[start : start + len(part), column : column + part.shape[1]] = part
+            column += part.shape[1]
         return replace(
             self,
-            columns=self.columns[:, chosen] * scale,
-            base=None if self.base is None else self.base[..., chosen] * scale,
-            widths=widths,
+            columns=self.columns @ mixer,
+            base=None if self.base is None else self.base @ mixer,
+            widths=(parts[0].shape[1], 0, *(part.shape[1] for part in parts[1:])),
             constant=self.constant[:0],
         )
 
@@ -184,6 +182,13 @@ def _reading(
         offset_norm=float(offset.norm()),
         constant=(offset @ tilt).to(dtype),
     )
+
+
+def _fewer(width: int, few: int, rng: torch.Generator) -> Tensor:
+    """A mixture of ``width`` columns to at most ``few`` that keeps lengths on average."""
+    if width <= few:
+        return torch.eye(width)
+    return torch.linalg.qr(torch.randn(width, few, generator=rng)).Q * math.sqrt(width / few)
 
 
 def _mixer(rows: int, columns: int, rng: torch.Generator) -> Tensor:
