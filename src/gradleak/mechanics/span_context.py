@@ -37,6 +37,8 @@ _DECISIVE = 1.0
 """Decades between members and wrong continuations from which a reading may reject one; the best reading always may."""
 _WORTH_SCREENING = 64
 """Continuations below which the test itself is as fast."""
+_FEW = 4
+"""One continuation in so many is followed on its own; of more, all share their products."""
 _ACTIVATIONS = 12
 """Rough number of width-sized activations that a block holds per token; sizes the chunks."""
 
@@ -140,19 +142,17 @@ class Attended:
         passed = torch.zeros(len(prefixes), count, dtype=torch.bool)
         excess = torch.zeros(len(prefixes), count, dtype=torch.float64)
         extensions = torch.arange(count)
-        # Half way between the largest residual of a member and the cut.
-        middles = {i: math.sqrt(min(self.readings[i].space.worst, cuts[i]) * cuts[i]) for i in decisive}
-        useful = self.screen.threshold(middles) < sum(nulls[i].center for i in decisive)
-        if useful and passed.numel() >= _WORTH_SCREENING:
-            plausible = self.screen.keeps(self.heads, prefixes, count, middles)
-        else:
-            plausible = torch.ones_like(passed)
+        deciding = {i: cuts[i] for i in decisive}
+        usual = {i: math.exp(nulls[i].center) for i in decisive}
+        plausible = torch.ones_like(passed)
+        if passed.numel() >= _WORTH_SCREENING and self.screen.excludes(deciding, usual):
+            plausible = self.screen.keeps(self.heads, prefixes, count, deciding)
         for part in chunks(len(prefixes), count * self.heads.width):
             parents, children = plausible[part].nonzero(as_tuple=True)
-            if len(parents) == plausible[part].numel():
-                attended = self.heads.extend(prefixes[part], extensions).flatten(0, 1)
-            else:
+            if _FEW * len(parents) < plausible[part].numel():
                 attended = self.heads.extend_each(prefixes[part][parents], children)
+            else:
+                attended = self.heads.extend(prefixes[part], extensions)[parents, children]
             alive = torch.arange(len(attended))
             evidence = torch.zeros(len(attended), dtype=torch.float64)
             total = torch.zeros(len(attended), dtype=torch.float64)

@@ -81,22 +81,19 @@ class Reading:
         return (outside.norm(dim=-1) / size).double(), expected.hypot(expected.new_tensor(self.space.precision))
 
     def rough(self, rng: torch.Generator) -> Reading:
-        """The same test by fewer columns, without the tilt."""
-        outside, _, *lengths = self.widths
-        few = _ROUGH_COLUMNS if outside == _OUTSIDE_COLUMNS else min(_SHARP_ROUGH_COLUMNS, outside)
-        parts = [_fewer(outside, few, rng), *(_fewer(width, few, rng) for width in lengths)]
-        starts = [0, *(outside + self.widths[1] + sum(lengths[:i]) for i in range(len(lengths)))]
-        mixer = torch.zeros(sum(self.widths), sum(part.shape[1] for part in parts), dtype=self.columns.dtype)
-        column = 0
-        for start, part in zip(starts, parts, strict=True):
-            mixer[start : start + len(part), column : column + part.shape[1]] = part
-            column += part.shape[1]
+        """The same test by fewer columns; without the tilt where a member's largest residual will do in its place."""
+        outside, tilt, *lengths = self.widths
+        clear = outside == _OUTSIDE_COLUMNS
+        few = _ROUGH_COLUMNS if clear else _SHARP_ROUGH_COLUMNS
+        parts = [_fewer(outside, few, rng), torch.eye(tilt)[:, : 0 if clear else tilt]]
+        parts += [_fewer(width, few, rng) for width in lengths]
+        mixer = torch.block_diag(*parts).to(self.columns.dtype)
         return replace(
             self,
             columns=self.columns @ mixer,
             base=None if self.base is None else self.base @ mixer,
-            widths=(parts[0].shape[1], 0, *(part.shape[1] for part in parts[1:])),
-            constant=self.constant[:0],
+            widths=tuple(part.shape[1] for part in parts),
+            constant=self.constant @ parts[1].to(self.constant.dtype),
         )
 
     def margin(self, cut: float) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradleak.mechanics.heads import Heads
 from gradleak.mechanics.probe import chunks
+from gradleak.mechanics.span_null import log_odds
 from gradleak.mechanics.span_reading import Reading
 
 _MISSED = 1e-6
@@ -26,7 +27,7 @@ class Screen:
     """The readings by a few of their columns.
 
     Attributes:
-        readings: the same tests, without tilts; ``columns``: those of all of them, side by side.
+        readings: the same tests by fewer columns; ``columns``: those of all of them, side by side.
         errors: factors by which they overstate a residual with probability ``_MISSED``: outside and length are both known from
             k columns, and the ratio of their squares is F-distributed with (k, k) degrees of freedom.
     """
@@ -45,27 +46,34 @@ class Screen:
             errors=tuple(math.sqrt(float(ratio_of_variances.isf(_MISSED, *each))) for each in degrees),
         )
 
-    def threshold(self, middles: Mapping[int, float]) -> float:
-        """What the logarithms of the residuals of some readings may add up to, if ``middles`` decide between both sides."""
-        return sum(math.log(self.errors[i] * middle) for i, middle in middles.items())
+    def excludes(self, cuts: Mapping[int, float], usual: Mapping[int, float]) -> bool:
+        """Whether a usual wrong continuation is excluded, given its residual in each reading and the null's cut there."""
+        odds = 0.0
+        for i, cut in cuts.items():
+            space = self.readings[i].space
+            member = space.typical if self.readings[i].widths[1] else space.worst
+            odds += math.log(usual[i] / (self.errors[i] * math.sqrt(min(member, cut) * cut)))
+        return odds > 0
 
     def keeps(
-        self, heads: Heads, prefixes: Int64[Tensor, "prefixes before"], count: int, middles: Mapping[int, float]
+        self, heads: Heads, prefixes: Int64[Tensor, "prefixes before"], count: int, cuts: Mapping[int, float]
     ) -> Bool[Tensor, "prefixes extensions"]:
         """Which of the first ``count`` candidates may pass behind each prefix.
 
         Args:
-            middles: for each reading that decides, the residual half way between members and others.
+            cuts: for each reading that decides, the null's cut.
         """
         rows, before = torch.arange(count, device=prefixes.device), prefixes.shape[1]
-        kept, threshold = [], self.threshold(middles)
         widths = [reading.columns.shape[1] for reading in self.readings]
+        kept = []
         for part in chunks(len(prefixes), 2 * count * heads.query.shape[2] * (before + 1)):
             made = heads.project(prefixes[part], rows, self.columns).split(widths, dim=-1)
             evidence = torch.zeros(made[0].shape[:2], dtype=torch.float64)
-            for i in middles:
+            for i, cut in cuts.items():
                 reading = self.readings[i]
                 stream = 0.0 if reading.base is None else reading.base[rows, before]
-                evidence += reading.read(made[i] + stream)[0].clamp(min=1e-30).log()
-            kept.append(evidence < threshold)
+                residual, expected = reading.read(made[i] + stream)
+                expected = expected if reading.widths[1] else expected.new_tensor(reading.space.worst)
+                evidence += log_odds(residual, expected, null_cut=cut) - math.log(self.errors[i])
+            kept.append(evidence < 0)
         return torch.cat(kept)
