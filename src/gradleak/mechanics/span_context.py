@@ -127,7 +127,12 @@ class Attended:
 
     def since(self, start: int) -> Attended:
         readings = tuple(reading.since(start) for reading in self.readings)
-        return Attended(grid=self.grid.since(start), heads=self.heads.since(start), readings=readings)
+        return Attended(
+            grid=self.grid.since(start),
+            heads=self.heads.since(start),
+            readings=readings,
+            screen=self.screen.since(start),
+        )
 
     def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
         before = prefixes.shape[1]

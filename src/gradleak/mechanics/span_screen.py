@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -45,6 +45,10 @@ class Screen:
             columns=torch.cat([reading.columns for reading in rough], dim=1),
             errors=tuple(math.sqrt(float(ratio_of_variances.isf(_MISSED, *each))) for each in degrees),
         )
+
+    def since(self, start: int) -> Screen:
+        """The same where sequences begin at position ``start``."""
+        return replace(self, readings=tuple(reading.since(start) for reading in self.readings))
 
     def excludes(self, cuts: Mapping[int, float], usual: Mapping[int, float]) -> bool:
         """Whether a usual wrong continuation is excluded, given its residual in each reading and the null's cut there."""
