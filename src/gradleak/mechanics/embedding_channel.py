@@ -5,15 +5,14 @@ how attacks search.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int64
-from scipy.special import chdtri
 from torch import Tensor
 
 from gradleak.mechanics.labels import classes_present
+from gradleak.mechanics.row_noise import row_noise, rows_above
 from gradleak.mechanics.tokens import Support, order_of_one, token_support
 from gradleak.mechanics.training import ClientTrainer
 from gradleak.models import Anatomy
@@ -28,7 +27,8 @@ class EmbeddingChannel:
     Attributes:
         rows: gradient (or step, less what weight decay alone would do) of the token table; ``places``: of the position table's rows
             that received a signal, in order. None where not shared, or not told from noise.
-        support: tokens that occur; ``exact`` only if absent tokens are exactly zero, so not with a tied head or noise.
+        support: tokens that occur; ``exact`` only if absent tokens are exactly zero, so not with a tied head or noise; ``reliable``
+            also under white noise.
         longest: number of positions that the longest record has, from the position table; None where that does not tell it.
         classes: classes that occur, from the signs of the head's bias; None where it has none.
     """
@@ -61,7 +61,7 @@ class EmbeddingChannel:
         return EmbeddingChannel(
             rows=rows,
             places=None if table is None or used is None else table[used],
-            support=token_support(rows, at_most=at_most),
+            support=token_support(rows, at_most=at_most, white=trainer is None or trainer.training.share == "gradient"),
             # Some tables leave their first rows to padding: what counts is how many are used, without a gap.
             longest=None if used is None or not _without_gap(used) else len(used),
             classes=classes_present(update, anatomy),
@@ -84,17 +84,16 @@ def _signal(
 def _used(table: Float[Tensor, "positions model"]) -> Int64[Tensor, " used"] | None:
     """Rows that received a signal: all that are not zero; where noise fills the table, those of more energy than it has.
 
-    The noise is read from the median row, so it is told only where less than half of the positions are used.
+    None where nothing stands out, or so many rows are used that they hide what noise is.
     """
     energy = table.double().square().sum(1)
-    width = table.shape[1]
     if int((energy > 0).sum()) <= len(table) // 2:
         return energy.nonzero().flatten()
-    if not bool((energy > 0).all()):
+    noise = row_noise(energy, table.shape[1], false_alarms=_FALSE_ALARM)
+    if noise is None:
         return None
-    level = float(energy.median()) / chdtri(width, 0.5)
-    found = (energy > level * chdtri(width, _FALSE_ALARM / len(table))).nonzero().flatten()
-    return found if len(found) and math.isfinite(level) else None
+    found = rows_above(energy, table.shape[1], noise=noise, false_alarms=_FALSE_ALARM).nonzero().flatten()
+    return found if len(found) else None
 
 
 def _without_gap(used: Int64[Tensor, " used"]) -> bool:

@@ -13,21 +13,16 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
-from gradleak.mechanics.probe import linear_inputs
-from gradleak.mechanics.span_candidates import nearest_pairs
 from gradleak.mechanics.span_case import SpanCase
 from gradleak.mechanics.span_context import Grid
 from gradleak.mechanics.span_growth import Grown
 from gradleak.mechanics.span_matching import match_jointly
 from gradleak.mechanics.span_noise import noise_in
-from gradleak.mechanics.span_preference import Preference, preferences
-from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, NoiseOf, Reader
+from gradleak.mechanics.span_pairs import noisy_candidates
+from gradleak.mechanics.span_preference import preferences
+from gradleak.mechanics.span_readers import Candidates, NoiseOf, Reader
 from gradleak.mechanics.span_settled import settle
-from gradleak.mechanics.span_sparse import sparse_members
 
-_SHORTLIST = 6
-"""Candidate pairs per dimension that the sparse search starts from: it held every true pair of 16 x 16 at noise 0.1, and 182 of
-185 at 0.3 (one batch); twice as many find no more and cost twice as much."""
 _BLOCKS = 2
 
 Sequences = tuple[Int64[Tensor, " length"], ...]
@@ -40,49 +35,6 @@ def measured_noise(update: Mapping[str, Tensor], known: NoiseOf) -> NoiseOf:
         return known(name) or noise_in(update[name])
 
     return std
-
-
-def noisy_candidates(
-    update: Mapping[str, Tensor],
-    model: Model,
-    first: Reader,
-    *,
-    noise_std: NoiseOf,
-    positions: int,
-    rng: torch.Generator,
-) -> Candidates | None:
-    """Tokens at positions that together explain the first attention's gradient; None if it was not shared."""
-    reading = Preference.of(update, model.subject.anatomy.blocks[0].attention_inputs, noise_std)
-    if reading is None:
-        return None
-    tokens, places = nearest_pairs(
-        first,
-        model,
-        reading.root,
-        tokens=torch.arange(model.vocab_size),
-        positions=positions,
-        count=_SHORTLIST * first.space.features,
-        rng=rng,
-    )
-    inputs = torch.empty(len(tokens), first.space.features)
-    for place in places.unique().tolist():
-        here = (places == place).nonzero().flatten()
-        row = tokens[here].unsqueeze(1).expand(-1, place + 1)
-        inputs[here] = linear_inputs(model.subject, (reading.path,), row, parameters=model.parameters)[reading.path][
-            :, place
-        ]
-    rate = FALSE_ALARM_RATE / (model.vocab_size * (int(places.max()) + 1))
-    members = sparse_members(inputs, reading.gradient, false_alarms=rate)
-    positional = bool(places.any())
-    found = [tokens[members[places[members] == p]] for p in range(positions if positional else 1)]
-    found = found if positional else found * positions
-    return Candidates(
-        tokens=tuple(found),
-        residuals=tuple(torch.zeros(len(ids)) for ids in found),
-        nearest=torch.stack([tokens[places == (p if positional else 0)][0] for p in range(positions)]),
-        null_cut=1.0,
-        positional=positional,
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

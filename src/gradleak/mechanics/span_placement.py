@@ -12,9 +12,11 @@ rows show what is likely, not what is true.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+_LIKELY = 0.25
+"""A token may stand where its share is at least this part of its largest."""
 _STEPS = 400
 _CUT = 1e-13
 """Energies below this part of the largest are float32 rounding."""
@@ -42,6 +44,11 @@ def place_tokens(
         reflected = reflected - equations @ (equations.T @ reflected - right.T)
         point = point + reflected - inside
     return _to_simplex(point)
+
+
+def likely_places(shares: Float[Tensor, "tokens positions"]) -> Bool[Tensor, "tokens positions"]:
+    """Where each token may stand: at its likeliest place, and where it has a good part of that share."""
+    return shares >= _LIKELY * shares.amax(dim=1, keepdim=True)
 
 
 def _to_simplex(rows: Float[Tensor, "rows entries"]) -> Float[Tensor, "rows entries"]:

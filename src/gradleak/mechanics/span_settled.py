@@ -23,8 +23,10 @@ from gradleak.mechanics.probe import linear_inputs
 from gradleak.mechanics.span_preference import Preference
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Model
 
-_DEPENDENT = 1e-6
+DEPENDENT = 1e-6
 """A squared length below which nothing of a unit vector is its own."""
+_ROUNDING = 1e-13
+"""Part of the largest squared length that float32 inputs leave where nothing should be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +113,9 @@ def own_energy(
     Args:
         unit: vectors of at most unit length; gradient: in units of its noise.
     """
-    own = torch.linalg.pinv(unit @ unit.T, hermitian=True) @ unit
-    length = own.square().sum(dim=1)
-    energy = (own @ gradient).square().sum(dim=1) / length.clamp(min=1e-300)
-    return torch.where(length < 1.0 / _DEPENDENT, energy, 0.0)
+    values, vectors = torch.linalg.eigh(unit @ unit.T)
+    # Not the pseudo-inverse: of vectors that depend on each other it makes directions that are none of theirs.
+    inverse = (vectors / values.clamp(min=_ROUNDING * float(values[-1]))) @ vectors.T
+    length = inverse.diagonal()
+    energy = (inverse @ (unit @ gradient)).square().sum(dim=1) / length.clamp(min=1e-300)
+    return torch.where(length < 1.0 / DEPENDENT, energy, 0.0)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from scipy.special import chdtri
 from torch import Tensor
 
-from gradleak.mechanics.span_settled import own_energy
+from gradleak.mechanics.span_settled import DEPENDENT
 
 _POWER = 1.5
 """Of the ratio: 1/2 never falls back but takes hundreds of steps, 1 is MacKay's; any has the same fixed points."""
@@ -57,13 +57,57 @@ def sparse_members(
     """
     unit = torch.nn.functional.normalize(candidates.double(), dim=1)
     members = _Shares.start(unit, gradient, price=-math.log(false_alarms)).fewest()
+    return members[eliminate(unit[members], gradient, false_alarms=false_alarms)]
+
+
+def eliminate(
+    unit: Float[Tensor, "candidates features"], gradient: Float[Tensor, "features columns"], *, false_alarms: float
+) -> Int64[Tensor, " members"]:
+    """Candidates left when the one with the least energy of its own is dropped, again and again, until all hold enough.
+
+    As long as all members are among the candidates the energy of every other is that of noise. What depends on candidates before
+    it has no energy of its own and is not asked.
+
+    Args:
+        unit: of unit length, the likeliest first.
+        gradient: in units of its noise.
+    """
     threshold = float(chdtri(gradient.shape[1], false_alarms))
+    own = torch.linalg.qr(unit.T, mode="r").R.diagonal().square()
+    members = (own > DEPENDENT).nonzero().flatten()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(unit[members] @ unit[members].T))
+    held = inverse @ (unit[members] @ gradient)
+    outer = held @ held.T
     while len(members):
-        energy = own_energy(unit[members], gradient)
-        if float(energy.min()) >= threshold:
+        last = int((outer.diagonal() / inverse.diagonal()).argmin())
+        if float(outer[last, last]) >= threshold * float(inverse[last, last]):
             break
-        members = members[energy > energy.min()]
+        # Without one vector the inverse and what it makes of the gradient lose a term of rank one.
+        tilt = inverse[:, last] / inverse[last, last]
+        shift = torch.outer(tilt, outer[last])
+        outer = outer - shift - shift.T + float(outer[last, last]) * torch.outer(tilt, tilt)
+        inverse = inverse - torch.outer(tilt, inverse[last])
+        keep = torch.arange(len(members), device=members.device) != last
+        members, inverse, outer = members[keep], inverse[keep][:, keep], outer[keep][:, keep]
     return members
+
+
+def stand_out(
+    unit: Float[Tensor, "candidates features"],
+    members: Float[Tensor, "members features"],
+    gradient: Float[Tensor, "features columns"],
+    *,
+    false_alarms: float,
+) -> Int64[Tensor, " candidates"]:
+    """Candidates that beside the members hold more energy than noise, the strongest first."""
+    frame = torch.linalg.qr(members.T).Q
+    left = unit - (unit @ frame) @ frame.T
+    length = left.square().sum(dim=1)
+    # The energy of many candidates is had cheaper from products of features than of columns.
+    energy = ((left @ (gradient @ gradient.T)) * left).sum(dim=1) / length.clamp(min=1e-300)
+    energy = torch.where(length > DEPENDENT, energy, 0.0)
+    found = (energy >= float(chdtri(gradient.shape[1], false_alarms))).nonzero().flatten()
+    return found[energy[found].argsort(descending=True)]
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ from jaxtyping import Float, Int64
 from scipy import stats
 from torch import Tensor
 
+from gradleak.mechanics.row_noise import row_noise, rows_above
+
 _FALSE_ALARM = 0.05
 _ROWS = 8192
 
@@ -27,29 +29,40 @@ class Support:
     Attributes:
         ids: token ids, largest row norm first.
         exact: True if the other rows are exactly zero; False if the ids were told from a dense background.
+        noise: standard deviation per entry of the background where it is white noise (0 if exact): then any of the ids is false
+            with probability at most 0.05. None where the background follows no law that is known (a tied head).
     """
 
     ids: Int64[Tensor, " tokens"]
     exact: bool
+    noise: float | None = None
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the rate of false ids is known."""
+        return self.noise is not None
 
 
-def token_support(rows: Float[Tensor, "vocab model"], *, at_most: int | None = None) -> Support:
+def token_support(rows: Float[Tensor, "vocab model"], *, at_most: int | None = None, white: bool = True) -> Support:
     """Tokens whose embedding row received a signal.
 
-    Where most rows are exactly zero the support is the rest. Otherwise (tied head, noise) almost all rows form a
-    background: the log row energy of that background is summarized by its median and median deviation, and a row is
-    taken if a normal law of that center and width would exceed it with probability below 0.05 / vocab.
+    Where most rows are exactly zero the support is the rest. Otherwise almost all rows form a background. If it is white
+    noise (``row_noise``), a row is taken if noise gives it that energy with probability below 0.05 / vocab. If it is
+    not (tied head), the log row energy of the background is summarized by its median and median deviation, and a normal law
+    of that center and width takes the place of the exact one.
 
     Args:
         rows: gradient of the token embedding.
         at_most: upper bound on the number of distinct tokens (batch size × length), if known.
+        white: whether the background may be white noise; rounding of the weights in a delta is larger where weights are.
     """
     # Block by block: a large vocabulary in float64 would be the largest tensor of all.
     energy = torch.cat([part.double().square().sum(1) for part in rows.split(_ROWS)])
     nonzero = int((energy > 0).sum())
     exact = nonzero <= rows.shape[0] // 2
-    if exact:
-        taken = (energy > 0).nonzero().flatten()
+    noise = 0.0 if exact else row_noise(energy, rows.shape[1], false_alarms=_FALSE_ALARM) if white else None
+    if noise is not None:
+        taken = rows_above(energy, rows.shape[1], noise=noise, false_alarms=_FALSE_ALARM).nonzero().flatten()
     else:
         level = energy.clamp_min(torch.finfo(torch.float64).tiny).log()
         center = level.median()
@@ -57,7 +70,7 @@ def token_support(rows: Float[Tensor, "vocab model"], *, at_most: int | None = N
         threshold = center + float(stats.norm.isf(_FALSE_ALARM / rows.shape[0])) * width
         taken = (level > threshold).nonzero().flatten()
     ranked = taken[energy[taken].argsort(descending=True)]
-    return Support(ids=ranked if at_most is None else ranked[:at_most], exact=exact)
+    return Support(ids=ranked if at_most is None else ranked[:at_most], exact=exact, noise=noise)
 
 
 def order_of_one(

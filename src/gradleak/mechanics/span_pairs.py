@@ -1,0 +1,107 @@
+"""Why: before the first attention a position knows its own token only, so which tokens stand where can be told under noise without
+their order in records: pairs of token and position that together explain the first attention's gradient. Must not know sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradleak.mechanics.probe import linear_inputs
+from gradleak.mechanics.span_candidates import nearest_pairs
+from gradleak.mechanics.span_preference import Preference
+from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, NoiseOf, Reader
+from gradleak.mechanics.span_sparse import eliminate, sparse_members, stand_out
+from gradleak.mechanics.span_tabled import Pairs, Tabled
+
+_SHORTLIST = 6
+"""Candidate pairs per dimension that the sparse search starts from: it held every true pair of 16 x 16 at noise 0.1, and 182 of
+185 at 0.3 (one batch); twice as many find no more and cost twice as much."""
+
+_SWEEPS = 4
+"""Times that pairs which the tables did not show are asked for."""
+
+
+def noisy_candidates(
+    update: Mapping[str, Tensor],
+    model: Model,
+    first: Reader,
+    *,
+    noise_std: NoiseOf,
+    positions: int,
+    rng: torch.Generator,
+) -> Candidates | None:
+    """Tokens at positions that together explain the first attention's gradient; None if it was not shared.
+
+    They are sought among those that the tables' gradients show, or in the whole vocabulary where these were not shared.
+    """
+    reading = Preference.of(update, model.subject.anatomy.blocks[0].attention_inputs, noise_std)
+    if reading is None:
+        return None
+    told = Tabled.of(update, model.subject.anatomy, positions=positions)
+    if told is not None and told.pairs is not None:
+        return _placed(told, told.pairs, reading, model)
+    known = torch.arange(model.vocab_size) if told is None else told.tokens
+    count = _SHORTLIST * first.space.features
+    tokens, places = nearest_pairs(first, model, reading.root, tokens=known, positions=positions, count=count, rng=rng)
+    positional = bool(places.any())
+    inputs = _inputs(tokens, places, reading.path, model)
+    rate = FALSE_ALARM_RATE / (len(known) * (positions if positional else 1))
+    members = sparse_members(inputs, reading.gradient, false_alarms=rate)
+    return _candidates(
+        tokens[members], places[members], torch.zeros(len(members)), positions=positions, positional=positional
+    )
+
+
+def _placed(told: Tabled, pairs: Pairs, reading: Preference, model: Model) -> Candidates:
+    """Of what the tables place, pairs that hold energy of their own; of tokens that have none such, their likeliest place.
+
+    Where a token stands a second time the tables may not show it. So every token is weighed at every position beside what was
+    found; what noise would not make so strong is asked with the rest, until there is nothing such.
+
+    The residual is 0 of pairs that hold energy of their own and 1 of the others.
+    """
+    count, positions = len(told.tokens), told.positions
+    tokens, places = told.tokens.repeat(positions), torch.arange(positions).repeat_interleave(count)
+    inputs = _inputs(tokens, places, reading.path, model)
+    rate = FALSE_ALARM_RATE / len(tokens)
+    rows = told.rows(pairs)
+    asked = members = chosen = rows
+    for _ in range(_SWEEPS):
+        members = asked[eliminate(inputs[asked], reading.gradient, false_alarms=rate)]
+        bare = rows[~torch.isin(tokens[rows], tokens[members])]
+        first = torch.tensor([int((tokens[bare] == token).nonzero()[0]) for token in tokens[bare].unique()])
+        chosen = torch.cat((members, bare[first.long()]))
+        more = stand_out(inputs, inputs[chosen], reading.gradient, false_alarms=rate)
+        if not len(more):
+            break
+        asked = torch.cat((chosen, more))
+    residuals = (torch.arange(len(chosen)) >= len(members)).float()
+    return _candidates(tokens[chosen], places[chosen], residuals, positions=positions, positional=True)
+
+
+def _inputs(tokens: Tensor, places: Tensor, path: str, model: Model) -> Float[Tensor, "pairs features"]:
+    """Unit inputs of the first attention, in float64; what other tokens a row holds does not matter."""
+    found: dict[int, Tensor] = {}
+    for place in places.unique().tolist():
+        row = tokens[places == place].unsqueeze(1).expand(-1, place + 1)
+        found[place] = linear_inputs(model.subject, (path,), row, parameters=model.parameters)[path][:, place]
+    inputs = torch.empty(len(tokens), next(iter(found.values())).shape[1], dtype=torch.float64)
+    for place, rows in found.items():
+        inputs[places == place] = torch.nn.functional.normalize(rows.double(), dim=1)
+    return inputs
+
+
+def _candidates(tokens: Tensor, places: Tensor, residuals: Tensor, *, positions: int, positional: bool) -> Candidates:
+    """By position; the same at all of them where positions do not enter the input."""
+    found = [places == place for place in range(positions)] if positional else [places == 0] * positions
+    return Candidates(
+        tokens=tuple(tokens[here] for here in found),
+        residuals=tuple(residuals[here] for here in found),
+        nearest=torch.stack([tokens[here][0] if bool(here.any()) else tokens.new_zeros(()) for here in found]),
+        null_cut=1.0,
+        positional=positional,
+    )
