@@ -21,7 +21,7 @@ from gradleak.mechanics.span_case import SpanCase, closing_token, lengths_of_sen
 from gradleak.mechanics.span_context import Attended, Grid, Replayed, open_first
 from gradleak.mechanics.span_growth import Grown, grow
 from gradleak.mechanics.span_outcome import Outcome, conclude, outcome_of_assembly, outcome_of_growth, statistics_of
-from gradleak.mechanics.span_readers import Candidates, Reader, context_readers, first_reader, hides_first, input_drift
+from gradleak.mechanics.span_readers import Candidates, Reader, context_readers, first_reader, hides_first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +60,7 @@ class Span(Attack):
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         case = SpanCase.of(update, view)
-        drift = input_drift(case.model, case.subject.anatomy.blocks[0].attention_inputs, rng)
-        evidence = {"noise_std": case.noise_std, "summands": case.summands, "drift": drift}
+        evidence = {"noise_std": case.noise_std, "summands": case.summands, "departure": case.departure}
         first = first_reader(case.readable, case.subject.anatomy, **evidence)
         try:
             found = self._search(case, first, evidence, rng, clock)
@@ -73,7 +72,9 @@ class Span(Attack):
         if found.ordered and len(found.records) == case.batch_size and found.status is not Status.UNDECIDED:
             return found
         bag = bag_of_embeddings(case, found.message)
-        if bag is None or (found.status is not Status.UNDECIDED and covers_half(found.records, bag.records[0])):
+        # What growth leaves out is no reason to doubt what it found; what noise leaves unexplained is.
+        doubted = found.status is Status.UNDECIDED and not found.statistics.get("missed_directions")
+        if bag is None or (not doubted and covers_half(found.records, bag.records[0])):
             return found
         if found.status is Status.BUDGET_SPENT:
             return replace(bag, status=Status.BUDGET_SPENT)
@@ -96,7 +97,7 @@ class Span(Attack):
                 case,
                 candidates,
                 statistics_of(first, (), candidates),
-                "no layer behind the first attention tells their order",
+                "no layer behind the first attention tells their order" + _blind_spot(case, first),
             )
         if case.subject.anatomy.kind == "decoder":
             outcome = self._grow(case, first, candidates, readers, rng, clock)
@@ -104,7 +105,8 @@ class Span(Attack):
             outcome = self._assemble(case, first, candidates, readers, rng, clock)
         statistics = statistics_of(first, readers, candidates) | dict(outcome.statistics)
         if not outcome.records and outcome.status is not Status.BUDGET_SPENT:
-            return tokens_only(case, candidates, statistics, "no sequence of them passes behind the first attention")
+            why = "no sequence of them passes behind the first attention"
+            return tokens_only(case, candidates, statistics, why + _blind_spot(case, first))
         return conclude(case, outcome, statistics, rng, clock)
 
     def _grow(
@@ -130,12 +132,16 @@ class Span(Attack):
                 beam=beam,
                 at_most=case.batch_size,
                 clock=clock,
-                padded=candidates.positional and not blurred,
+                directions=directions,
+                positional=candidates.positional,
             )
 
         if not candidates.tokens[0].numel() and hides_first(case.subject.anatomy, first):
             candidates = open_first(candidates, readers, case.model, rng)
         blurred = is_blurred(case, first, candidates)
+        # Inputs that moved, or lost features to dropout, leave directions that are no tokens.
+        counted = not blurred and case.model.parameters is None and not case.departure.dropout
+        directions = readers[-1].space.rank if counted else 0
         outcome = outcome_of_growth(growth(candidates), case.batch_size)
         if not blurred:
             return outcome
@@ -163,3 +169,8 @@ class Span(Attack):
             rounds=self.rounds,
         ).run(rng=rng, clock=clock)
         return outcome_of_assembly(assembled, case.batch_size)
+
+
+def _blind_spot(case: SpanCase, first: Reader) -> str:
+    hidden = hides_first(case.subject.anatomy, first)
+    return "; only queries were shared, and they never show the first token of a record" if hidden else ""

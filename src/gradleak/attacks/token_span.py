@@ -13,7 +13,7 @@ from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.span_candidates import candidates_of
 from gradleak.mechanics.span_case import SpanCase
-from gradleak.mechanics.span_readers import first_reader, input_drift
+from gradleak.mechanics.span_readers import first_reader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class TokenSpan(Attack):
             case.subject.anatomy,
             noise_std=case.noise_std,
             summands=case.summands,
-            drift=input_drift(case.model, case.subject.anatomy.blocks[0].attention_inputs, rng),
+            departure=case.departure,
         )
         found = candidates_of(case, first, rng)
         bag = found.bag()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -66,9 +66,12 @@ class Subspace:
     @property
     def typical(self) -> float:
         """The residual of a member that is spread evenly over the space."""
-        return math.hypot(
-            self.noise * math.sqrt(self.rest * float(self.singular.square().reciprocal().mean())), self.precision
-        )
+        return math.hypot(self.blur, self.precision)
+
+    @property
+    def blur(self) -> float:
+        """What of it noise makes, by tilting the space."""
+        return self.noise * math.sqrt(self.rest * float(self.singular.square().reciprocal().mean()))
 
     @property
     def worst(self) -> float:
@@ -79,6 +82,14 @@ class Subspace:
     def complement(self) -> Float[Tensor, "features rest"]:
         """Orthonormal columns of everything outside; computed when first asked for."""
         return torch.linalg.qr(self.basis, mode="complete").Q[:, self.rank :]
+
+    def parted(self, relative: float) -> Subspace:
+        """The same space where members were measured at another place than they are computed, by so much of their length.
+
+        What is parted from a member has any direction, so that the share of the space's outside of it shows.
+        """
+        shown = relative * math.sqrt(self.rest / self.features)
+        return replace(self, precision=math.hypot(self.precision, shown)) if relative else self
 
     def outside(self, vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
         """The part of each vector that the space does not hold, in float64."""
@@ -132,7 +143,6 @@ def column_space(
     *,
     noise_std: Sequence[float],
     summands: int,
-    extra_precision: float = 0.0,
     expected_rank: int = 0,
 ) -> Subspace:
     """The column space of ``[G_1 | G_2 | ...]`` with a rank that the evidence allows.
@@ -150,7 +160,6 @@ def column_space(
         gradients: weight gradients oriented input-first, at least one.
         noise_std: per gradient, the standard deviation per entry that known stages added.
         summands: number of rows that each entry sums over (tokens in the batch).
-        extra_precision: further relative error of the inputs (drift over local steps).
         expected_rank: where the search for the rank starts; it costs time if wrong, and nothing else.
 
     Source: Halko, Martinsson and Tropp, arXiv 0909.4061, for the range finder; Martinsson and Tropp, arXiv 2002.01387,
@@ -170,7 +179,7 @@ def column_space(
         singular=singular,
         spectrum=found.spectrum,
         noise=found.noise,
-        precision=math.hypot(_INPUT_ROUNDING, extra_precision),
+        precision=_INPUT_ROUNDING,
         edge=found.edge,
     )
 

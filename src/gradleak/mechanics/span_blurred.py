@@ -22,11 +22,10 @@ _BLURRED = 30.0
 def is_blurred(case: SpanCase, first: Reader, candidates: Candidates) -> bool:
     """Whether noise may have hidden directions of tokens, and a joint search can look for them.
 
-    Inputs that drifted over local steps leave directions that are no tokens, and an undone AdamW step noise of many sizes:
-    neither is sought jointly.
+    Inputs that drifted over local steps or lost features to dropout leave directions that are no tokens, and an undone AdamW
+    step noise of many sizes: none is sought jointly.
     """
-    plain = case.model.parameters is None and case.readable is case.update
-    return plain and _has_room(first) and candidates.null_cut <= _BLURRED * first.space.typical
+    return case.still and _has_room(first) and candidates.null_cut <= _BLURRED * first.space.blur
 
 
 def under_noise(
@@ -73,7 +72,7 @@ def _has_room(first: Reader) -> bool:
 
 def drowned(case: SpanCase, first: Reader, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
     """What a joint search tells where noise is such that no token passes on its own; None if nothing stands out."""
-    if case.subject.anatomy.kind != "decoder" or not _has_room(first):
+    if case.subject.anatomy.kind != "decoder" or not _has_room(first) or not case.still:
         return None
     nothing = Outcome(records=(), status=Status.NOTHING_FOUND, message="", statistics={})
     outcome = under_noise(case, first, nothing, None, rng, clock)

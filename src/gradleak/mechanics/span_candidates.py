@@ -105,7 +105,8 @@ def find_candidates(
         raise NotApplicableError(
             f"The gradients of the first attention span {space.rank} of {space.features} dimensions with "
             f"relative noise {typical:.1e}: a token of the batch cannot be told from any other. The batch holds more "
-            "distinct inputs than the model is wide, or the update was altered (noise, pruning, signs, an adaptive optimizer)."
+            "distinct inputs than the model is wide, or the update was altered (noise, pruning, signs, an adaptive optimizer), or "
+            "dropout altered the inputs."
         )
     blurred = cut < _CLEAR * typical
     if blurred and isinstance(test, _Factored):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
@@ -15,6 +16,7 @@ from gradleak.core.specs import name_of
 from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.adamw_inverse import first_step_gradients
+from gradleak.mechanics.span_departure import Departure, format_of
 from gradleak.mechanics.span_readers import Candidates, Model
 from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.training import ClientTrainer
@@ -39,24 +41,33 @@ class SpanCase:
     subject: Subject
     model: Model
     view: View
+    departure: Departure
     stages: tuple[Stage, ...]
     batch_size: int | None
     seq_len: int | None
 
     @staticmethod
     def of(update: Update, view: View) -> SpanCase:
-        subject, trainer = view["subject"], view.get("trainer")
+        given, trainer = view["subject"], view.get("trainer")
+        subject: Subject = given.in_full_precision()
         stages = tuple(view.get("stages") or ())
         _check_shapes(update, subject)
         if steps_by_adamw(trainer) and stages:
             raise NotApplicableError(
                 "The client used AdamW, and a stage changed what it shared: the step cannot be undone to a gradient any more."
             )
+        midway = _midway(update, subject, trainer, stages)
         return SpanCase(
             update=update,
             readable=first_step_gradients(update, view["trainer"]) if steps_by_adamw(trainer) else update,
             subject=subject,
-            model=Model(subject=subject, parameters=_midway(update, subject, trainer, stages)),
+            model=Model(subject=subject, parameters=midway),
+            departure=Departure(
+                subject=subject,
+                midway=midway,
+                dtype=_own_format(given) or (format_of(update) if trainer is None else None),
+                dropout=trainer is not None and trainer.training.dropout,
+            ),
             view=view,
             stages=stages,
             batch_size=view.get("batch_size"),
@@ -80,6 +91,12 @@ class SpanCase:
             parts.append(_ROUNDING * size * math.sqrt(trainer.training.local_steps(self.batch_size or 1)))
         return math.hypot(*parts)
 
+    @property
+    def still(self) -> bool:
+        """Whether the update is one gradient as it was, of a client whose layers read what the probe computes: then what no
+        token explains is a token missed, or noise."""
+        return self.model.parameters is None and self.readable is self.update and not self.departure.dropout
+
     def adapted(self) -> tuple[str, ...]:
         """Stages that the search accounts for: another model, clients, scaling (which moves no span), noise of a known size."""
         name = next(iter(self.update))
@@ -94,6 +111,12 @@ class SpanCase:
     def _stage_std(self, stages: tuple[Stage, ...], name: str) -> float | None:
         trainer = self.view.get("trainer")
         return released_std(stages, name, self.update[name], trainer=trainer, records=self.batch_size)
+
+
+def _own_format(subject: Subject) -> torch.dtype | None:
+    """The format of a model that does not compute in float32; a known client runs its model in it, whatever it releases."""
+    dtype = next(iter(subject.parameters().values())).dtype
+    return dtype if torch.finfo(dtype).bits < 32 else None
 
 
 def _check_shapes(update: Update, subject: Subject) -> None:

@@ -25,6 +25,7 @@ class Grown:
         leaves: number of sequences that passed every test, including those that explain nothing new.
         tested: extensions tested in all; finished: False if the clock ran out.
         crowded: True if prefixes had to be dropped for their number.
+        missed: directions of the proof's space that the sequences cannot explain, at least; 0 where none were counted.
     """
 
     sequences: tuple[Int64[Tensor, " length"], ...]
@@ -33,6 +34,7 @@ class Grown:
     tested: int
     finished: bool
     crowded: bool
+    missed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,14 @@ def grow(
     beam: int,
     at_most: int | None,
     clock: Clock,
-    padded: bool = False,
+    directions: int = 0,
+    positional: bool = False,
 ) -> Grown:
-    """Breadth-first growth from the first position.
+    """Breadth-first growth from the first position; from later ones too where those leave directions unexplained.
+
+    A sequence explains at most one direction for each of its beginnings, and padding in front of it one more where it carries
+    loss: directions beyond that belong to what was not found. Where they are counted nothing passes by chance, and rows that
+    hold several documents may give more sequences than there are rows.
 
     Args:
         grid: candidates per position.
@@ -69,16 +76,16 @@ def grow(
         proof: a place behind the first attention, where sequences that pass every test are told from echoes.
         beam: most prefixes kept of one length.
         at_most: number of sequences wanted, or None for all that explain something.
-        padded: whether fewer sequences than wanted are reason to let them begin at later positions too, as padding in front
-            of a record makes them do.
+        directions: of the space behind the first attention; 0 where some may belong to no token.
+        positional: whether a sequence that begins at a later position has other inputs.
     """
     walk = _Walk.from_start(grid, continuations, 0, beam, clock)
-    if padded and (at_most is None or len(walk.leaves) < at_most):
+    if positional and directions > _explained(walk.leaves):
         for start in range(1, grid.length):
             if not walk.finished:
                 break
             walk = walk.joined(_Walk.from_start(grid.since(start), continuations.since(start), start, beam, clock))
-    chosen = _select(walk.leaves, proof, model, at_most)
+    chosen = _select(walk.leaves, proof, model, at_most, clear=directions > 0)
     return Grown(
         sequences=tuple(leaf.ids for leaf in chosen),
         starts=tuple(leaf.start for leaf in chosen),
@@ -86,7 +93,14 @@ def grow(
         tested=walk.tested,
         finished=walk.finished,
         crowded=walk.crowded,
+        missed=max(0, directions - _explained(chosen)) if walk.finished and chosen else 0,
     )
+
+
+def _explained(leaves: list[_Leaf]) -> int:
+    """The most directions that these sequences can explain."""
+    beginnings = {(leaf.start, *leaf.ids[: n + 1].tolist()) for leaf in leaves for n in range(len(leaf.ids))}
+    return len(beginnings) + sum(leaf.start > 0 for leaf in leaves)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,11 +154,12 @@ def _leaves(grid: Grid, front: _Front, which: Tensor, start: int) -> list[_Leaf]
     return [_Leaf(ids, excess, start) for ids, excess in zip(grid.ids(front.rows[chosen]), means, strict=True)]
 
 
-def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | None) -> list[_Leaf]:
+def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | None, *, clear: bool) -> list[_Leaf]:
     """The sequences that explain most: all of them where there are as many as records, else a greedy choice.
 
     Passing every test is not enough: where positions are rotations the first token repeated for ever passes too, for
-    attention over equal values returns that value. Such a sequence explains no dimension that the true one does not.
+    attention over equal values returns that value. Such a sequence explains no dimension that the true one does not, or leaves
+    the proof's space; in a ``clear`` one those that stay inside may be more than asked for.
     """
     if at_most is not None and len(leaves) == at_most:
         return sorted(leaves, key=lambda leaf: leaf.excess)
@@ -152,7 +167,14 @@ def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | Non
     chosen: list[_Leaf] = []
     explained = torch.zeros(0, proof.space.features, dtype=torch.float64)
     left = set(range(len(leaves)))
-    while left and (at_most is None or len(chosen) < at_most):
+    inside = {i for i in left if float(proof.space.residual(rows[i]).max()) < _tolerance(proof, rows[i])}
+    if clear and at_most is None:
+        left = inside
+    while left:
+        if at_most is not None and len(chosen) >= at_most:
+            left &= inside if clear else set()
+            if not left:
+                break
         gains = {i: _new_directions(rows[i], explained, _tolerance(proof, rows[i])) for i in left}
         best = max(left, key=lambda i: (len(gains[i]), -leaves[i].excess, -i))
         if not len(gains[best]):

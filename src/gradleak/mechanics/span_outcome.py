@@ -33,16 +33,26 @@ def outcome_of_growth(grown: Grown, batch_size: int | None) -> Outcome:
     records = grown.sequences
     notes = [f"{len(records)} sequences grown" + (f" for {batch_size} records" if batch_size else "")]
     if any(grown.starts):
-        notes.append(f"{sum(start > 0 for start in grown.starts)} of them begin behind padding")
+        notes.append(f"{sum(start > 0 for start in grown.starts)} of them begin behind padding or another document")
     if grown.crowded:
         notes.append("prefixes had to be dropped for their number")
     if batch_size is not None and len(records) < batch_size:
         notes.append("a repeated record or one that is a prefix of another is invisible")
+    if batch_size is not None and len(records) > batch_size:
+        notes.append(
+            "each explains directions of its own, so records hold several documents that do not see each other"
+        )
+    if grown.missed:
+        notes.append(f"at least {grown.missed} directions of the update belong to tokens that were not found")
     return Outcome(
         records=records,
         status=status_of(bool(records), grown.finished),
         message="; ".join(notes),
-        statistics={"tested": float(grown.tested), "accepted": float(grown.leaves)},
+        statistics={
+            "tested": float(grown.tested),
+            "accepted": float(grown.leaves),
+            "missed_directions": float(grown.missed),
+        },
         starts=grown.starts,
     )
 
@@ -95,6 +105,9 @@ def conclude(
     """Adds the certificate where it can be had, and says what no effort could have shown."""
     certificate = _certificate(case, outcome, rng, clock)
     exact = certificate is not None and certificate.exact
+    status = outcome.status
+    if status is Status.CONVERGED and outcome.statistics.get("missed_directions"):
+        status = Status.UNDECIDED
     message = outcome.message
     if case.subject.loss == "causal-lm":
         message += "; the last token of a record has no loss and no reader, so it is invisible to this attack"
@@ -107,7 +120,7 @@ def conclude(
         confidence=sure,
         ordered=outcome.ordered,
         labels=None if certificate is None else certificate.labels,
-        status=Status.EXACT if exact else outcome.status,
+        status=Status.EXACT if exact else status,
         message=message + ".",
         certificate=None if certificate is None else certificate.error,
         tensor_errors={} if certificate is None else certificate.per_tensor,

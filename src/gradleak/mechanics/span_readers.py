@@ -16,6 +16,7 @@ from torch import Tensor
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.probe import linear_inputs, reads_context
 from gradleak.mechanics.span import Subspace, column_space
+from gradleak.mechanics.span_departure import DepartureOf
 from gradleak.mechanics.span_null import Null, fit_null, log_odds
 from gradleak.models import Anatomy, LinearMap, Subject
 
@@ -25,6 +26,10 @@ FALSE_ALARM_RATE = 1e-3
 
 NoiseOf = Callable[[str], float]
 """Standard deviation per entry that is known to sit on a released tensor, by parameter name."""
+
+
+def _nowhere(_path: str) -> float:
+    return 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,29 +106,13 @@ class Candidates:
         )
 
 
-def input_drift(model: Model, maps: Sequence[LinearMap], rng: torch.Generator) -> float:
-    """How far a layer's input leaves the straight line that local training draws it along, relative to its length.
-
-    An update of several steps sums x_s δ_sᵀ over inputs x_s that move. With the parameters half way, x_mid and the
-    direction of the movement span all of them up to the curvature of the path: the square of the relative movement, here
-    between the model's own parameters and those half way, times four for the whole way.
-    """
-    if not model.parameters:
-        return 0.0
-    ids = torch.randint(model.vocab_size, (16, 4), generator=rng)
-    path = maps[0].module
-    moved = linear_inputs(model.subject, (path,), ids, parameters=model.parameters)[path]
-    still = linear_inputs(model.subject, (path,), ids)[path]
-    return 4.0 * float((moved - still).norm() / still.norm()) ** 2
-
-
 def make_reader(
     update: Mapping[str, Tensor],
     maps: Sequence[LinearMap],
     *,
     noise_std: NoiseOf,
     summands: int,
-    drift: float = 0.0,
+    departure: DepartureOf = _nowhere,
     expected_rank: int = 0,
 ) -> Reader | None:
     """The reader of the input that ``maps`` share, or None if none of their weights is in the update or all are zero."""
@@ -134,22 +123,28 @@ def make_reader(
         [m.as_matrix(update[m.weight]).T for m in shared],
         noise_std=[noise_std(m.weight) for m in shared],
         summands=summands,
-        extra_precision=drift,
         expected_rank=expected_rank,
     )
-    return Reader(path=shared[0].module, space=space, weights=tuple(m.weight for m in shared))
+    path = shared[0].module
+    return Reader(path=path, space=space.parted(departure(path)), weights=tuple(m.weight for m in shared))
 
 
 def first_reader(
-    update: Mapping[str, Tensor], anatomy: Anatomy, *, noise_std: NoiseOf, summands: int, drift: float = 0.0
+    update: Mapping[str, Tensor],
+    anatomy: Anatomy,
+    *,
+    noise_std: NoiseOf,
+    summands: int,
+    departure: DepartureOf = _nowhere,
 ) -> Reader:
     """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
     maps = anatomy.blocks[0].readers_of_input()
-    reader = make_reader(update, maps, noise_std=noise_std, summands=summands, drift=drift)
+    reader = make_reader(update, maps, noise_std=noise_std, summands=summands, departure=departure)
     if reader is None:
         raise NotApplicableError(
             f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}); "
-            "the update holds none of them, or only zeros."
+            "the update holds none of them, or only zeros. What later layers read depends on whole sequences, and there no token "
+            "can be tested by itself."
         )
     return reader
 
@@ -166,7 +161,7 @@ def context_readers(
     *,
     noise_std: NoiseOf,
     summands: int,
-    drift: float = 0.0,
+    departure: DepartureOf = _nowhere,
     expected_rank: int = 0,
     at_most: int = 2,
 ) -> tuple[Reader, ...]:
@@ -179,7 +174,7 @@ def context_readers(
     found: list[Reader] = []
     for maps in groups:
         reader = make_reader(
-            update, maps, noise_std=noise_std, summands=summands, drift=drift, expected_rank=expected_rank
+            update, maps, noise_std=noise_std, summands=summands, departure=departure, expected_rank=expected_rank
         )
         if reader is None or reader.space.rank >= reader.space.features:
             continue

@@ -4,8 +4,9 @@ way whether by the client (ids) or by an attacker (embeddings). Must not know at
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -72,6 +73,12 @@ class Subject:
         if self.modality != "image":
             raise ModelError(f"{self.name} reads text and takes no images.")
         return image_shape(self.module)
+
+    def in_full_precision(self) -> Subject:
+        """Itself, or with a copy of the module in which short number formats are float32."""
+        if all(torch.finfo(each.dtype).bits >= 32 for each in self.parameters().values()):
+            return self
+        return replace(self, module=copy.deepcopy(self.module).float())
 
     def parameters(self) -> dict[str, Tensor]:
         """Every parameter by name: the live tensors, not copies."""
