@@ -58,7 +58,7 @@ class SignSpan(Attack):
             raise NotApplicableError(
                 "The update holds no gradient of the first block's attention projections, or only zeros."
             )
-        law = read_first_input(view["subject"], anatomy.blocks[0].attention_inputs[0].module, positions=view["seq_len"])
+        law = read_first_input(view["subject"], anatomy.first_maps()[0].module, positions=view["seq_len"])
         if law is None:
             raise NotApplicableError(
                 "The first attention's input is no normalized sum of a token's and a position's row."
@@ -102,7 +102,7 @@ def rank_tokens(
 def _shared(update: Update, view: View) -> Float[Tensor, "outputs features"]:
     """The first attention's shared matrices, without what weight decay alone would have done to them."""
     trainer, anatomy = view.get("trainer"), view["subject"].anatomy
-    maps = [m for m in anatomy.blocks[0].attention_inputs if m.weight in update] if anatomy.blocks else []
+    maps = [m for m in anatomy.first_maps() if m.weight in update] if anatomy.blocks else []
     if not maps:
         return torch.zeros(0, anatomy.hidden_size)
     # A stage stands between the decay and what is seen, so that it can no longer be taken off exactly.

@@ -93,7 +93,7 @@ def _forbidden(
     subject: Subject, update: Mapping[str, Tensor], shape: tuple[int, ...]
 ) -> tuple[FirstInput | None, Tensor | None]:
     """The law of the first input, and orthonormal directions outside the span that are orthogonal to its offset."""
-    maps = subject.anatomy.blocks[0].attention_inputs
+    maps = subject.anatomy.first_maps()
     crowded = shape[0] * shape[1] >= maps[0].in_features - 1
     mixed = len(subject.anatomy.blocks) < 2 or subject.loss == "causal-lm"
     if crowded or mixed or any(m.weight not in update for m in maps):

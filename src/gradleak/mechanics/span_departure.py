@@ -51,7 +51,7 @@ class Departure:
         """
         parts = []
         if self.midway:
-            first = self.subject.anatomy.blocks[0].attention_inputs[0].module
+            first = self.subject.anatomy.first_maps()[0].module
             parts.append(4.0 * _apart(self._inputs(first, self.midway), self._inputs(first)) ** 2)
         if self.dtype is not None:
             short = {name: value.to(self.dtype) for name, value in self.subject.parameters().items()}

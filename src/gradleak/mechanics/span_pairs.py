@@ -38,7 +38,7 @@ def noisy_candidates(
 
     They are sought among those that the tables' gradients show, or in the whole vocabulary where these were not shared.
     """
-    reading = Preference.of(update, model.subject.anatomy.blocks[0].attention_inputs, noise_std)
+    reading = Preference.of(update, model.subject.anatomy.first_maps(), noise_std)
     if reading is None:
         return None
     told = Tabled.of(update, model.subject.anatomy, positions=positions)

@@ -138,7 +138,7 @@ def first_reader(
     departure: DepartureOf = _nowhere,
 ) -> Reader:
     """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
-    maps = anatomy.blocks[0].readers_of_input()
+    maps = anatomy.first_maps()
     reader = make_reader(update, maps, noise_std=noise_std, summands=summands, departure=departure)
     if reader is None:
         raise NotApplicableError(
@@ -152,7 +152,7 @@ def first_reader(
 def hides_first(anatomy: Anatomy, first: Reader) -> bool:
     """Whether only queries were shared, which never show the first position: over one key the softmax has no derivative."""
     block = anatomy.blocks[0]
-    return not block.fused and first.weights == (block.attention_inputs[0].weight,)
+    return not anatomy.entrance and not block.fused and first.weights == (block.attention_inputs[0].weight,)
 
 
 def context_readers(
@@ -166,13 +166,9 @@ def context_readers(
     at_most: int = 2,
 ) -> tuple[Reader, ...]:
     """The first readers behind the first attention whose input depends on the other tokens and is not full rank."""
-    anatomy = model.subject.anatomy
-    groups: list[Sequence[LinearMap]] = [(anatomy.blocks[0].attention_output,), anatomy.blocks[0].mlp_inputs]
-    for block in anatomy.blocks[1:2]:
-        groups += [block.readers_of_input(), (block.attention_output,), block.mlp_inputs]
     few = torch.arange(min(4, model.vocab_size))
     found: list[Reader] = []
-    for maps in groups:
+    for maps in model.subject.anatomy.maps_behind():
         reader = make_reader(
             update, maps, noise_std=noise_std, summands=summands, departure=departure, expected_rank=expected_rank
         )

@@ -139,7 +139,7 @@ class Stream:
 def read_stream(path: str, output: LinearMap, model: Model, tokens: Int64[Tensor, "rows seq"]) -> Stream | None:
     """The stream at ``path`` for candidates; None if the model does something else between (checked on sample rows)."""
     subject, parameters = model.subject, model.parameters
-    first = subject.anatomy.blocks[0].attention_inputs[0].module
+    first = subject.anatomy.first_maps()[0].module
     law = read_first_input(subject, first, positions=tokens.shape[1], parameters=parameters)
     if law is None:
         return None

@@ -139,6 +139,9 @@ class Anatomy:
         vocab_size: rows of the token embedding; 0 for vision.
         max_positions: longest input the positions allow, or None if unlimited.
         adapters: low-rank corrections of linear maps, in the order in which they run.
+        entrance: of a hybrid model, the maps that read the tokens before anything mixes positions; empty where the first
+            block's attention does.
+        followers: the groups of maps that come next behind the entrance; empty as the entrance.
     """
 
     kind: Kind
@@ -153,6 +156,22 @@ class Anatomy:
     vocab_size: int
     max_positions: int | None
     adapters: tuple[Adapter, ...] = ()
+    entrance: tuple[LinearMap, ...] = ()
+    followers: tuple[tuple[LinearMap, ...], ...] = ()
+
+    def first_maps(self) -> tuple[LinearMap, ...]:
+        """Every map of the first layer whose input depends on one token and its position only."""
+        return self.entrance or self.blocks[0].readers_of_input()
+
+    def maps_behind(self) -> tuple[tuple[LinearMap, ...], ...]:
+        """The groups of maps of the first two blocks that read what the first layer made, nearest first."""
+        if self.entrance:
+            return self.followers
+        first, *more = self.blocks[:2]
+        near = ((first.attention_output,), first.mlp_inputs)
+        return near + tuple(
+            group for b in more for group in (b.readers_of_input(), (b.attention_output,), b.mlp_inputs)
+        )
 
     def adapters_of(self, maps: tuple[LinearMap, ...]) -> tuple[Adapter, ...]:
         """The adapters that correct one of ``maps``."""

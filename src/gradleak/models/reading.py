@@ -29,9 +29,10 @@ from gradleak.models.adapters import adapter_calls
 from gradleak.models.anatomy import Adapter, Anatomy, Block, Kind, LinearMap
 from gradleak.models.attention import differentiable, sample_inputs
 from gradleak.models.calling import reads_pixels, token_embedding, weight_of
+from gradleak.models.entrance import read_entrance
 from gradleak.models.positions import read_positions
 from gradleak.models.quiet import one_line
-from gradleak.models.tracing import Call, Trace, trace
+from gradleak.models.tracing import Call, Trace, influence_on, same_input, trace
 
 _FOREIGN = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ImportError, AssertionError)
 """What another library's forward raises when it is not called as it wants."""
@@ -66,6 +67,7 @@ def read_anatomy(module: nn.Module) -> Anatomy:
         )
         positions = read_positions(module, run, blocks[0], names, adapters)
         head = _read_head(run, names)
+        entrance, followers = read_entrance(run, run.calls[blocks[0].attention_inputs[0].module])
         table = None if vision else weight_of(token_embedding(module))
         return Anatomy(
             kind="vision" if vision else _direction(run.calls[blocks[0].attention_output.module], run),
@@ -80,6 +82,8 @@ def read_anatomy(module: nn.Module) -> Anatomy:
             vocab_size=0 if table is None else table.shape[0],
             max_positions=positions.longest,
             adapters=adapters,
+            entrance=_maps(entrance, names),
+            followers=tuple(_maps(group, names) for group in followers),
         )
 
 
@@ -176,7 +180,7 @@ def _readers_of_one(direct: list[Call], run: Trace) -> list[list[Call]]:
     behind = [each for call in direct for each in _feeding(call, run)]
     for call in dict.fromkeys([*direct, *behind]):
         for group in groups:
-            if call.read.shape == group[0].read.shape and torch.equal(call.read, group[0].read):
+            if same_input(call, group[0]):
                 group.append(call)
                 break
         else:
@@ -213,14 +217,6 @@ def _rank(call: Call, output: Call) -> int:
     if not _reaches_others(call, output):
         return 0
     return 2 if (call.path, False) in output.feeders else 1
-
-
-def influence_on(made: Tensor, leaf: Tensor, *, position: int) -> Tensor:
-    """Which positions of ``leaf`` the given position of ``made`` depends on: booleans ``[seq]``."""
-    rows = made.reshape(-1, made.shape[-1])
-    weights = torch.linspace(0.5, 1.5, rows.shape[-1], device=rows.device, dtype=rows.dtype)
-    (gradient,) = torch.autograd.grad((rows[position] * weights).sum(), leaf, retain_graph=True)
-    return gradient.reshape(rows.shape[0], -1).ne(0).any(dim=-1)
 
 
 def _direction(output: Call, run: Trace) -> Kind:

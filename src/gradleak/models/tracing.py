@@ -119,6 +119,22 @@ def trace(module: nn.Module, inputs: Tensor, *, severed: Collection[str] = ()) -
     )
 
 
+def influence_on(made: Tensor, leaf: Tensor, *, position: int) -> Tensor:
+    """Which positions of ``leaf`` the given position of ``made`` depends on: booleans ``[seq]``."""
+    rows = made.reshape(-1, made.shape[-1])
+    weights = torch.linspace(0.5, 1.5, rows.shape[-1], device=rows.device, dtype=rows.dtype)
+    # What is read may be a mixture of several runs of a map, of which the first is kept here.
+    (gradient,) = torch.autograd.grad(
+        (rows[position] * weights).sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return gradient.reshape(rows.shape[0], -1).ne(0).any(dim=-1)
+
+
+def same_input(one: Call, other: Call) -> bool:
+    """Whether two maps read one and the same tensor."""
+    return one.read.shape == other.read.shape and torch.equal(one.read, other.read)
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; every submodule's own mode is restored after."""

@@ -118,10 +118,10 @@ def _check_applies(subject: Subject, training: LocalTraining) -> None:
             "The client would share an AdamW delta: element-wise scaling destroys the low rank that these laws are about. "
             "Predict a gradient or an SGD delta, or measure with `gradleak audit`."
         )
-    if not subject.anatomy.blocks[0].plain:
+    if subject.anatomy.entrance or not subject.anatomy.blocks[0].plain:
         raise NotApplicableError(
-            "The first attention compresses its input or gates its result, and these laws are about queries, keys and values "
-            "that are made of the input by one linear map each. Measure with `gradleak audit`."
+            "The first attention compresses its input, gates its result or reads what other layers mixed, and these laws are "
+            "about queries, keys and values that are made of single tokens by one linear map each. Measure with `gradleak audit`."
         )
     shared = set(subject.trainable())
     missing = [m.weight for m in subject.anatomy.blocks[0].attention_inputs if m.weight not in shared]
