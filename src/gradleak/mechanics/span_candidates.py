@@ -7,11 +7,13 @@ Must not know how sequences are put together.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64
+from scipy.stats import f as ratio_of_variances
 from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
@@ -25,11 +27,12 @@ from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model,
 _PROBED_TOKENS = 4
 _FIRST_WINDOW = 32
 _NULL_PAIRS = 4096
-_SKETCH_COLUMNS = 32
+_SKETCH_COLUMNS, _SCREEN_COLUMNS = 32, 8
+"""Directions outside the space that a pair is tested with, and those that the whole vocabulary meets first."""
 _TILT_COLUMNS = 16
 _LENGTH_COLUMNS = 8
-_SKETCH_MARGIN = 4.0
-"""A length known from 8 columns and a residual from 32 are off by a factor below 4 but for one pair in 10¹²."""
+_MISSED = 1e-6
+"""Chance that a pair half way between members and others is screened out; members are far less likely to be."""
 _CANCELLATION = 4e-3
 """What float32 leaves of a token's and a position's part that cancel: the root of 128 roundings of their squares."""
 _CLEAR = 30.0
@@ -52,8 +55,12 @@ class _FirstTest(Protocol):
         """‖z root‖² / ‖z‖² of the input z of every token at every position, ``[tokens positions]``."""
         ...
 
-    def screen(self, below: float) -> tuple[Tensor, Tensor]:
-        """Tokens that may have a residual ``below`` somewhere (none is missed), and per position the nearest token."""
+    def screen(self, below: float) -> Int64[Tensor, " tokens"]:
+        """Tokens that may have a residual ``below`` somewhere; hardly any is missed."""
+        ...
+
+    def nearest(self, places: Int64[Tensor, " places"]) -> Int64[Tensor, " places"]:
+        """The token with (roughly) the smallest residual of all at some positions."""
         ...
 
 
@@ -114,7 +121,7 @@ def find_candidates(
     if blurred and false_per_position and 2 * space.rank <= space.features:
         # Later tests reject a few non-members per position, as long as their spaces leave room outside.
         cut = max(cut, null.cut(false_per_position / model.vocab_size))
-    ids, nearest = test.screen(cut if blurred else math.sqrt(min(space.worst, cut) * cut))
+    ids = test.screen(cut if blurred else math.sqrt(min(space.worst, cut) * cut))
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for part in chunks(len(ids), test.floats_each):
         residual, expected = test.judge(ids[part])
@@ -122,7 +129,7 @@ def find_candidates(
         good = residual < cut if blurred else accept(residual, expected, null_cut=cut)
         rows, places = good.nonzero(as_tuple=True)
         kept.append((ids[part][rows], places, residual[rows, places]))
-    return _by_position(kept, nearest, width=width, positions=positions, cut=cut, keep_at_most=keep_at_most)
+    return _by_position(kept, test, width=width, positions=positions, cut=cut, keep_at_most=keep_at_most)
 
 
 def nearest_pairs(
@@ -154,7 +161,7 @@ def nearest_pairs(
 
 def _by_position(
     kept: list[tuple[Tensor, Tensor, Tensor]],
-    nearest: Tensor,
+    test: _FirstTest,
     *,
     width: int,
     positions: int,
@@ -170,6 +177,12 @@ def _by_position(
         (ids[:keep_at_most], values[:keep_at_most])
         for ids, values in zip(tokens[order].split(counts), residuals[order].split(counts), strict=True)
     ]
+    nearest = torch.stack([ids[0] if len(ids) else ids.new_zeros(()) for ids, _ in per_position])
+    empty = torch.tensor([not len(ids) for ids, _ in per_position])
+    if not bool(empty.all()):
+        # Positions behind the last candidate hold nothing, so nothing is nearest there.
+        between = (empty & (torch.arange(width) < int((~empty).nonzero().max()))).nonzero().flatten()
+        nearest[between] = test.nearest(between) if len(between) else nearest[between]
     positional = width == positions
     if not positional:
         per_position = per_position * positions
@@ -278,25 +291,44 @@ class _Factored:
 
         return square(root.to(token.dtype)) / square(None).clamp(min=1e-30)
 
-    def screen(self, below: float) -> tuple[Tensor, Tensor]:
+    def screen(self, below: float) -> Int64[Tensor, " tokens"]:
         law = self.law
-        columns = self.outside.shape[1]
-        fold = law.norm.fold(torch.cat((self.outside, self.length), dim=1)).to(law.table.dtype)
+        outside, lengths, columns = self._screening()
+        error = float(ratio_of_variances.isf(_MISSED, columns, _LENGTH_COLUMNS))
+        margin = max(error * below**2, _CANCELLATION**2)
+        # ‖outside‖² − margin · ‖length‖² of token + position is one product of both.
+        weight = outside.new_tensor([1.0] * columns + [-margin] * _LENGTH_COLUMNS)
+        fold = torch.cat((outside, lengths), dim=1)
         place = law.positions.to(fold.dtype) @ fold
-        margin = max(_SKETCH_MARGIN * below, _CANCELLATION)
+        along, of_place = 2.0 * (weight * place).T, place.square() @ weight
         found: list[Tensor] = []
-        nearest = torch.zeros(len(place), dtype=torch.int64, device=place.device)
-        least = torch.full((len(place),), math.inf, dtype=fold.dtype, device=place.device)
+        for part in chunks(len(law.table), fold.shape[1] + len(place)):
+            token = law.scale * (law.table[part] @ fold)
+            least = torch.addmm(of_place, token, along).amin(dim=1) + token.square() @ weight
+            found.append((least < 0).nonzero().flatten() + part.start)
+        return torch.cat(found)
+
+    def nearest(self, places: Int64[Tensor, " places"]) -> Int64[Tensor, " places"]:
+        law = self.law
+        outside, lengths, columns = self._screening()
+        fold = torch.cat((outside, lengths), dim=1)
+        place = law.positions[places].to(fold.dtype) @ fold
+        nearest, least = torch.zeros_like(places), torch.full((len(places),), math.inf, dtype=fold.dtype)
         for part in chunks(len(law.table), fold.shape[1] + 4 * len(place)):
             token = law.scale * (law.table[part] @ fold)
-            beyond = _pair_squares(token[:, :columns], place[:, :columns])
             length = _pair_squares(token[:, columns:], place[:, columns:])
-            rough = torch.where(length > 0, beyond / length, math.inf)
+            rough = torch.where(length > 0, _pair_squares(token[:, :columns], place[:, :columns]) / length, math.inf)
             values, best = rough.min(dim=0)
             nearest = torch.where(values < least, best + part.start, nearest)
             least = torch.minimum(values, least)
-            found.append((rough.amin(dim=1) < margin**2).nonzero().flatten() + part.start)
-        return torch.cat(found), nearest
+        return nearest
+
+    def _screening(self) -> tuple[Tensor, Tensor, int]:
+        """Columns of residual and length, in the table's number format; all directions outside where the test was sharpened."""
+        fold, dtype, columns = self.law.norm.fold, self.law.table.dtype, self.outside.shape[1]
+        few = _SCREEN_COLUMNS if columns == _SKETCH_COLUMNS else columns
+        outside = fold(self.outside[:, :few] * math.sqrt(columns / few)).to(dtype)
+        return outside, fold(self.length).to(dtype), few
 
 
 def _pair_squares(one: Float[Tensor, "tokens columns"], other: Float[Tensor, "positions columns"]) -> Tensor:
@@ -326,16 +358,22 @@ class _Replayed:
         (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
         return (z @ root.to(z.dtype)).square().sum(-1) / z.square().sum(-1).clamp(min=1e-30)
 
-    def screen(self, below: float) -> tuple[Tensor, Tensor]:
+    def screen(self, below: float) -> Int64[Tensor, " tokens"]:
+        error = math.sqrt(float(ratio_of_variances.isf(_MISSED, _SKETCH_COLUMNS, self.reader.space.features)))
+        return torch.cat([ids[rough.amin(dim=1) < error * below] for ids, rough in self._rough()])
+
+    def nearest(self, places: Int64[Tensor, " places"]) -> Int64[Tensor, " places"]:
+        nearest, least = torch.zeros_like(places), torch.full((len(places),), math.inf)
+        for ids, rough in self._rough():
+            values, best = rough[:, places].min(dim=0)
+            nearest, least = torch.where(values < least, ids[best], nearest), torch.minimum(values, least)
+        return nearest
+
+    def _rough(self) -> Iterator[tuple[Int64[Tensor, " tokens"], Float[Tensor, "tokens positions"]]]:
+        """Tokens, some at a time, with what a few columns make of their residuals."""
         sketch = self.reader.space.sketch(_SKETCH_COLUMNS, self.rng)
-        found: list[Tensor] = []
-        nearest, least = torch.zeros(self.width, dtype=torch.int64), torch.full((self.width,), math.inf)
         for part in chunks(self.model.vocab_size, self.width * self.reader.space.features):
             ids = torch.arange(part.start, part.stop)
             (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
             length = z.norm(dim=-1)
-            rough = torch.where(length > 0, (z @ sketch.to(z.dtype)).norm(dim=-1) / length, math.inf)
-            values, best = rough.min(dim=0)
-            nearest, least = torch.where(values < least, ids[best], nearest), torch.minimum(values, least)
-            found.append(ids[rough.amin(dim=1) < _SKETCH_MARGIN * below])
-        return torch.cat(found), nearest
+            yield ids, torch.where(length > 0, (z @ sketch.to(z.dtype)).norm(dim=-1) / length, math.inf)

@@ -81,7 +81,7 @@ class Candidates:
 
     Attributes:
         tokens: token ids per position, best first; residuals beside them.
-        nearest: per position, the token with the smallest residual of all, whether it passes or not.
+        nearest: per position, the token with the smallest residual of all, whether it passes or not; up to ``length()``.
         null_cut: residual below which no non-member is expected among all pairs.
         positional: whether the input depends on the position.
     """
