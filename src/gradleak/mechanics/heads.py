@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gradleak.mechanics.heads_law import Projected, projections_by_law
 from gradleak.mechanics.probe import StopForward, chunks, linear_inputs, run_quietly
 from gradleak.models import Subject
 from gradleak.models.interception import AttentionCall, intercepted
@@ -131,26 +132,29 @@ def read_heads(
         None if the subject's attention cannot be intercepted, or does more than softmax attention with what is handed
         to it (checked on the first rows against the module itself).
     """
-    calls: list[AttentionCall] = []
 
-    def keep(call: AttentionCall) -> None:
-        calls.append(call)
-        raise StopForward
+    def project(rows: Tensor) -> Projected | None:
+        calls = _calls(subject, rows, parameters)
+        if calls is None:
+            return None
+        return (
+            torch.cat([call.query.transpose(1, 2) for call in calls]),
+            torch.cat([call.key.transpose(1, 2) for call in calls]),
+            torch.cat([call.value.transpose(1, 2) for call in calls]),
+        )
 
-    features = subject.anatomy.hidden_size
-    with intercepted(subject.module, keep):
-        for part in chunks(len(rows), 4 * features * rows.shape[1]):
-            before = len(calls)
-            run_quietly(subject, rows[part], parameters=parameters)
-            if len(calls) == before:
-                return None
+    first = _calls(subject, rows[:1], parameters)
+    maps = [each.module for each in subject.anatomy.blocks[0].readers_of_input()]
+    made = (projections_by_law(subject, maps, rows, project, parameters) or project(rows)) if first else None
+    if first is None or made is None:
+        return None
     heads = Heads(
-        query=torch.cat([call.query.transpose(1, 2) for call in calls]),
-        key=torch.cat([call.key.transpose(1, 2) for call in calls]),
-        value=torch.cat([call.value.transpose(1, 2) for call in calls]),
-        bias=_bias_of(calls[0], rows.shape[1]),
-        scale=calls[0].scale,
-        soft_cap=calls[0].soft_cap,
+        query=made[0],
+        key=made[1],
+        value=made[2],
+        bias=_bias_of(first[0], rows.shape[1]),
+        scale=first[0].scale,
+        soft_cap=first[0].soft_cap,
     )
     return heads if _is_faithful(heads, subject, rows, parameters) else None
 
@@ -173,6 +177,23 @@ def relative_rotations(
     if not bool((torch.einsum("nd,dle->nle", keys[:, 0], turned) - keys).norm() <= _TOLERANCE * keys.norm()):
         return None
     return turned.permute(1, 2, 0)
+
+
+def _calls(subject: Subject, rows: Tensor, parameters: Mapping[str, Tensor] | None) -> list[AttentionCall] | None:
+    """What the first attention is called with for all rows, some at a time; None if it is not called through the library."""
+    calls: list[AttentionCall] = []
+
+    def keep(call: AttentionCall) -> None:
+        calls.append(call)
+        raise StopForward
+
+    with intercepted(subject.module, keep):
+        for part in chunks(len(rows), 4 * subject.anatomy.hidden_size * rows.shape[1]):
+            before = len(calls)
+            run_quietly(subject, rows[part], parameters=parameters)
+            if len(calls) == before:
+                return None
+    return calls
 
 
 def _bias_of(call: AttentionCall, seq: int) -> Tensor:

@@ -32,6 +32,8 @@ from gradleak.mechanics.span_screen import Screen
 
 DECOYS = 12
 """Random tokens tested beside the candidates of each position: they show what a wrong continuation looks like."""
+_DECOY_TOKENS = 64
+"""Tokens that decoys are drawn from: few, so that their projections are made once for all positions."""
 _NULL_ROWS = 192
 _DECISIVE = 1.0
 """Decades between members and wrong continuations from which a reading may reject one; the best reading always may."""
@@ -79,7 +81,8 @@ class Grid:
     def of(candidates: Candidates, vocab_size: int, rng: torch.Generator) -> Grid:
         length = candidates.length()
         counts = tuple(candidates.tokens[p].numel() for p in range(length))
-        tokens = torch.randint(vocab_size, (max(counts) + DECOYS, length), generator=rng)
+        few = torch.randint(vocab_size, (_DECOY_TOKENS,), generator=rng)
+        tokens = few[torch.randint(_DECOY_TOKENS, (max(counts) + DECOYS, length), generator=rng)]
         for p, count in enumerate(counts):
             tokens[:count, p] = candidates.tokens[p]
         return Grid(tokens=tokens, counts=counts)

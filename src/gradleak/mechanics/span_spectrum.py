@@ -69,7 +69,7 @@ def from_sums(gradient: Float[Tensor, "features outputs"], columns: int, *, spre
     Y = W Ω is itself a sum of inputs times (random) errors under white noise of size one: all that holds of W holds of Y, with
     ``columns`` outputs in the place of all. On average a direction stands out √outputs / (√columns − √rank) times less.
     """
-    features = gradient.shape[0]
+    features, outputs = gradient.shape
     made = _sums(gradient, columns)
     values, vectors = torch.linalg.eigh(made.T @ made)
     spectrum = values.flip(0).clamp(min=0).sqrt()
@@ -77,7 +77,9 @@ def from_sums(gradient: Float[Tensor, "features outputs"], columns: int, *, spre
     rank = choose_rank(spectrum, low=edge, high=edge * spread)
     if rank > room(columns):
         return None
-    rest = float(spectrum[rank:].square().sum()) / ((features - rank) * (columns - rank))
+    # Of every sum a share rank / outputs falls to the directions found, where noise does not show.
+    shown = (features - rank) * (columns - rank) * (1.0 - rank / outputs)
+    rest = float(spectrum[rank:].square().sum()) / shown
     basis = torch.linalg.qr(made @ (vectors.flip(1)[:, :rank] / spectrum[:rank])).Q
     return Leading(basis=basis, singular=spectrum[:rank], spectrum=spectrum, noise=math.sqrt(rest), edge=edge)
 
