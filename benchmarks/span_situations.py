@@ -103,7 +103,7 @@ _STRUCTURES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("norms behind the layers", "olmo2", {}),
     ("LayerNorm, biases, window", "starcoder2", {}),
     ("experts", "mixtral", {}),
-    ("experts, norms on queries and keys", "qwen3_moe", {}),
+    ("experts, norms on queries and keys", "qwen3_moe", {"num_experts": 8, "moe_intermediate_size": 64}),
 )
 
 
