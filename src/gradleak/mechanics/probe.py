@@ -92,8 +92,7 @@ def run_quietly(
     parameters: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Runs the subject without gradients until it ends or a hook raises ``StopForward``."""
-    ids = ids.to(next(subject.module.parameters()).device)
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     try:
         with torch.no_grad():
             subject.logits(parameters, inputs=ids, mask=real)

@@ -7,16 +7,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.mechanics.span_case import SpanCase
+from gradleak.mechanics.span_confidence import token_confidence
 from gradleak.mechanics.span_growth import Grown
-from gradleak.mechanics.span_noisy import explain_noisy
-from gradleak.mechanics.span_outcome import Outcome, conclude, status_of
+from gradleak.mechanics.span_noisy import Explained, explain_noisy, measured_noise
+from gradleak.mechanics.span_outcome import Outcome, conclude, passed_every_test, status_of
+from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import Candidates, Reader
+from gradleak.mechanics.span_tabled import Tabled
 
 _BLURRED = 30.0
 """Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""
+_PLACES = 2
+"""Places that are asked how probable a token is: the first behind the first attention, in the order of their cost."""
 
 
 def is_blurred(case: SpanCase, first: Reader, candidates: Candidates) -> bool:
@@ -52,9 +58,12 @@ def under_noise(
     too_many = case.batch_size is not None and len(found.sequences) > case.batch_size
     if too_many:
         note += f"; {case.batch_size} records cannot hold so many, and only their tokens are proposed"
+    records = (torch.cat(found.sequences).unique(),) if too_many else found.sequences
+    sure = _confidence_of_bag(case, records[0]) if too_many else _confidence(case, found, rng)
     return Outcome(
-        records=(torch.cat(found.sequences).unique(),) if too_many else found.sequences,
+        records=records,
         ordered=not too_many,
+        confidence=sure,
         status=Status.UNDECIDED if found.unexplained and ended is Status.CONVERGED else ended,
         message=f"{how if found.candidates else outcome.message}; {note}",
         statistics={
@@ -63,6 +72,22 @@ def under_noise(
             "unexplained_directions": float(found.unexplained),
         },
     )
+
+
+def _confidence(case: SpanCase, found: Explained, rng: torch.Generator) -> tuple[Tensor, ...]:
+    """What was explained to the end passed tests of a known rate of false alarms; else every token is weighed anew."""
+    if not found.unexplained:
+        return passed_every_test(found.sequences)
+    std = measured_noise(case.readable, case.noise_std)
+    places = preferences(case.readable, case.model, std, blocks=2)[:_PLACES]
+    return token_confidence(found.sequences, places, case.model, rng)
+
+
+def _confidence_of_bag(case: SpanCase, bag: Tensor) -> tuple[Tensor, ...]:
+    """What the tables' gradients show is told at a known rate of false alarms; of other tokens nothing is claimed without a place."""
+    told = Tabled.of(case.readable, case.subject.anatomy, positions=int(case.seq_len or 0))
+    known = told is not None and bool(torch.isin(bag, told.tokens).all())
+    return passed_every_test((bag,)) if known else ()
 
 
 def _has_room(first: Reader) -> bool:

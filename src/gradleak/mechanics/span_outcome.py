@@ -15,7 +15,7 @@ from gradleak.mechanics.certificate import Certificate, certify
 from gradleak.mechanics.span_assembly import Assembled
 from gradleak.mechanics.span_case import SpanCase, steps_by_adamw
 from gradleak.mechanics.span_growth import Grown
-from gradleak.mechanics.span_readers import Candidates, Reader
+from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Reader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +53,14 @@ def outcome_of_growth(grown: Grown, batch_size: int | None) -> Outcome:
             "accepted": float(grown.leaves),
             "missed_directions": float(grown.missed),
         },
+        confidence=passed_every_test(records),
         starts=grown.starts,
     )
+
+
+def passed_every_test(records: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Confidence of tokens of which the tests let any wrong one pass at a known rate."""
+    return tuple(torch.full((len(ids),), 1.0 - FALSE_ALARM_RATE, dtype=torch.float64) for ids in records)
 
 
 def outcome_of_assembly(assembled: Assembled, batch_size: int | None) -> Outcome:
