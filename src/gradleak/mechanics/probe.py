@@ -92,7 +92,8 @@ def run_quietly(
     parameters: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Runs the subject without gradients until it ends or a hook raises ``StopForward``."""
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    ids = ids.to(next(subject.module.parameters()).device)
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
     try:
         with torch.no_grad():
             subject.logits(parameters, inputs=ids, mask=real)

@@ -11,7 +11,6 @@ from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.mechanics.embedding_channel import EmbeddingChannel
 from gradleak.mechanics.span_beyond import join_placed
 from gradleak.mechanics.span_case import SpanCase
-from gradleak.mechanics.span_outcome import status_of
 from gradleak.mechanics.span_readers import Candidates
 
 
@@ -57,7 +56,7 @@ def beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> R
     undecided = case.batch_size * case.seq_len - sum(len(record) for record in records)
     return Reconstruction(
         records=records,
-        status=status_of(True, joined.finished),
+        status=Status.UNDECIDED if joined.finished else Status.BUDGET_SPENT,
         message=f"{reason} Tokens were placed by the gradients of the token and position tables and joined by what the first "
         f"blocks prefer: {len(records)} sequences, likely and not proven; up to {undecided} tokens cannot be told.",
         adapted=case.adapted(),

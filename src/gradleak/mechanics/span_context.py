@@ -82,7 +82,9 @@ class Grid:
         length = candidates.length()
         counts = tuple(candidates.tokens[p].numel() for p in range(length))
         few = torch.randint(vocab_size, (_DECOY_TOKENS,), generator=rng)
-        tokens = few[torch.randint(_DECOY_TOKENS, (max(counts) + DECOYS, length), generator=rng)]
+        tokens = few[torch.randint(_DECOY_TOKENS, (max(counts) + DECOYS, length), generator=rng)].to(
+            candidates.nearest.device
+        )
         for p, count in enumerate(counts):
             tokens[:count, p] = candidates.tokens[p]
         return Grid(tokens=tokens, counts=counts)
@@ -97,7 +99,7 @@ class Grid:
 
     def ids(self, sequences: Int64[Tensor, "sequences length"]) -> Int64[Tensor, "sequences length"]:
         """Token ids of sequences of candidate numbers."""
-        return self.tokens[sequences, torch.arange(sequences.shape[1])]
+        return self.tokens[sequences, torch.arange(sequences.shape[1], device=sequences.device)]
 
     def numbers(self, ids: Int64[Tensor, " length"]) -> Int64[Tensor, " length"]:
         """Candidate numbers of a sequence of candidates."""
@@ -151,9 +153,10 @@ class Attended:
         # What the readings still to come could at most say in favor.
         slack = [sum(0.5 * math.log(10.0) * max(m, 0.0) for m in margins[i + 1 :]) for i in range(len(margins))]
         decisive = [i for i, margin in enumerate(margins) if margin >= _DECISIVE or margin == max(margins)]
-        passed = torch.zeros(len(prefixes), count, dtype=torch.bool)
-        excess = torch.zeros(len(prefixes), count, dtype=torch.float64)
-        extensions = torch.arange(count)
+        device = self.heads.query.device
+        passed = torch.zeros(len(prefixes), count, dtype=torch.bool, device=device)
+        excess = torch.zeros(len(prefixes), count, dtype=torch.float64, device=device)
+        extensions = torch.arange(count, device=device)
         deciding = {i: cuts[i] for i in decisive}
         usual = {i: math.exp(nulls[i].center) for i in decisive}
         plausible = torch.ones_like(passed)
@@ -165,9 +168,9 @@ class Attended:
                 attended = self.heads.extend_each(prefixes[part][parents], children)
             else:
                 attended = self.heads.extend(prefixes[part], extensions)[parents, children]
-            alive = torch.arange(len(attended))
-            evidence = torch.zeros(len(attended), dtype=torch.float64)
-            total = torch.zeros(len(attended), dtype=torch.float64)
+            alive = torch.arange(len(attended), device=device)
+            evidence = torch.zeros(len(attended), dtype=torch.float64, device=device)
+            total = torch.zeros(len(attended), dtype=torch.float64, device=device)
             for i in decisive:
                 residual, expected = self.readings[i].judge(attended[alive], children[alive], before)
                 total[alive] += (residual.clamp(min=1e-12) / expected).log().clamp(min=0.0)
@@ -180,7 +183,7 @@ class Attended:
     def _nulls(self, prefixes: Tensor) -> list[LogNull]:
         """For each reading, the law of decoys behind (some of) the prefixes."""
         before, rows = prefixes.shape[1], len(self.grid.tokens)
-        decoys = torch.arange(rows - DECOYS, rows)
+        decoys = torch.arange(rows - DECOYS, rows, device=self.grid.tokens.device)
         some = prefixes[:: max(1, len(prefixes) * DECOYS // _NULL_ROWS)]
         attended = self.heads.extend(some, decoys).flatten(0, 1)
         return [LogNull.of(r.judge(attended, decoys.repeat(len(some)), before)[0]) for r in self.readings]
@@ -237,7 +240,7 @@ def open_first(candidates: Candidates, readers: tuple[Reader, ...], model: Model
     """Candidates with a first position, where queries alone, which never show it, were shared: the next layer knows it."""
     every = replace(candidates, tokens=(torch.arange(model.vocab_size),), residuals=(torch.zeros(model.vocab_size),))
     grid = Grid.of(every, model.vocab_size, rng)
-    start = torch.empty(1, 0, dtype=torch.int64)
+    start = torch.empty(1, 0, dtype=torch.int64, device=grid.tokens.device)
     verdicts = Replayed(grid=grid, readers=readers, model=model).test(start, tests_left=candidates.length())
     first = verdicts.passed[0].nonzero().flatten()
     return replace(

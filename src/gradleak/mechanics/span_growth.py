@@ -85,7 +85,8 @@ def grow(
             if not walk.finished:
                 break
             walk = walk.joined(_Walk.from_start(grid.since(start), continuations.since(start), start, beam, clock))
-    chosen = _select(walk.leaves, proof, model, at_most, clear=directions > 0)
+    # A crowd of prefixes says that wrong ones pass too.
+    chosen = _select(walk.leaves, proof, model, at_most, 0 if walk.crowded else directions)
     return Grown(
         sequences=tuple(leaf.ids for leaf in chosen),
         starts=tuple(leaf.start for leaf in chosen),
@@ -99,7 +100,8 @@ def grow(
 
 def _explained(leaves: list[_Leaf]) -> int:
     """The most directions that these sequences can explain."""
-    beginnings = {(leaf.start, *leaf.ids[: n + 1].tolist()) for leaf in leaves for n in range(len(leaf.ids))}
+    rows = [(leaf.start, *leaf.ids.tolist()) for leaf in leaves]
+    beginnings = {row[:end] for row in rows for end in range(2, len(row) + 1)}
     return len(beginnings) + sum(leaf.start > 0 for leaf in leaves)
 
 
@@ -115,7 +117,8 @@ class _Walk:
     @staticmethod
     def from_start(grid: Grid, continuations: Continuations, start: int, beam: int, clock: Clock) -> _Walk:
         leaves: list[_Leaf] = []
-        front = _Front(torch.empty(1, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.float64))
+        root = grid.tokens.new_empty(1, 0)
+        front = _Front(root, root.new_zeros(1, dtype=torch.float64))
         tested, crowded, finished = 0, False, True
         for p in range(grid.length):
             finished = not clock.spent()
@@ -133,7 +136,7 @@ class _Walk:
             keep = excess.argsort()[:beam]
             rows = torch.cat((front.rows[parents[keep]], children[keep].unsqueeze(1)), dim=1)
             front = _Front(rows, excess[keep])
-        leaves += _leaves(grid, front, torch.ones(len(front.rows), dtype=torch.bool), start)
+        leaves += _leaves(grid, front, front.rows.new_ones(len(front.rows), dtype=torch.bool), start)
         return _Walk(leaves=leaves, tested=tested, finished=finished, crowded=crowded)
 
     def joined(self, other: _Walk) -> _Walk:
@@ -154,25 +157,25 @@ def _leaves(grid: Grid, front: _Front, which: Tensor, start: int) -> list[_Leaf]
     return [_Leaf(ids, excess, start) for ids, excess in zip(grid.ids(front.rows[chosen]), means, strict=True)]
 
 
-def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | None, *, clear: bool) -> list[_Leaf]:
+def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | None, directions: int) -> list[_Leaf]:
     """The sequences that explain most: all of them where there are as many as records, else a greedy choice.
 
     Passing every test is not enough: where positions are rotations the first token repeated for ever passes too, for
     attention over equal values returns that value. Such a sequence explains no dimension that the true one does not, or leaves
-    the proof's space; in a ``clear`` one those that stay inside may be more than asked for.
+    the proof's space. More than asked for are taken from those that stay inside while ``directions`` are left to explain.
     """
     if at_most is not None and len(leaves) == at_most:
         return sorted(leaves, key=lambda leaf: leaf.excess)
     rows = [_normed(proof, model, leaf) for leaf in leaves]
     chosen: list[_Leaf] = []
-    explained = torch.zeros(0, proof.space.features, dtype=torch.float64)
+    explained = proof.space.basis.new_zeros(0, proof.space.features)
     left = set(range(len(leaves)))
     inside = {i for i in left if float(proof.space.residual(rows[i]).max()) < _tolerance(proof, rows[i])}
-    if clear and at_most is None:
+    if directions and at_most is None:
         left = inside
     while left:
         if at_most is not None and len(chosen) >= at_most:
-            left &= inside if clear else set()
+            left &= inside if directions > _explained(chosen) else set()
             if not left:
                 break
         gains = {i: _new_directions(rows[i], explained, _tolerance(proof, rows[i])) for i in left}

@@ -87,13 +87,13 @@ class Reading:
         few = _ROUGH_COLUMNS if clear else _SHARP_ROUGH_COLUMNS
         parts = [_fewer(outside, few, rng), torch.eye(tilt)[:, : 0 if clear else tilt]]
         parts += [_fewer(width, few, rng) for width in lengths]
-        mixer = torch.block_diag(*parts).to(self.columns.dtype)
+        mixer = torch.block_diag(*parts).to(self.columns.device, self.columns.dtype)
         return replace(
             self,
             columns=self.columns @ mixer,
             base=None if self.base is None else self.base @ mixer,
             widths=tuple(part.shape[1] for part in parts),
-            constant=self.constant @ parts[1].to(self.constant.dtype),
+            constant=self.constant @ parts[1].to(self.constant.device, self.constant.dtype),
         )
 
     def margin(self, cut: float) -> float:
@@ -162,8 +162,8 @@ def _reading(
     count = _OUTSIDE_COLUMNS if clear else space.features
     lengths = _LENGTH_COLUMNS if clear else _SHARP_COLUMNS
     offset = norm.offset.double()
-    tilt = (space.basis / space.singular) @ _mixer(space.rank, _TILT_COLUMNS, rng)
-    frame = _mixer(space.features, lengths, rng)
+    tilt = (space.basis / space.singular) @ _mixer(space.rank, _TILT_COLUMNS, rng).to(space.basis.device)
+    frame = _mixer(space.features, lengths, rng).to(space.basis.device)
     plain = Norm(gain=torch.ones_like(offset), offset=offset, centered=norm.centered, normalized=norm.normalized)
     groups = [norm.fold(space.sketch(count, rng, without=offset)), norm.fold(tilt), norm.fold(frame)]
     shifted = norm.normalized and bool(offset.any())

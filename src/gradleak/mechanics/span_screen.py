@@ -72,7 +72,7 @@ class Screen:
         kept = []
         for part in chunks(len(prefixes), 2 * count * heads.query.shape[2] * (before + 1)):
             made = heads.project(prefixes[part], rows, self.columns).split(widths, dim=-1)
-            evidence = torch.zeros(made[0].shape[:2], dtype=torch.float64)
+            evidence = made[0].new_zeros(made[0].shape[:2], dtype=torch.float64)
             for i, cut in cuts.items():
                 reading = self.readings[i]
                 stream = 0.0 if reading.base is None else reading.base[rows, before]
