@@ -72,7 +72,8 @@ class Departure:
 def format_of(update: Update) -> torch.dtype | None:
     """The short number format in which all entries of an update are exact, so that the model may have run in it; or None."""
     bits = 0
-    for tensor in update.values():
+    # Small tensors first: an embedding's gradient, nearly all zeros, is exact in any format for a long while.
+    for tensor in sorted(update.values(), key=Tensor.numel):
         bits = max(bits, significant_bits(tensor))
         if bits > max(_FORMATS):
             return None
