@@ -16,7 +16,7 @@ the trainer, so it cannot recompute the update). Lengths are uniform between hal
 the full one, and the rest is padded; groups ``reach`` and ``beyond`` fill every position. Tokens are uniform over the
 vocabulary, or consecutive tokens of real English (scikit-learn's data set descriptions) from random starts. Seeds are
 0 … repeats − 1. Noise is never announced to the attack: it measures it. The attack
-does not read the embedding's gradient, except for the bag of tokens where the span is too full. It has 120 seconds.
+reads the tables' gradients only where the span is too full, or noise blurs it. It has 120 seconds.
 """
 
 from __future__ import annotations

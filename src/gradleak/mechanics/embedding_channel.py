@@ -29,12 +29,14 @@ class EmbeddingChannel:
             that received a signal, in order. None where not shared, or not told from noise.
         support: tokens that occur; ``exact`` only if absent tokens are exactly zero, so not with a tied head or noise; ``reliable``
             also under white noise.
+        place_noise: standard deviation per entry of the noise on ``places``.
         longest: number of positions that the longest record has, from the position table; None where that does not tell it.
         classes: classes that occur, from the signs of the head's bias; None where it has none.
     """
 
     rows: Float[Tensor, "vocab model"]
     places: Float[Tensor, "positions model"] | None
+    place_noise: float
     support: Support
     longest: int | None
     classes: frozenset[int] | None
@@ -57,10 +59,11 @@ class EmbeddingChannel:
         if rows is None:
             return None
         table = _signal(update, anatomy.position_embedding, trainer, batch_size)
-        used = None if table is None else _used(table)
+        used, noise = (None, 0.0) if table is None else _used(table)
         return EmbeddingChannel(
             rows=rows,
             places=None if table is None or used is None else table[used],
+            place_noise=noise,
             support=token_support(rows, at_most=at_most, white=trainer is None or trainer.training.share == "gradient"),
             # Some tables leave their first rows to padding: what counts is how many are used, without a gap.
             longest=None if used is None or not _without_gap(used) else len(used),
@@ -81,19 +84,19 @@ def _signal(
     return update[name].float() - (trainer.idle(name, batch_size) if trainer is not None else 0.0)
 
 
-def _used(table: Float[Tensor, "positions model"]) -> Int64[Tensor, " used"] | None:
-    """Rows that received a signal: all that are not zero; where noise fills the table, those of more energy than it has.
+def _used(table: Float[Tensor, "positions model"]) -> tuple[Int64[Tensor, " used"] | None, float]:
+    """Rows that received a signal, and the noise: all that are not zero; where noise fills the table, those of more energy than it has.
 
     None where nothing stands out, or so many rows are used that they hide what noise is.
     """
     energy = table.double().square().sum(1)
     if int((energy > 0).sum()) <= len(table) // 2:
-        return energy.nonzero().flatten()
+        return energy.nonzero().flatten(), 0.0
     noise = row_noise(energy, table.shape[1], false_alarms=_FALSE_ALARM)
     if noise is None:
-        return None
+        return None, 0.0
     found = rows_above(energy, table.shape[1], noise=noise, false_alarms=_FALSE_ALARM).nonzero().flatten()
-    return found if len(found) else None
+    return (found if len(found) else None), noise
 
 
 def _without_gap(used: Int64[Tensor, " used"]) -> bool:

@@ -35,7 +35,7 @@ def row_noise(energy: Float[Tensor, " rows"], width: int, *, false_alarms: float
     if len(live) < max(_FEWEST, len(energy) // 2):
         return None
     quiet = live
-    middle, high = chi2.ppf(0.5, width), float(chdtri(width, false_alarms / len(energy)))
+    middle, high = float(chi2.ppf(0.5, width)), float(chdtri(width, false_alarms / len(energy)))
     level = math.inf
     for _ in range(_ROUNDS):
         fitted = float(quiet.median()) / middle

@@ -15,10 +15,12 @@ from gradleak.core.attack import Clock
 from gradleak.mechanics.embedding_channel import EmbeddingChannel
 from gradleak.mechanics.span_context import Grid
 from gradleak.mechanics.span_joint import Joined, grow_jointly
-from gradleak.mechanics.span_placement import likely_places, place_tokens
+from gradleak.mechanics.span_placement import place_tokens
 from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import Candidates, Model
 
+_LIKELY = 0.25
+"""A token is a candidate where its share is at least this part of its largest."""
 _BLOCKS = 2
 
 
@@ -50,7 +52,7 @@ def join_placed(
 
 
 def _placed(tokens: Int64[Tensor, " tokens"], shares: Float[Tensor, "tokens positions"]) -> Candidates:
-    likely = likely_places(shares)
+    likely = shares >= _LIKELY * shares.amax(dim=1, keepdim=True)
     columns = [likely[:, p].nonzero().flatten() for p in range(shares.shape[1])]
     ordered = [rows[shares[rows, p].argsort(descending=True)] for p, rows in enumerate(columns)]
     return Candidates(

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gradleak.mechanics.probe import linear_inputs
 from gradleak.mechanics.span_candidates import nearest_pairs
+from gradleak.mechanics.span_places import Ledger, exchange_places
 from gradleak.mechanics.span_preference import Preference
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, NoiseOf, Reader
 from gradleak.mechanics.span_sparse import eliminate, sparse_members, stand_out
-from gradleak.mechanics.span_tabled import Pairs, Tabled
+from gradleak.mechanics.span_tabled import Tabled
 
 _SHORTLIST = 6
 """Candidate pairs per dimension that the sparse search starts from: it held every true pair of 16 x 16 at noise 0.1, and 182 of
@@ -42,8 +43,8 @@ def noisy_candidates(
     if reading is None:
         return None
     told = Tabled.of(update, model.subject.anatomy, positions=positions)
-    if told is not None and told.pairs is not None:
-        return _placed(told, told.pairs, reading, model)
+    if told is not None and told.shares is not None and told.ledger is not None:
+        return _placed(told, told.shares, told.ledger, reading, model)
     known = torch.arange(model.vocab_size) if told is None else told.tokens
     count = _SHORTLIST * first.space.features
     tokens, places = nearest_pairs(first, model, reading.root, tokens=known, positions=positions, count=count, rng=rng)
@@ -56,29 +57,28 @@ def noisy_candidates(
     )
 
 
-def _placed(told: Tabled, pairs: Pairs, reading: Preference, model: Model) -> Candidates:
-    """Of what the tables place, pairs that hold energy of their own; of tokens that have none such, their likeliest place.
+def _placed(told: Tabled, shares: Tensor, ledger: Ledger, reading: Preference, model: Model) -> Candidates:
+    """Every token at its likeliest place, and pairs beyond that hold energy of their own.
 
-    Where a token stands a second time the tables may not show it. So every token is weighed at every position beside what was
-    found; what noise would not make so strong is asked with the rest, until there is nothing such.
-
-    The residual is 0 of pairs that hold energy of their own and 1 of the others.
+    Places are those that the tables and the first attention's gradient together make likeliest. Where a token stands a second
+    time the tables may not show it. So every token is weighed at every position beside what was found; what noise would not make so
+    strong is asked with the rest, until there is nothing such. The residual is 0 of pairs that hold energy of their own and 1 of others.
     """
-    count, positions = len(told.tokens), told.positions
+    count, positions = shares.shape
     tokens, places = told.tokens.repeat(positions), torch.arange(positions).repeat_interleave(count)
     inputs = _inputs(tokens, places, reading.path, model)
+    place = exchange_places(inputs.view(positions, count, -1), reading.gradient, ledger, shares.argmax(dim=1))
+    one_each = place * count + torch.arange(count)
     rate = FALSE_ALARM_RATE / len(tokens)
-    rows = told.rows(pairs)
-    asked = members = chosen = rows
+    asked = members = one_each
     for _ in range(_SWEEPS):
         members = asked[eliminate(inputs[asked], reading.gradient, false_alarms=rate)]
-        bare = rows[~torch.isin(tokens[rows], tokens[members])]
-        first = torch.tensor([int((tokens[bare] == token).nonzero()[0]) for token in tokens[bare].unique()])
-        chosen = torch.cat((members, bare[first.long()]))
-        more = stand_out(inputs, inputs[chosen], reading.gradient, false_alarms=rate)
+        more = stand_out(inputs, inputs[torch.cat((one_each, members)).unique()], reading.gradient, false_alarms=rate)
         if not len(more):
             break
-        asked = torch.cat((chosen, more))
+        asked = torch.cat((one_each, members[~torch.isin(members, one_each)], more))
+    bare = one_each[~torch.isin(tokens[one_each], tokens[members])]
+    chosen = torch.cat((members, bare))
     residuals = (torch.arange(len(chosen)) >= len(members)).float()
     return _candidates(tokens[chosen], places[chosen], residuals, positions=positions, positional=True)
 

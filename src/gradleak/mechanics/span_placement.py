@@ -11,44 +11,43 @@ rows show what is likely, not what is true.
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-_LIKELY = 0.25
-"""A token may stand where its share is at least this part of its largest."""
 _STEPS = 400
 _CUT = 1e-13
 """Energies below this part of the largest are float32 rounding."""
 
 
 def place_tokens(
-    rows: Float[Tensor, "tokens features"], places: Float[Tensor, "positions features"]
+    rows: Float[Tensor, "tokens features"], places: Float[Tensor, "positions features"], *, noise: float = 0.0
 ) -> Float[Tensor, "tokens positions"]:
     """The share of each token at each position; by Douglas-Rachford steps between equations and simplices.
 
     Args:
         rows: gradient of the token table at the tokens that occur.
         places: gradient of the position table.
+        noise: standard deviation per entry of ``rows``; 0 if the equations hold exactly.
     """
     table, wanted = rows.double(), places.double()
     values, vectors = torch.linalg.eigh(table.T @ table)
     keep = values > _CUT * values[-1]
-    # In coordinates in which the equations are orthonormal a projection is two products.
+    # In coordinates in which the equations are orthonormal a step towards them is two products. Under noise they need not hold,
+    # and the step is that of the least squares: short along directions that are not above it.
+    edge = noise * (math.sqrt(table.shape[0]) + math.sqrt(table.shape[1]))
     root = vectors[:, keep] / values[keep].sqrt()
+    length = values[keep] / (values[keep] + edge**2)
     equations, right = table @ root, wanted @ root
     point = table.new_full((len(table), len(wanted)), 1.0 / len(wanted))
     for _ in range(_STEPS):
         inside = _to_simplex(point)
         reflected = 2 * inside - point
-        reflected = reflected - equations @ (equations.T @ reflected - right.T)
+        reflected = reflected - equations @ (length.unsqueeze(1) * (equations.T @ reflected - right.T))
         point = point + reflected - inside
     return _to_simplex(point)
-
-
-def likely_places(shares: Float[Tensor, "tokens positions"]) -> Bool[Tensor, "tokens positions"]:
-    """Where each token may stand: at its likeliest place, and where it has a good part of that share."""
-    return shares >= _LIKELY * shares.amax(dim=1, keepdim=True)
 
 
 def _to_simplex(rows: Float[Tensor, "rows entries"]) -> Float[Tensor, "rows entries"]:

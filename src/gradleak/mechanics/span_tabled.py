@@ -4,21 +4,19 @@ stand, before any space is looked at: candidates of the joint search. Must not k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from scipy.special import chdtri
 from torch import Tensor
 
 from gradleak.mechanics.embedding_channel import EmbeddingChannel
-from gradleak.mechanics.span_placement import likely_places, place_tokens
+from gradleak.mechanics.span_placement import place_tokens
+from gradleak.mechanics.span_places import Ledger
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE
 from gradleak.models import Anatomy
-
-Pairs = tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]
-"""Tokens and their positions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,18 +25,14 @@ class Tabled:
 
     Attributes:
         tokens: that occur, any of them false with probability at most ``FALSE_ALARM_RATE``.
-        pairs: where they may stand, likeliest first; None where no position table was shared or noise hides some of its rows.
-        positions: that were looked at.
+        shares: how much of each stands where, as the tables have it; None where no position table was shared or noise hides some
+            of its rows.
+        ledger: both gradients, in units of the noise on a position and the tokens at it.
     """
 
     tokens: Int64[Tensor, " tokens"]
-    pairs: Pairs | None
-    positions: int
-
-    def rows(self, pairs: Pairs) -> Int64[Tensor, " pairs"]:
-        """Numbers of pairs where all tokens at the first position come first, then all at the second."""
-        order = self.tokens.argsort()
-        return pairs[1] * len(self.tokens) + order[torch.searchsorted(self.tokens[order], pairs[0])]
+    shares: Float[Tensor, "tokens positions"] | None = None
+    ledger: Ledger | None = None
 
     @staticmethod
     def of(update: Mapping[str, Tensor], anatomy: Anatomy, *, positions: int) -> Tabled | None:
@@ -55,8 +49,15 @@ class Tabled:
         if not len(tokens):
             return None
         if channel.places is None or channel.longest is None:
-            return Tabled(tokens=tokens, pairs=None, positions=positions)
-        shares = place_tokens(channel.rows[tokens], channel.places[:positions])
-        rows, places = likely_places(shares).nonzero(as_tuple=True)
-        order = shares[rows, places].argsort(descending=True)
-        return Tabled(tokens=tokens, pairs=(tokens[rows[order]], places[order]), positions=positions)
+            return Tabled(tokens=tokens)
+        rows, places, noise = (
+            channel.rows[tokens].double(),
+            channel.places[:positions].double(),
+            channel.support.noise or 0.0,
+        )
+        each = math.hypot(channel.place_noise, noise * math.sqrt(len(tokens) / len(places))) or 1.0
+        return Tabled(
+            tokens=tokens,
+            shares=place_tokens(rows, places, noise=noise),
+            ledger=Ledger(rows=rows / each, places=places / each),
+        )

@@ -1,0 +1,234 @@
+"""Noise on every tensor: the recall that the token test is predicted to have, what it has, and what the search of `span` finds.
+
+    python benchmarks/span_noise.py > benchmarks/results/span_noise.md      # also draws docs/theory/span-noise.svg
+
+A pair is a token at a position. **Predicted** is the mean power, over the true pairs of a batch, of the test of `token_test` that
+is told all other pairs: noncentrality |x_perp|² |δ|² / σ² from the clean factors, as many columns as the first attention's projections have,
+`FALSE_ALARM_RATE` false alarms among all candidates. **Told** runs that test on the noisy gradient, with the noise that `span` measures itself.
+**Found** is the share of true pairs that `span` finds to hold energy of their own (`noisy_candidates`), told nothing: from the update with both tables
+(candidates: tokens that the rows show, at every position), or without (candidates: the vocabulary at every position). **False** are pairs so found that
+are not in the batch, per batch. **Rows** is the same comparison for tokens from the rows of the token table alone: predicted is the power of
+χ² with as many columns as the model is wide, found what `token_support` takes.
+
+Tokens are uniform over the vocabulary and lengths uniform between half and the full length, as in `benchmarks/span.py`. Noise is relative to the root mean
+square of each tensor and unknown to the attack. Intervals are Student's over batches (95 %), of the difference to the prediction of the same batch.
+The seeds (20 ...) were used for nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from chart import Axis, Series, write_chart
+from gradleak.core.rng import derive
+from gradleak.mechanics.span_noise import noise_in
+from gradleak.mechanics.span_pairs import noisy_candidates
+from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Model, first_reader
+from gradleak.mechanics.span_settled import own_energy
+from gradleak.mechanics.tokens import token_support
+from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.models import Subject, load_subject
+from gradleak.theory.flow import flow_through
+from gradleak.theory.token_test import TokenTest, mean_power, strengths
+from span import Cell, make_batch
+
+PLOT = Path(__file__).parents[1] / "docs" / "theory" / "span-noise.svg"
+SMALL = {"n_embd": 192, "n_layer": 2, "n_head": 6, "vocab_size": 4000}
+FIRST_SEED, ROWS_RATE = 20, 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    name: str
+    subject: Subject
+    batch: int
+    length: int
+    levels: tuple[float, ...]
+    seeds: int
+    frozen_seeds: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One batch: its true pairs with the two factors of the first attention's gradient, and the tensors that are read."""
+
+    pairs: Tensor
+    inputs: Tensor
+    errors: Tensor
+    rows: Tensor
+    clean: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(shape: Shape, seed: int) -> Case:
+        subject = shape.subject
+        batch = make_batch(Cell(group="", batch=shape.batch, length=shape.length), subject, seed, [])
+        first, tables = names(subject)
+        flow = flow_through(subject, batch, (first[1],))[first[1]]
+        places = torch.arange(shape.length).expand_as(batch.inputs)
+        pairs, which = torch.stack((batch.inputs, places), -1)[batch.mask].unique(dim=0, return_inverse=True)
+        inputs = torch.zeros(len(pairs), flow.inputs.shape[-1], dtype=torch.float64)
+        errors = torch.zeros(len(pairs), flow.errors.shape[-1], dtype=torch.float64)
+        inputs[which] = flow.inputs[batch.mask].double()
+        errors.index_add_(0, which, flow.errors[batch.mask].double())
+        update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed, "clean"))
+        rows = update[tables[0]][pairs[:, 0].unique()].double()
+        clean = {name: update[name] for name in (first[0], *tables)}
+        return Case(pairs=pairs, inputs=inputs, errors=errors, rows=rows, clean=clean)
+
+
+def names(subject: Subject) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Weight and module of the first attention's projections, and both tables."""
+    (projections,) = subject.anatomy.blocks[0].attention_inputs
+    token, position = subject.anatomy.token_embedding, subject.anatomy.position_embedding
+    assert token is not None
+    assert position is not None
+    return (projections.weight, projections.module), (token, position)
+
+
+def measure(shape: Shape, case: Case, level: float, seed: int) -> dict[str, float]:
+    (weight, _), tables = names(shape.subject)
+    size = {name: level * float(tensor.double().square().mean().sqrt()) for name, tensor in case.clean.items()}
+    update = {
+        name: tensor + size[name] * torch.randn(tensor.shape, generator=derive(seed, "noise", name, level))
+        for name, tensor in case.clean.items()
+    }
+    vocab, columns = shape.subject.anatomy.vocab_size, case.errors.shape[1]
+    strength, measured = strengths(case.inputs, case.errors), noise_in(update[weight])
+    unit = torch.nn.functional.normalize(case.inputs, dim=1)
+    energy = own_energy(unit, update[weight].double() / measured)
+    result: dict[str, float] = {"pairs": len(case.pairs)}
+    bag = token_support(update[tables[0]])
+    truth = {int(token) for token in case.pairs[:, 0]}
+    by_rows = TokenTest(columns=case.rows.shape[1], candidates=vocab, false_alarms=ROWS_RATE)
+    result["rows predicted"] = mean_power(by_rows, case.rows.square().sum(1), size[tables[0]])
+    result["rows found"] = len(truth & set(bag.ids.tolist())) / len(truth)
+    result["rows false"] = len(set(bag.ids.tolist()) - truth)
+    for kind, count in (("tables", len(truth)), ("frozen", vocab)):
+        test = TokenTest(columns=columns, candidates=count * shape.length, false_alarms=FALSE_ALARM_RATE)
+        result[f"{kind} predicted"] = mean_power(test, strength, size[weight])
+        result[f"{kind} told"] = float((energy >= test.threshold).double().mean())
+        if kind == "tables" or seed < FIRST_SEED + shape.frozen_seeds:
+            seen = update if kind == "tables" else {weight: update[weight]}
+            right, wrong = found(shape, seen, case, seed)
+            result[f"{kind} found"], result[f"{kind} false"] = right / len(case.pairs), wrong
+    return result
+
+
+def found(shape: Shape, update: Mapping[str, Tensor], case: Case, seed: int) -> tuple[int, int]:
+    """True and false pairs that hold energy of their own."""
+    model = Model(subject=shape.subject)
+    tokens = shape.batch * shape.length
+    reader = first_reader(update, shape.subject.anatomy, noise_std=lambda _: 0.0, summands=tokens)
+    candidates = noisy_candidates(
+        update, model, reader, noise_std=lambda name: noise_in(update[name]), positions=shape.length, rng=derive(seed)
+    )
+    assert candidates is not None
+    settled = {
+        (int(token), place)
+        for place, (ids, residuals) in enumerate(zip(candidates.tokens, candidates.residuals, strict=True))
+        for token in ids[residuals == 0]
+    }
+    truth = {(token, place) for token, place in case.pairs.tolist()}
+    return len(settled & truth), len(settled - truth)
+
+
+def with_interval(differences: list[float]) -> str:
+    middle = mean(differences)
+    if len(differences) < 2:
+        return f"{middle:+.3f}"
+    half = float(student.ppf(0.975, len(differences) - 1)) * stdev(differences) / math.sqrt(len(differences))
+    return f"{middle:+.3f} ± {half:.3f}"
+
+
+def report(shape: Shape) -> dict[str, list[tuple[float, float]]]:
+    print(f"\n## {shape.name}, {shape.batch} × {shape.length}\n")
+    print(
+        "| noise | batches | pairs | update | predicted | told | told − predicted | found | found − predicted | false per batch |\n"
+        + "|---" * 10
+        + "|"
+    )
+    cases = {seed: Case.of(shape, seed) for seed in range(FIRST_SEED, FIRST_SEED + shape.seeds)}
+    lines: dict[str, list[tuple[float, float]]] = {}
+    rows = []
+    for level in shape.levels:
+        results = [measure(shape, case, level, seed) for seed, case in cases.items()]
+        for kind in ("tables", "frozen"):
+            mine = [r for r in results if f"{kind} found" in r]
+            told, seen = ([r[f"{kind} {what}"] - r[f"{kind} predicted"] for r in mine] for what in ("told", "found"))
+            middle = {what: mean(r[f"{kind} {what}"] for r in mine) for what in ("predicted", "told", "found", "false")}
+            print(
+                f"| {level:g} | {len(mine)} | {sum(r['pairs'] for r in mine):.0f} | {kind} | {middle['predicted']:.3f} | {middle['told']:.3f} "
+                f"| {with_interval(told)} | {middle['found']:.3f} | {with_interval(seen)} | {middle['false']:.1f} |",
+                flush=True,
+            )
+            for what in ("predicted", "told", "found"):
+                lines.setdefault(f"{kind}: {what}", []).append((level, middle[what]))
+        gap = with_interval([r["rows found"] - r["rows predicted"] for r in results])
+        predicted, seen_rows, false = (
+            mean(r[f"rows {what}"] for r in results) for what in ("predicted", "found", "false")
+        )
+        rows.append(f"| {level:g} | {predicted:.3f} | {seen_rows:.3f} | {gap} | {false:.2f} |")
+    print(
+        "\nRows of the token table alone:\n\n| noise | predicted | found | found − predicted | false per batch |\n|---|---|---|---|---|"
+    )
+    print("\n".join(rows), flush=True)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small-only", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        "# Recall under noise: predicted, told the others, found\n\nPrinted by `python benchmarks/span_noise.py`, whose first lines say what the columns are."
+    )
+    small = load_subject("random:gpt2", loss="classification", settings=SMALL)
+    report(
+        Shape(
+            name="GPT-2 of width 192, 4,000 words",
+            subject=small,
+            batch=4,
+            length=12,
+            levels=(0.01, 0.1, 0.3, 1.0, 2.0, 3.0, 10.0),
+            seeds=10,
+            frozen_seeds=10,
+        )
+    )
+    if arguments.small_only:
+        return
+    large = load_subject("random:gpt2", loss="classification")
+    lines = report(
+        Shape(
+            name="GPT-2 small",
+            subject=large,
+            batch=16,
+            length=16,
+            levels=(0.01, 0.1, 0.3, 1.0, 2.0, 3.0),
+            seeds=5,
+            frozen_seeds=2,
+        )
+    )
+    write_chart(
+        PLOT,
+        title="Pairs of token and position under noise, GPT-2 small, 16 × 16",
+        x=Axis(label="noise / root mean square of the tensor", log=True),
+        y=Axis(label="share of true pairs", low=0.0, high=1.0),
+        series=[
+            Series(label=name, points=points, dots=name.endswith("told"), dashed=name.endswith("predicted"))
+            for name, points in lines.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
