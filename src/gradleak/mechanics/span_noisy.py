@@ -88,8 +88,10 @@ def explain_noisy(
     found = [explained(grown, tested=tested, finished=True, joined=0)]
     if found[0] is not None and not found[0].unexplained:
         return found[0]
-    pairs = _pairs(case, first, std, rng)
-    if pairs is not None and preferred:
+    for shared in _readings(case) if preferred else ():
+        pairs = _pairs(case, shared, first, std, rng)
+        if pairs is None:
+            continue
         count = sum(ids.numel() for ids in pairs.tokens)
         if growth is not None:
             again = growth(pairs)
@@ -100,12 +102,24 @@ def explain_noisy(
             matched = match_jointly(grid, preferred, case.model, records=case.batch_size or 1, clock=clock)
             tested += matched.tested
             found.append(explained(matched.sequences, tested=tested, finished=matched.finished, joined=count))
+        if any(one is not None and not one.unexplained for one in found):
+            break
     # The first of those that leave least: what was grown one by one passed tests of its own.
     return min((one for one in found if one is not None), key=lambda one: one.unexplained, default=None)
 
 
-def _pairs(case: SpanCase, first: Reader, std: NoiseOf, rng: torch.Generator) -> Candidates | None:
+def _readings(case: SpanCase) -> list[Mapping[str, Tensor]]:
+    """The update with the tables' gradients, which are quick to read, and without: a token that stands twice may mislead them."""
+    anatomy = case.subject.anatomy
+    tables = {anatomy.token_embedding, anatomy.position_embedding} & set(case.readable)
+    plain = {name: tensor for name, tensor in case.readable.items() if name not in tables}
+    return [case.readable, plain] if tables else [plain]
+
+
+def _pairs(
+    case: SpanCase, shared: Mapping[str, Tensor], first: Reader, std: NoiseOf, rng: torch.Generator
+) -> Candidates | None:
     if case.batch_size is None or case.seq_len is None:
         return None
-    pairs = noisy_candidates(case.readable, case.model, first, noise_std=std, positions=case.seq_len, rng=rng)
+    pairs = noisy_candidates(shared, case.model, first, noise_std=std, positions=case.seq_len, rng=rng)
     return pairs if pairs is not None and pairs.tokens[0].numel() else None
