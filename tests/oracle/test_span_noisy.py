@@ -63,3 +63,16 @@ def test_claims_completeness_only_where_it_is_true(noise: float, seed: int) -> N
         assert "cannot be told" in found.message
     if found.status is Status.CONVERGED and found.ordered:
         assert as_set(found.records) <= as_set(batch.records())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_what_trained_tables_lead_to_holds_no_false_token(noise: float, seed: int) -> None:
+    """Tokens come from rows at a rate of false ones of 1e-3 a table: in six batches none is expected."""
+    subject = make_subject("gpt2", seed=seed)
+    batch = make_batch(subject, [10, 7], seed=seed)
+    found = attack(subject, batch, stages=(Gaussian(relative_std=noise),), seed=seed)
+    assert found.status is Status.UNDECIDED
+    assert found.records
+    truth = set(batch.inputs[batch.mask].tolist())
+    assert {token for record in found.records for token in record.tolist()} <= truth
