@@ -127,7 +127,7 @@ def found(shape: Shape, update: Mapping[str, Tensor], case: Case, seed: int) -> 
     """True and false pairs that hold energy of their own."""
     model = Model(subject=shape.subject)
     tokens = shape.batch * shape.length
-    reader = first_reader(update, shape.subject.anatomy, noise_std=lambda _: 0.0, summands=tokens)
+    reader = first_reader(update, model, noise_std=lambda _: 0.0, summands=tokens)
     candidates = noisy_candidates(
         update, model, reader, noise_std=lambda name: noise_in(update[name]), positions=shape.length, rng=derive(seed)
     )

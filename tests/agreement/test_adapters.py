@@ -13,22 +13,31 @@ WIDTH = 40
 
 
 def held(tokens: int, rank: int, maps: int, *, fresh: bool) -> bool:
-    """Whether every input lies in the row space of the gradients of A, for ``maps`` adapters that read one input."""
+    """Whether gradients of ``maps`` adapters that read one input tell its rows from any other vector: by the row space of those
+    of A; at B = 0 by that of those of B, in the coordinates A x."""
     rng = torch.Generator().manual_seed(tokens + 100 * rank)
     x = torch.randn(tokens, WIDTH, generator=rng).double()
-    gradients = []
+    other = torch.randn(1, WIDTH, generator=rng).double()
+    stacked, sketched = [], []
     for _ in range(maps):
         a = torch.randn(rank, WIDTH, generator=rng).double().requires_grad_()
-        b = torch.zeros(WIDTH, rank).double() if fresh else torch.randn(WIDTH, rank, generator=rng).double()
+        b = torch.zeros(WIDTH, rank) if fresh else torch.randn(WIDTH, rank, generator=rng)
+        b = b.double().requires_grad_()
         target = torch.randn(tokens, WIDTH, generator=rng).double()
         loss = (torch.tanh(x @ a.T @ b.T) - target).square().sum()
-        gradients.append(torch.autograd.grad(loss, a)[0])
-    rows = torch.cat(gradients)
-    if not bool(rows.any()):
-        return False
+        of_a, of_b = torch.autograd.grad(loss, (a, b))
+        stacked.append(of_a)
+        sketched.append((of_b, x @ a.detach().T, other @ a.detach().T))
+    if fresh:
+        assert not torch.cat(stacked).any()
+        return all(inside(rows, made) and not inside(rows, stranger) for rows, made, stranger in sketched)
+    return inside(torch.cat(stacked), x) and not inside(torch.cat(stacked), other)
+
+
+def inside(rows: torch.Tensor, vectors: torch.Tensor) -> bool:
     _, s, basis = torch.linalg.svd(rows, full_matrices=False)
     basis = basis[s > 1e-9 * s[0]]
-    return float(((x - (x @ basis.T) @ basis).norm(dim=1) / x.norm(dim=1)).max()) < 1e-6
+    return float(((vectors - (vectors @ basis.T) @ basis).norm(dim=1) / vectors.norm(dim=1)).max()) < 1e-6
 
 
 @pytest.mark.parametrize("fresh", [False, True])

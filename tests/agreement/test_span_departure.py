@@ -78,7 +78,7 @@ def test_members_show_the_distance_that_is_predicted(kind: str, seed: int) -> No
     case = SpanCase.of(update, view_of(whole, batch).view(Span.needs | Span.uses))
     reader = first_reader(
         case.readable,
-        case.subject.anatomy,
+        case.model,
         noise_std=case.noise_std,
         summands=case.summands,
         departure=case.departure,

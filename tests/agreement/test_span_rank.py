@@ -8,7 +8,7 @@ import transformers
 
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_readers import first_reader
+from gradleak.mechanics.span_readers import Model, first_reader
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
 
@@ -51,7 +51,7 @@ def test_rank_is_tokens_plus_positions_minus_components(words: int, seed: int) -
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, rng)
     predicted = ids.unique().numel() + ids.shape[1] - components(ids)
     distinct = len({(p, t) for row in ids.tolist() for p, t in enumerate(row)})
-    found = first_reader(update, subject.anatomy, noise_std=lambda _: 0.0, summands=ids.numel())
+    found = first_reader(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=ids.numel())
     assert found.space.rank == min(predicted, distinct)
 
 
@@ -62,5 +62,5 @@ def test_rank_is_the_number_of_tokens_where_positions_are_rotations(seed: int) -
     ids = torch.randint(1, 9, (3, 8), generator=rng)
     batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=torch.tensor([0, 1, 0]))
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, rng)
-    found = first_reader(update, subject.anatomy, noise_std=lambda _: 0.0, summands=ids.numel())
+    found = first_reader(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=ids.numel())
     assert found.space.rank == ids.unique().numel()

@@ -57,7 +57,7 @@ def test_told_the_others_recall_is_the_predicted_one(subject: Subject, level: fl
 @pytest.mark.parametrize("seed", range(4))
 def test_tables_and_first_attention_together_place_every_token(subject: Subject, seed: int) -> None:
     batch, update, _ = noisy(subject, seed, 0.1)
-    reader = first_reader(update, subject.anatomy, noise_std=lambda _: 0.0, summands=RECORDS * LENGTH)
+    reader = first_reader(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=RECORDS * LENGTH)
     found = noisy_candidates(
         update,
         Model(subject=subject),

@@ -52,7 +52,7 @@ def case(kind: str, seed: int) -> tuple[Subject, Batch, Reader, tuple[Reader, ..
         positional=True,
     )
     readers = context_readers(update, Model(subject=subject), **EXACT)
-    return subject, batch, first_reader(update, subject.anatomy, **EXACT), readers, candidates
+    return subject, batch, first_reader(update, Model(subject=subject), **EXACT), readers, candidates
 
 
 def equations_of(kind: str, seed: int) -> tuple[AttentionEquations, Batch]:

@@ -15,7 +15,9 @@ FEATURES, VOCAB, POSITIONS, RANK = 48, 200, 5, 6
 def subspace(rng: torch.Generator) -> Subspace:
     basis = torch.linalg.qr(torch.randn(FEATURES, RANK, generator=rng, dtype=torch.float64)).Q
     singular = torch.linspace(1e3, 1e5, RANK, dtype=torch.float64)
-    return Subspace(basis=basis, singular=singular, spectrum=singular, noise=1.0, precision=1e-7, edge=1.0)
+    return Subspace(
+        basis=basis, singular=singular, spectrum=singular, noise=1.0, precision=1e-7, edge=1.0, inputs=basis.shape[1]
+    )
 
 
 def law_of(rng: torch.Generator, *, centered: bool, normalized: bool) -> FirstInput:

@@ -14,7 +14,7 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.span_assembly import Assembly
-from gradleak.mechanics.span_bag import bag_of_embeddings, beyond, covers_half, tokens_only
+from gradleak.mechanics.span_bag import bag_of_embeddings, beyond, covers_half, missing_inputs, tokens_only
 from gradleak.mechanics.span_blurred import drowned, is_blurred, under_noise
 from gradleak.mechanics.span_candidates import candidates_of
 from gradleak.mechanics.span_case import SpanCase, closing_token, lengths_of_sentences
@@ -61,7 +61,7 @@ class Span(Attack):
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         case = SpanCase.of(update, view)
         evidence = {"noise_std": case.noise_std, "summands": case.summands, "departure": case.departure}
-        first = first_reader(case.readable, case.subject.anatomy, **evidence)
+        first = first_reader(case.readable, case.model, **evidence)
         try:
             found = self._search(case, first, evidence, rng, clock)
         except NotApplicableError as reason:
@@ -87,11 +87,12 @@ class Span(Attack):
         if not candidates.length():
             return drowned(case, first, rng, clock) or Reconstruction(
                 status=Status.NOTHING_FOUND,
-                message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}.",
+                message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}."
+                + first.hint,
                 adapted=case.adapted(),
                 statistics=statistics_of(first, (), candidates),
             )
-        readers = context_readers(case.readable, case.model, expected_rank=first.space.rank, **evidence)
+        readers = context_readers(case.readable, case.model, expected_rank=first.space.inputs, **evidence)
         if not readers:
             return tokens_only(
                 case,
@@ -104,9 +105,13 @@ class Span(Attack):
         else:
             outcome = self._assemble(case, first, candidates, readers, rng, clock)
         statistics = statistics_of(first, readers, candidates) | dict(outcome.statistics)
-        if not outcome.records and outcome.status is not Status.BUDGET_SPENT:
-            why = "no sequence of them passes behind the first attention"
-            return tokens_only(case, candidates, statistics, why + _blind_spot(case, first))
+        if outcome.status is not Status.BUDGET_SPENT:
+            if not outcome.records:
+                why = "no sequence of them passes behind the first attention"
+                return tokens_only(case, candidates, statistics, why + _blind_spot(case, first))
+            if missing := missing_inputs(outcome.records, first, candidates):
+                why = f"the sequences that pass behind the first attention lack {missing} inputs"
+                return tokens_only(case, candidates, statistics, why)
         return conclude(case, outcome, statistics, rng, clock)
 
     def _grow(
@@ -141,7 +146,7 @@ class Span(Attack):
         blurred = is_blurred(case, first, candidates)
         # Inputs that moved, or lost features to dropout, leave directions that are no tokens.
         counted = not blurred and case.model.parameters is None and not case.departure.dropout
-        directions = readers[-1].space.rank if counted else 0
+        directions = readers[-1].space.inputs if counted else 0
         outcome = outcome_of_growth(growth(candidates), case.batch_size)
         if not blurred:
             return outcome

@@ -40,7 +40,7 @@ class TokenSpan(Attack):
         case = SpanCase.of(update, view)
         first = first_reader(
             case.readable,
-            case.subject.anatomy,
+            case.model,
             noise_std=case.noise_std,
             summands=case.summands,
             departure=case.departure,

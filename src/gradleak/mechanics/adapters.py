@@ -1,10 +1,7 @@
-"""Why: a client that trains low-rank adapters shares no gradient of a weight, but of its two thin factors. What the two
-tell about the layer's input x, and, less expected, about the *other* tokens of the record, is written here once.
+"""Why: what the two thin factors of low-rank adapters tell of a layer's input is ``span_adapters``'s; what they tell, less
+expected, about the *other* tokens of the record is written here.
 
-    y = W x + s B A x,   δ_t = dL/dy_t          A: [rank features], B: [outputs rank]
-
-    dL/dA = s Σ_t (Bᵀδ_t) x_tᵀ                  rows in span{x_t}; zero at the usual start, B = 0
-    dL/dB = s Σ_t δ_t (A x_t)ᵀ                  rows in span{A x_t}, inside rank dimensions only
+    y = W x + s B A x,   δ_t = dL/dy_t,   dL/dB = s Σ_t δ_t (A x_t)ᵀ
 
     For a query map, δ^q_t = Σ_s dS_ts k_s / √head_dim with Σ_s dS_ts = 0 (a row of a softmax), and for a key map
     δ^k_s = Σ_t dS_ts q_t / √head_dim. So per head h, with s, t in one record,
@@ -19,7 +16,7 @@ Must not know attacks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,65 +25,6 @@ from torch import Tensor
 
 from gradleak.mechanics.soft_bag import Family
 from gradleak.models import Adapter, Anatomy, Block, LinearMap
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterSpace:
-    """Gradients whose column space holds ``transform`` times the inputs of a layer.
-
-    Attributes:
-        path: module whose input is meant.
-        transform: A ``[rank features]``, public; None for the input itself.
-        gradients: oriented input-first, ``[features outputs]`` or ``[rank outputs]``: what ``span.column_space`` takes.
-        weights: the shared parameters behind them.
-    """
-
-    path: str
-    transform: Float[Tensor, "rank features"] | None
-    gradients: tuple[Float[Tensor, "rows outputs"], ...]
-    weights: tuple[str, ...]
-
-
-def adapter_spaces(
-    update: Mapping[str, Tensor],
-    anatomy: Anatomy,
-    maps: Sequence[LinearMap],
-    parameters: Mapping[str, Tensor],
-) -> tuple[AdapterSpace, ...]:
-    """What the shared adapters of maps with one input tell about that input.
-
-    Returns:
-        First, if any dL/dA is not zero, the input's own space from all of them stacked: ranks add up, so with no more
-        tokens than their sum it is exactly span{x_t}. Then one space in A's own coordinates per adapter whose dL/dB is
-        not zero: it tells tokens apart if they are fewer than that one rank, and all adapters must agree.
-
-    Args:
-        maps: linear maps that read one and the same input (q, k, v; gate, up).
-        parameters: the model's values, for A.
-    """
-    adapters = anatomy.adapters_of(tuple(maps))
-    shared = [a for a in adapters if a.down.weight in update and bool(update[a.down.weight].any())]
-    found: list[AdapterSpace] = []
-    if shared:
-        found.append(
-            AdapterSpace(
-                path=shared[0].target,
-                transform=None,
-                gradients=tuple(a.down.as_matrix(update[a.down.weight]).T for a in shared),
-                weights=tuple(a.down.weight for a in shared),
-            )
-        )
-    for a in adapters:
-        if a.up.weight in update and bool(update[a.up.weight].any()):
-            found.append(
-                AdapterSpace(
-                    path=a.target,
-                    transform=_value(parameters, a.down),
-                    gradients=(a.up.as_matrix(update[a.up.weight]).T,),
-                    weights=(a.up.weight,),
-                )
-            )
-    return tuple(found)
 
 
 def adapter_families(
@@ -106,6 +44,9 @@ def adapter_families(
     block = anatomy.blocks[0]
     adapters = {a.target: a for a in anatomy.adapters_of(block.attention_inputs)}
     found = [*_input_family(update, tuple(a.down for a in adapters.values()) or block.attention_inputs)]
+    if not block.plain:
+        # Latent or gated attention: its maps are not queries and keys of the layer's input.
+        return tuple(found)
     parts = _parts(block)
     for mine, other in ((0, 1), (1, 0)):
         here, there = parts[mine], parts[other]

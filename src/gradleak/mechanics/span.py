@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.mechanics.span_noise import noise_in, whiten
+from gradleak.mechanics.span_noise import Whitened, noise_in, whiten
 from gradleak.mechanics.span_spectrum import OVERSAMPLING, Leading, from_gram, from_range, from_sums, room
 
 _TINY = 1e-300
@@ -41,6 +41,8 @@ class Subspace:
         noise: standard deviation per entry of what was cut away, in the same units (near 1 if the noise is as known).
         precision: relative rounding error of the layer's input itself.
         edge: the largest singular value that noise alone has, in the same units.
+        inputs: number of directions that the layer's inputs are seen to have: the rank, unless the space is one that they
+            merely lie in.
     """
 
     basis: Float[Tensor, "features rank"]
@@ -49,6 +51,7 @@ class Subspace:
     noise: float
     precision: float
     edge: float
+    inputs: int
 
     @property
     def rank(self) -> int:
@@ -173,6 +176,19 @@ def column_space(
         estimated = [max(std, noise_in(gradient)) for gradient, std in zip(gradients, noise_std, strict=True)]
         white = whiten(gradients, estimated)
         found = from_gram(white.columns, spread=1.0)
+    return _space(found, white)
+
+
+def thin_space(
+    gradients: Sequence[Float[Tensor, "features outputs"]], *, noise_std: Sequence[float], summands: int
+) -> Subspace:
+    """The same for few columns, or few features: to have them all in use is no sign of noise there, and noise that nobody
+    announced is not looked for."""
+    white = whiten(gradients, noise_std)
+    return _space(from_gram(white.columns, spread=1.0 + summands * (1.0 - white.known)), white)
+
+
+def _space(found: Leading, white: Whitened) -> Subspace:
     basis, singular = _unscaled(found.basis, found.singular, white.rows)
     return Subspace(
         basis=basis,
@@ -181,6 +197,7 @@ def column_space(
         noise=found.noise,
         precision=_INPUT_ROUNDING,
         edge=found.edge,
+        inputs=basis.shape[1],
     )
 
 

@@ -193,8 +193,8 @@ class Assembly:
 
     def _share(self, found: _Found) -> float:
         """How much of the narrowest context space the found sentences explain."""
-        rank = max(reader.space.rank for reader in self.readers)
-        return min(1.0, sum(map(len, found.sentences)) / max(1, rank))
+        inputs = max(reader.space.inputs for reader in self.readers)
+        return min(1.0, sum(map(len, found.sentences)) / max(1, inputs))
 
     def _enough(self, found: _Found) -> bool:
         return self._share(found) >= 1.0 or (self.batch_size is not None and len(found.sentences) >= self.batch_size)

@@ -11,7 +11,7 @@ from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.mechanics.embedding_channel import EmbeddingChannel
 from gradleak.mechanics.span_beyond import join_placed
 from gradleak.mechanics.span_case import SpanCase
-from gradleak.mechanics.span_readers import Candidates
+from gradleak.mechanics.span_readers import Candidates, Reader
 
 
 def tokens_only(case: SpanCase, candidates: Candidates, statistics: dict[str, float], why: str) -> Reconstruction:
@@ -27,6 +27,17 @@ def tokens_only(case: SpanCase, candidates: Candidates, statistics: dict[str, fl
         adapted=case.adapted(),
         statistics=statistics,
     )
+
+
+def missing_inputs(records: tuple[Tensor, ...], first: Reader, candidates: Candidates) -> int:
+    """Inputs that sketches of adapters count and that no record holds: a few conditions may fail to tell a continuation.
+
+    Where the space is that of the inputs themselves, what is found is judged otherwise (drift and noise add directions).
+    """
+    if first.space.inputs == first.space.rank:
+        return 0
+    held = {(token, p if candidates.positional else 0) for record in records for p, token in enumerate(record.tolist())}
+    return max(0, first.space.inputs - len(held))
 
 
 def bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:

@@ -92,7 +92,7 @@ def status_of(found: bool, finished: bool) -> Status:
 def statistics_of(first: Reader, readers: tuple[Reader, ...], candidates: Candidates) -> dict[str, float]:
     counts = [float(ids.numel()) for ids in candidates.tokens[: candidates.length()]]
     found = {
-        "rank_first": float(first.space.rank),
+        "rank_first": float(first.space.inputs),
         "width": float(first.space.features),
         "noise_over_expected": first.space.noise,
         "positions": float(len(counts)),
@@ -101,7 +101,7 @@ def statistics_of(first: Reader, readers: tuple[Reader, ...], candidates: Candid
         "null_cut": candidates.null_cut,
     }
     for number, reader in enumerate(readers, start=1):
-        found[f"rank_context_{number}"] = float(reader.space.rank)
+        found[f"rank_context_{number}"] = float(reader.space.inputs)
     return found
 
 

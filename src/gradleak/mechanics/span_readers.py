@@ -16,6 +16,7 @@ from torch import Tensor
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.probe import linear_inputs, reads_context
 from gradleak.mechanics.span import Subspace, column_space
+from gradleak.mechanics.span_adapters import Shared, adapter_space
 from gradleak.mechanics.span_departure import DepartureOf
 from gradleak.mechanics.span_null import Null, fit_null, log_odds
 from gradleak.models import Anatomy, LinearMap, Subject
@@ -38,13 +39,22 @@ class Reader:
 
     Attributes:
         path: module whose input is tested.
-        space: column space of the shared gradients of all maps that read this input.
+        space: column space of the shared gradients of all maps that read this input, or what adapters tell of it.
         weights: the parameters behind it.
+        most: number of inputs that the shared tensors can hold, where that is less than the width.
     """
 
     path: str
     space: Subspace
     weights: tuple[str, ...]
+    most: int | None = None
+
+    @property
+    def hint(self) -> str:
+        """What a space without any token may mean; empty where nothing can be said."""
+        if self.most is None or self.space.inputs < self.most:
+            return ""
+        return f" Adapters show {self.most} inputs at most, and all are in use: adapter_bag weighs the tokens of larger batches."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +67,11 @@ class Model:
     @property
     def vocab_size(self) -> int:
         return self.subject.anatomy.vocab_size
+
+    def value(self, name: str) -> Tensor:
+        """A parameter as the probe runs the model."""
+        own = self.subject.module.get_parameter(name).detach()
+        return own if self.parameters is None else self.parameters.get(name, own)
 
     def inputs(
         self, readers: Sequence[Reader], ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"] | None = None
@@ -109,50 +124,73 @@ class Candidates:
 def make_reader(
     update: Mapping[str, Tensor],
     maps: Sequence[LinearMap],
+    model: Model,
     *,
     noise_std: NoiseOf,
     summands: int,
     departure: DepartureOf = _nowhere,
     expected_rank: int = 0,
 ) -> Reader | None:
-    """The reader of the input that ``maps`` share, or None if none of their weights is in the update or all are zero."""
-    shared = [m for m in maps if m.weight in update and bool(update[m.weight].any())]
-    if not shared:
+    """The reader of the input that ``maps`` share: from their own gradients, or else from those of adapters on them.
+
+    Returns:
+        None if the update holds neither, or only zeros, or adapters whose few numbers more inputs than that fill.
+    """
+    if not maps:
         return None
-    space = column_space(
-        [m.as_matrix(update[m.weight]).T for m in shared],
-        noise_std=[noise_std(m.weight) for m in shared],
-        summands=summands,
-        expected_rank=expected_rank,
-    )
-    path = shared[0].module
-    return Reader(path=path, space=space.parted(departure(path)), weights=tuple(m.weight for m in shared))
+    path, shared = maps[0].module, [m for m in maps if m.weight in update and bool(update[m.weight].any())]
+    if shared:
+        space = column_space(
+            [m.as_matrix(update[m.weight]).T for m in shared],
+            noise_std=[noise_std(m.weight) for m in shared],
+            summands=summands,
+            expected_rank=expected_rank,
+        )
+        return Reader(path=path, space=space.parted(departure(path)), weights=tuple(m.weight for m in shared))
+    factors = Shared(update=update, noise_std=noise_std, summands=summands)
+    found = adapter_space(factors, model.subject.anatomy.adapters_of(tuple(maps)), model.value)
+    if found is None:
+        return None
+    space, weights = found
+    most = sum(min(update[name].shape) for name in weights)
+    return Reader(path=path, space=space.parted(departure(path)), weights=weights, most=most)
 
 
 def first_reader(
     update: Mapping[str, Tensor],
-    anatomy: Anatomy,
+    model: Model,
     *,
     noise_std: NoiseOf,
     summands: int,
     departure: DepartureOf = _nowhere,
 ) -> Reader:
     """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
-    maps = anatomy.first_maps()
-    reader = make_reader(update, maps, noise_std=noise_std, summands=summands, departure=departure)
-    if reader is None:
+    maps = model.subject.anatomy.first_maps()
+    reader = make_reader(update, maps, model, noise_std=noise_std, summands=summands, departure=departure)
+    if reader is not None:
+        return reader
+    adapters = model.subject.anatomy.adapters_of(maps)
+    if any(a.up.weight in update and bool(update[a.up.weight].any()) for a in adapters):
         raise NotApplicableError(
-            f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}); "
-            "the update holds none of them, or only zeros. What later layers read depends on whole sequences, and there no token "
-            "can be tested by itself."
+            "The adapters of the first attention are at their start (B = 0) or too near, where one of rank r tells fewer than r inputs "
+            f"apart; the batch holds more than ranks {', '.join(str(a.rank) for a in adapters)} allow. "
+            "adapter_bag weighs the tokens of such a batch."
         )
-    return reader
+    raise NotApplicableError(
+        f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}) "
+        "or of adapters on them; the update holds none of them, or only zeros. What later layers read depends on whole sequences, "
+        "and there no token can be tested by itself."
+    )
 
 
 def hides_first(anatomy: Anatomy, first: Reader) -> bool:
     """Whether only queries were shared, which never show the first position: over one key the softmax has no derivative."""
     block = anatomy.blocks[0]
-    return not anatomy.entrance and not block.fused and first.weights == (block.attention_inputs[0].weight,)
+    if anatomy.entrance or block.fused:
+        return False
+    queries = block.attention_inputs[:1]
+    factors = {each.weight for a in anatomy.adapters_of(queries) for each in (a.down, a.up)}
+    return set(first.weights) <= {queries[0].weight, *factors}
 
 
 def context_readers(
@@ -170,13 +208,19 @@ def context_readers(
     found: list[Reader] = []
     for maps in model.subject.anatomy.maps_behind():
         reader = make_reader(
-            update, maps, noise_std=noise_std, summands=summands, departure=departure, expected_rank=expected_rank
+            update,
+            maps,
+            model,
+            noise_std=noise_std,
+            summands=summands,
+            departure=departure,
+            expected_rank=expected_rank,
         )
         if reader is None or reader.space.rank >= reader.space.features:
             continue
         if reads_context(model.subject, reader.path, few):
             found.append(reader)
-            expected_rank = max(expected_rank, reader.space.rank)
+            expected_rank = max(expected_rank, reader.space.inputs)
         if len(found) == at_most:
             break
     return tuple(found)

@@ -4,8 +4,8 @@ rank r, and G = Dᵀ X the gradient of W,
     G_A = Bᵀ G    row space inside the inputs' span, at most r dimensions
     G_B = G Aᵀ    the inputs seen through A: at most r numbers of each
 
-so m adapted maps that read one input hold its tokens iff the inputs span at most m·r dimensions, and G_A is zero as long
-as B is (the usual start). Must not know models.
+so m adapted maps that read one input hold its tokens iff the inputs span at most m·r dimensions. G_A is zero as long as B is
+(the usual start); then G_B leaves conditions on the inputs iff they span fewer than r dimensions. Must not know models.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ def adapter_verdict(*, rank: int, maps: int, inputs: int, fresh: bool) -> Verdic
     """
     if rank < 1 or maps < 1:
         raise SpecError(f"An adapter needs a rank and a map of at least 1, got rank {rank} and {maps} maps.")
+    if fresh and inputs < rank:
+        return Verdict(
+            uniqueness=Uniqueness.UNIQUE,
+            reason=f"B is zero before the first step, but its gradient spans {inputs} of {rank} numbers of every input: "
+            f"{rank - inputs} linear conditions per adapter that shows them all.",
+        )
     if fresh:
         return Verdict(
             uniqueness=Uniqueness.UNDERDETERMINED,
