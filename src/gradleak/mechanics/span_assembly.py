@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -21,6 +21,7 @@ from gradleak.mechanics.span_candidates import find_candidates
 from gradleak.mechanics.span_decision import Decided, Decision, Ids
 from gradleak.mechanics.span_exchange import Exchange
 from gradleak.mechanics.span_readers import Calibration, Candidates, Model, Reader, calibrate, judge_rows
+from gradleak.mechanics.span_relative import RelativeSearch
 from gradleak.mechanics.span_selection import PLAUSIBLE, RANDOM, Layout, select
 from gradleak.models import Block
 
@@ -51,6 +52,7 @@ class Assembled:
         tested: rows that were run through the model for the exact test.
         steps: interior-point steps, the unit of the polynomial bound.
         finished: False if the clock ran out first.
+        ordered: False if the model's first attention does not tell where a token stands: sentences are bags of tokens then.
         complete: True if the sentences explain every direction of the context spaces: nothing else is in the batch.
     """
 
@@ -59,6 +61,7 @@ class Assembled:
     tested: int
     steps: int = 0
     finished: bool
+    ordered: bool = True
     complete: bool = False
 
 
@@ -117,9 +120,15 @@ class Assembly:
         hard = [length for length in self.lengths if not self._enumerate(length, found, rng)]
         if not hard or (self._enough(found) and not self._blurred()):
             return self._result(found, None, finished=True)
+        if not self.candidates.positional:
+            search = self._relative(max(hard), rng)
+            if search is None:
+                return self._result(found, None, finished=True)
+            finished = self._center(search, found, rng, clock)
+            return replace(self._result(found, search.equations, finished=finished), ordered=search.ordered)
         pairs = Pairs.of(self.candidates)
         equations = attention_equations(
-            self.model, pairs, self.block, self.first, self.readers, columns=_columns(pairs), rng=rng
+            self.model, pairs, self.block, self.first, self.readers, columns=_columns(pairs.count, len(pairs.at)), rng=rng
         )
         if equations is None:
             finished = self._exchange(hard, found, rng, clock)
@@ -128,6 +137,35 @@ class Assembly:
         if self._blurred() and not self._settled(found):
             self._refine(found, rng, clock)
         return self._result(found, equations, finished=finished)
+
+    def _relative(self, longest: int, rng: torch.Generator) -> RelativeSearch | None:
+        tokens = self.candidates.tokens[0]
+        return RelativeSearch.of(
+            self.model,
+            tokens,
+            self.block,
+            self.first,
+            self.readers,
+            longest=longest,
+            columns=_columns(tokens.numel() * 2 * longest, longest),
+            rng=rng,
+        )
+
+    def _center(self, search: RelativeSearch, found: _Found, rng: torch.Generator, clock: Clock) -> bool:
+        """Sentences around every token, first those that no found sentence holds; False if the clock ran out."""
+        for again in (False, True):
+            for number, token in enumerate(search.tokens.tolist()):
+                if any(token in ids for ids in found.sentences) is not again:
+                    continue
+                if clock.spent():
+                    return False
+                clock.progress(self._share(found), f"{len(found.sentences)} sentences found")
+                row = search.through(number)
+                if row is not None:
+                    self._verify([search.tokens[row]], found, rng)
+                if self._settled(found):
+                    return True
+        return True
 
     def _solve(
         self, equations: AttentionEquations, lengths: Sequence[int], found: _Found, rng: torch.Generator, clock: Clock
@@ -334,14 +372,13 @@ class Assembly:
         return True
 
 
-def _columns(pairs: Pairs) -> int:
+def _columns(shares: int, positions: int) -> int:
     """Equations to keep: enough for a choice of one option per position.
 
     A k-sparse non-negative vector of n shares follows from about 2 k ln(n / k) random equations (Donoho and Tanner,
     PNAS 102, 2005); the relaxation reads a quarter more.
     """
-    positions = len(pairs.at)
-    return max(64, math.ceil(_EQUATIONS_PER_POSITION * positions * math.log(math.e * pairs.count / positions)))
+    return max(64, math.ceil(_EQUATIONS_PER_POSITION * positions * math.log(math.e * shares / positions)))
 
 
 def _with_confident(

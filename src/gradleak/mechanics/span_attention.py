@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gradleak.mechanics.heads import read_heads
 from gradleak.mechanics.probe import linear_inputs
 from gradleak.mechanics.span_folding import fold, norm_before, parameter
 from gradleak.mechanics.span_readers import Candidates, Model, Reader
@@ -88,6 +89,7 @@ class AttentionEquations:
         values: projected onto the equations, in units of the typical length of a value.
         target: right-hand side for every pair as the row that attends.
         null: root mean square residual of a row in a sentence of random candidates.
+        bias: what is added to the score of one position (first axis) at another; None where nothing is.
     """
 
     pairs: Pairs
@@ -96,6 +98,7 @@ class AttentionEquations:
     values: Float[Tensor, "pairs heads columns"]
     target: Float[Tensor, "pairs columns"]
     null: float
+    bias: Float[Tensor, "places places any"] | None = None
 
     @property
     def columns(self) -> int:
@@ -104,11 +107,13 @@ class AttentionEquations:
     def weights(self, anchors: Int64[Tensor, "*batch anchors"]) -> Float[Tensor, "*batch anchors pairs heads"]:
         """e^{q·k} of every anchor with every pair, up to a factor per anchor and head that cancels."""
         scores = torch.einsum("...hd,nhd->...nh", self.queries[anchors], self.keys)
+        if self.bias is not None:
+            scores = scores + self.bias[self.pairs.places[anchors]][..., self.pairs.places, :]
         return (scores - scores.amax(-2, keepdim=True)).exp()
 
     def residuals(self, rows: Int64[Tensor, "sentences seq"]) -> Float[Tensor, "sentences seq"]:
         """Length of the violation at every row of whole sentences: next to zero for a true one."""
-        scores = torch.einsum("sahd,sjhd->sajh", self.queries[rows], self.keys[rows])
+        scores = _scores(self.queries[rows], self.keys[rows], self.bias, self.pairs.places[rows])
         output = torch.einsum("sajh,sjhm->sam", scores.softmax(2), self.values[rows])
         return (output - self.target[rows]).norm(dim=-1)
 
@@ -119,6 +124,8 @@ class AttentionEquations:
         others = torch.cat((row[:place], row[place + 1 :]))
         columns = torch.cat((others, options))
         scores = torch.einsum("ahd,jhd->ajh", self.queries[others], self.keys[columns])
+        if self.bias is not None:
+            scores = scores + self.bias[self.pairs.places[others]][:, self.pairs.places[columns]]
         old, new = (scores - scores.amax(1, keepdim=True)).exp().split((len(others), len(options)), dim=1)
         total = old.sum(1).unsqueeze(1) + new
         fixed = torch.einsum("ajh,jhm->ahm", old, self.values[others])
@@ -140,11 +147,13 @@ def attention_equations(
     """The equations that the update holds, mixed at random down to ``columns`` if there are more.
 
     Returns:
-        None where the closed form does not reproduce the model (checked on random sentences: rotated queries, a bias
-        on the scores, grouped heads), or neither the attention's output projection nor the feed-forward part was shared.
+        None where no closed form reproduces the model (checked on random sentences), or neither the attention's output
+        projection nor the feed-forward part was shared.
     """
-    closed = _ClosedForm.of(model, pairs, block, first)
-    if closed is None or not closed.reproduces(pairs.random_rows(_CHECK_ROWS, rng)):
+    rows = pairs.random_rows(_CHECK_ROWS, rng)
+    forms = (make(model, pairs, block, first) for make in (_ClosedForm.plain, _ClosedForm.turned, _ClosedForm.intercepted))
+    closed = next((form for form in forms if form is not None and form.reproduces(rows)), None)
+    if closed is None:
         return None
     blocks = [made for reader in readers if (made := closed.constraints(reader)) is not None]
     if not blocks:
@@ -161,6 +170,7 @@ def attention_equations(
         values=torch.einsum("phd,hdm->phm", closed.v, matrix.reshape(heads, width, -1)),
         target=target,
         null=1.0,
+        bias=closed.bias,
     )
     null = made.residuals(pairs.random_rows(_NULL_ROWS, rng)).square().mean().sqrt()
     return replace(made, null=float(null))
@@ -178,11 +188,12 @@ class _ClosedForm:
     q: Float[Tensor, "pairs heads head_dim"]
     k: Float[Tensor, "pairs heads head_dim"]
     v: Float[Tensor, "pairs heads head_dim"]
+    bias: Float[Tensor, "places places any"] | None = None
 
     @staticmethod
-    def of(model: Model, pairs: Pairs, block: Block, first: Reader) -> _ClosedForm | None:
-        ids = pairs.tokens[pairs.packed()]
-        row = torch.cat([torch.arange(at.numel()) for at in pairs.at])
+    def plain(model: Model, pairs: Pairs, block: Block, first: Reader) -> _ClosedForm | None:
+        """Scores are products of what the maps make of each pair."""
+        ids, row = _laid_out(pairs)
         (z,) = model.inputs((first,), ids)
         inputs = z[row, pairs.places].double()
         made = torch.cat([_apply(model, m, inputs) for m in block.attention_inputs], dim=1)
@@ -192,8 +203,37 @@ class _ClosedForm:
         q = q / math.sqrt(q.shape[2])
         return _ClosedForm(model=model, block=block, pairs=pairs, ids=ids, row=row, q=q, k=k, v=v)
 
+    @staticmethod
+    def turned(model: Model, pairs: Pairs, block: Block, first: Reader) -> _ClosedForm | None:
+        """The rotary form as published (arXiv 2104.09864, 15): neighbors 2i, 2i + 1 turn by position · 10000^(−2i/width)."""
+        flat = _ClosedForm.plain(model, pairs, block, first)
+        if flat is None or flat.q.shape[2] % 2:
+            return None
+        speed = 1e4 ** -torch.arange(0, 1, 2 / flat.q.shape[2], dtype=torch.float64)
+        angle = pairs.places[:, None, None] * speed
+        turn = torch.polar(torch.ones_like(angle), angle)
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(each.unflatten(2, (-1, 2)).contiguous()) * turn).flatten(-2)
+            for each in (flat.q, flat.k)
+        )
+        return replace(flat, q=q, k=k)
+
+    @staticmethod
+    def intercepted(model: Model, pairs: Pairs, block: Block, first: Reader) -> _ClosedForm | None:
+        """Queries and keys as the attention receives them: rotated, normalized, shared by groups; a bias on the scores."""
+        ids, row = _laid_out(pairs)
+        heads = read_heads(model.subject, ids, parameters=model.parameters)
+        if heads is None or heads.soft_cap is not None:
+            return None
+        q, k, v = (each[row, pairs.places].double() for each in (heads.query, heads.key, heads.value))
+        k, v = (each.repeat_interleave(heads.groups, dim=1) for each in (k, v))
+        bias = heads.bias.double().permute(1, 2, 0) if bool(heads.bias.any()) else None
+        return _ClosedForm(
+            model=model, block=block, pairs=pairs, ids=ids, row=row, q=q * heads.scale, k=k, v=v, bias=bias
+        )
+
     def reproduces(self, rows: Int64[Tensor, "sentences seq"]) -> bool:
-        scores = torch.einsum("sahd,sjhd->sajh", self.q[rows], self.k[rows])
+        scores = _scores(self.q[rows], self.k[rows], self.bias, self.pairs.places[rows])
         formula = torch.einsum("sajh,sjhd->sahd", scores.softmax(2), self.v[rows]).flatten(2)
         path = self.block.attention_output.module
         truth = self._seen((path,), self.pairs.tokens[rows])[path]
@@ -231,6 +271,21 @@ class _ClosedForm:
     def _seen(self, paths: Sequence[str], ids: Tensor) -> dict[str, Tensor]:
         found = linear_inputs(self.model.subject, paths, ids, parameters=self.model.parameters)
         return {path: value.double() for path, value in found.items()}
+
+
+def _laid_out(pairs: Pairs) -> tuple[Int64[Tensor, "rows seq"], Int64[Tensor, " pairs"]]:
+    """Sentences that hold every pair, and the sentence of each."""
+    return pairs.tokens[pairs.packed()], torch.cat([torch.arange(at.numel()) for at in pairs.at])
+
+
+def _scores(
+    queries: Float[Tensor, "sentences seq heads head_dim"],
+    keys: Float[Tensor, "sentences seq heads head_dim"],
+    bias: Float[Tensor, "places places any"] | None,
+    places: Int64[Tensor, "sentences seq"],
+) -> Float[Tensor, "sentences seq seq heads"]:
+    scores = torch.einsum("sahd,sjhd->sajh", queries, keys)
+    return scores if bias is None else scores + bias[places.unsqueeze(2), places.unsqueeze(1)]
 
 
 def _apply(model: Model, linear: LinearMap, inputs: Float[Tensor, "rows features"]) -> Float[Tensor, "rows outputs"]:

@@ -68,6 +68,8 @@ def outcome_of_assembly(assembled: Assembled, batch_size: int | None) -> Outcome
     notes = [f"{len(records)} sentences assembled" + (f" for {batch_size} records" if batch_size else "")]
     if batch_size is not None and len(records) < batch_size:
         notes.append("a repeated record is invisible; the search is not exhaustive")
+    if not assembled.ordered:
+        notes.append("the first attention reads no positions: the tokens of each record, in any order")
     statistics = {"tested": float(assembled.tested), "accepted": float(len(assembled.sentences))}
     if assembled.confidence:
         statistics |= {
@@ -76,6 +78,7 @@ def outcome_of_assembly(assembled: Assembled, batch_size: int | None) -> Outcome
         }
     return Outcome(
         records=records,
+        ordered=assembled.ordered,
         status=status_of(bool(records), assembled.finished),
         message="; ".join(notes),
         statistics=statistics,

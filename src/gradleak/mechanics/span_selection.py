@@ -74,6 +74,22 @@ class Layout:
         wanted[0] = 1.0
         return Layout(matrix=rows, wanted=wanted, places=pairs.places, positions=positions)
 
+    @staticmethod
+    def around(pairs: Pairs, longest: int) -> Layout:
+        """Sentences of at most ``longest`` tokens that hold the middle position: occupied without a gap on either side."""
+        width, middle = len(pairs.at), len(pairs.at) // 2
+        share = torch.nn.functional.one_hot(pairs.places, width).double().T
+        # A position holds as much as the next one inwards minus what ended there.
+        inner = torch.where(torch.arange(width) < middle, torch.arange(width) + 1, torch.arange(width) - 1)
+        outer = torch.arange(width) != middle
+        falls = (share[inner] - share)[outer]
+        rows = torch.cat((falls, share.sum(0, keepdim=True)))
+        slack = torch.eye(len(rows), dtype=torch.float64)
+        slack[:-1] *= -1.0
+        wanted = torch.zeros(len(rows), dtype=torch.float64)
+        wanted[-1] = longest
+        return Layout(matrix=torch.cat((rows, slack), dim=1), wanted=wanted, places=pairs.places, positions=width)
+
     def allowed(self, anchors: Int64[Tensor, "batch anchors"]) -> Bool[Tensor, "batch columns"]:
         """Columns that may be used beside each row of anchors: their positions hold nothing else."""
         extra = self.matrix.shape[1] - len(self.places)
@@ -109,7 +125,7 @@ def select(
     *,
     cost: Float[Tensor, " pairs"],
     steps: int,
-    judge: Judge,
+    judge: Judge | None,
     plausible: float = PLAUSIBLE,
 ) -> Selected:
     """Searches a sentence through every row of ``anchors``.
@@ -118,7 +134,8 @@ def select(
         cost: price of a share of one, against choices that fit alike.
         steps: most interior-point steps per anchor; what is not accepted by then is abandoned.
         plausible: mean residual, in units of the null, below which the judge is asked.
-        judge: asked about every plausible rounding; an anchor is done when one of its sentences is accepted.
+        judge: asked about every plausible rounding; an anchor is done when one of its sentences is accepted. None where
+            the shares are wanted as they are.
     """
     rows = layout.matrix.shape[0] + anchors.shape[1] * (1 + equations.columns)
     chunk = max(1, int(_BYTES / (24.0 * rows * layout.matrix.shape[1])))
@@ -174,7 +191,7 @@ class _Interior:
             live=torch.arange(len(anchors)),
         )
 
-    def run(self, steps: int, judge: Judge, plausible: float) -> Selected:
+    def run(self, steps: int, judge: Judge | None, plausible: float) -> Selected:
         count = len(self.layout.places)
         accepted = torch.zeros(len(self.anchors), dtype=torch.bool)
         spent = 0
@@ -193,7 +210,7 @@ class _Interior:
             )
             self.x[self.live], self.dual[self.live] = x, dual
             done = ~(gap > _DONE)
-            if step >= _WARM_UP:
+            if judge is not None and step >= _WARM_UP:
                 good = self._judged(x[:, :count], judge, tried, plausible)
                 accepted[self.live[good]] = True
                 done |= good

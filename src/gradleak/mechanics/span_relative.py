@@ -1,0 +1,178 @@
+"""Why: where positions enter by rotation or as a bias of distances, the first attention's input tells tokens and no
+positions, and any token may stand anywhere. What the update says of a token's attended vector is free of positions too, so
+the search has two parts: which tokens stand around a token, then in what order. Must not know labels, losses or how a
+sentence is tested.
+
+Scores depend on distances δ: the weight of a token v at distance δ from u is w_h(u, v, δ). With shares y(v, δ) ≥ 0 the
+equations of ``span_attention`` are solved around u at distance 0 (interior point): Σ_δ y(v, δ) counts v in the sentence.
+The tokens being known, the share s_h(v) of each in each head follows from the same equations by least squares, linear and
+without any position, and
+
+    log s_h(v) − log s_h(u) = log w_h(u, v, δ) − log w_h(u, u, 0)
+
+has one number per head for the one unknown δ. An assignment of tokens to positions settles the distances together;
+exchanges of two positions settle what is left, as where a token occurs twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
+from gradleak.mechanics.span_readers import Model, Reader
+from gradleak.mechanics.span_selection import Layout, select
+from gradleak.models import Block
+
+_STEPS = 20
+_SAME = 1e-5
+"""Relative difference below which queries or keys of two positions count as equal: rounding."""
+_HARD = 1e3
+"""How much stiffer a share must sum to one than an equation holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelativeSearch:
+    """Sentences through one token after the other.
+
+    Attributes:
+        equations: over pairs (token, place) of a window of 2 · longest − 1 places; every token at every place, in one order.
+    """
+
+    equations: AttentionEquations
+    layout: Layout
+    tokens: Int64[Tensor, " tokens"]
+    longest: int
+
+    @staticmethod
+    def of(
+        model: Model,
+        tokens: Int64[Tensor, " tokens"],
+        block: Block,
+        first: Reader,
+        readers: Sequence[Reader],
+        *,
+        longest: int,
+        columns: int,
+        rng: torch.Generator,
+    ) -> RelativeSearch | None:
+        """None where attention has no closed form, or depends on more than tokens and distances."""
+        window = 2 * longest - 1
+        if window > (model.subject.anatomy.max_positions or window):
+            return None
+        count = len(tokens)
+        pairs = Pairs(
+            tokens=tokens.repeat(window),
+            places=torch.arange(window).repeat_interleave(count),
+            at=tuple(torch.arange(count * window).split(count)),
+        )
+        equations = attention_equations(model, pairs, block, first, readers, columns=columns, rng=rng)
+        if equations is None:
+            return None
+        return RelativeSearch(
+            equations=equations, layout=Layout.around(pairs, longest), tokens=tokens, longest=longest
+        )
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the first attention tells where a token stands at all."""
+        equations, count = self.equations, len(self.tokens)
+        still = [each.view(-1, count, *each.shape[1:]) for each in (equations.queries, equations.keys)]
+        flat = equations.bias is None or bool((equations.bias == equations.bias[:1, :1]).all())
+        return not (flat and all(bool((each - each[:1]).norm() <= _SAME * each.norm()) for each in still))
+
+    def through(self, token: int) -> Tensor | None:
+        """The sentence that best fits the equations around a token, as numbers of tokens; None if there is none."""
+        counts = self.around(token)
+        held = counts.nonzero().flatten()
+        if not 1 <= int(counts.sum()) <= self.longest:
+            return None
+        content = held.repeat_interleave(counts[held])
+        if not self.ordered:
+            return content
+        best: Tensor | None = None
+        for anchor in held[counts[held] == 1].tolist():
+            row = self._ordered(anchor, content)
+            if best is None or self._misfit(row[None]) < self._misfit(best[None]):
+                best = row
+        return self._polished(content if best is None else best)
+
+    def around(self, token: int) -> Int64[Tensor, " tokens"]:
+        """How often every token stands in the sentence around ``token``."""
+        equations, count = self.equations, len(self.tokens)
+        anchor = torch.tensor([[(self.longest - 1) * count + token]])
+        shares = select(
+            equations, self.layout, anchor, cost=torch.zeros(equations.pairs.count), steps=_STEPS, judge=None
+        ).shares
+        return shares[0].view(-1, count).sum(0).round().long()
+
+    def _ordered(self, anchor: int, content: Int64[Tensor, " length"]) -> Int64[Tensor, " length"]:
+        """The content in the order that the anchor's shares tell; tokens that occur twice fill what is left."""
+        words, occurs = content.unique(return_counts=True)
+        scores = self._scores(anchor, words)  # [words window heads]
+        shares = self._shares(anchor, words, occurs, scores)
+        own = int((words == anchor).nonzero())
+        told = (shares / shares[own]).log()
+        seen = scores - scores[own, self.longest - 1]
+        cost = (seen - told.unsqueeze(1)).square().sum(-1)  # [words window]
+        cost[occurs > 1] = 0.0
+        rows = torch.arange(len(words)).repeat_interleave(occurs)
+        size = len(content)
+        best, order = torch.inf, content
+        for place in range(size):
+            # The anchor at ``place``: distances run from −place.
+            start = self.longest - 1 - place
+            matrix = cost[rows, start : start + size]
+            matrix[rows == own] = torch.where(torch.arange(size) == place, 0.0, 1e6).double()
+            at = linear_sum_assignment(matrix.numpy())
+            value = float(matrix[at].sum())
+            if value < best:
+                best, order = value, words[rows][torch.tensor(at[1]).argsort()]
+        return order
+
+    def _scores(self, anchor: int, words: Int64[Tensor, " words"]) -> Float[Tensor, "words window heads"]:
+        equations, count = self.equations, len(self.tokens)
+        places = torch.arange(len(equations.pairs.at))
+        middle = (self.longest - 1) * count + anchor
+        weights = equations.weights(torch.tensor([middle]))[0].clamp(min=1e-300).log()
+        return weights[places * count + words.unsqueeze(1)]
+
+    def _shares(
+        self, anchor: int, words: Tensor, occurs: Tensor, scores: Float[Tensor, "words window heads"]
+    ) -> Float[Tensor, "words heads"]:
+        """What each token gets of the anchor's attention in each head: nearest to the mean over distances that fits."""
+        guess = scores.exp().mean(1) * occurs.unsqueeze(1)
+        guess = guess / guess.sum(0)
+        heads = guess.shape[1]
+        middle = (self.longest - 1) * len(self.tokens)
+        values = self.equations.values[middle + words]  # [words heads columns]
+        system = (values * guess.unsqueeze(2)).flatten(0, 1).T
+        whole = torch.eye(heads, dtype=torch.float64).repeat(1, len(words)) * guess.flatten()
+        system = torch.cat((system / self.equations.null, _HARD * whole))
+        wanted = torch.cat((self.equations.target[middle + anchor] / self.equations.null, _HARD * guess.new_ones(heads)))
+        gap = wanted - system @ guess.new_ones(guess.numel())
+        change = torch.linalg.lstsq(system, gap.unsqueeze(1), driver="gelsd").solution
+        return (guess * (1.0 + change.view_as(guess))).clamp(min=1e-12)
+
+    def _misfit(self, rows: Int64[Tensor, "sentences length"]) -> Float[Tensor, " sentences"]:
+        numbers = torch.arange(rows.shape[1]) * len(self.tokens) + rows
+        return self.equations.residuals(numbers).square().sum(1)
+
+    def _polished(self, row: Int64[Tensor, " length"]) -> Int64[Tensor, " length"]:
+        """Exchanges the two positions that help most until none do."""
+        swaps = torch.combinations(torch.arange(len(row)))
+        value = float(self._misfit(row[None]))
+        while len(swaps):
+            trials = row.repeat(len(swaps), 1)
+            trials[torch.arange(len(swaps)), swaps[:, 0]] = row[swaps[:, 1]]
+            trials[torch.arange(len(swaps)), swaps[:, 1]] = row[swaps[:, 0]]
+            values = self._misfit(trials)
+            if not float(values.min()) < value:
+                break
+            value, row = float(values.min()), trials[values.argmin()]
+        return row
