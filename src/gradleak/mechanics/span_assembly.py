@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probe import chunks
-from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
+from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations, enough_columns
 from gradleak.mechanics.span_candidates import find_candidates
 from gradleak.mechanics.span_decision import Decided, Decision, Ids
 from gradleak.mechanics.span_exchange import Exchange
@@ -39,7 +39,6 @@ _PRICE = 1e-3
 """Of a share that a found sentence holds already: decides between sentences that fit alike, and nothing else."""
 _MORE_ANCHORS = 3
 """Positions that a later turn takes over, as further anchors, from where a single anchor got."""
-_EQUATIONS_PER_POSITION = 2.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,14 +120,28 @@ class Assembly:
         if not hard or (self._enough(found) and not self._blurred()):
             return self._result(found, None, finished=True)
         if not self.candidates.positional:
-            search = self._relative(max(hard), rng)
+            search = RelativeSearch.of(
+                self.model,
+                self.candidates.tokens[0],
+                self.block,
+                self.first,
+                self.readers,
+                longest=max(hard),
+                rng=rng,
+            )
             if search is None:
                 return self._result(found, None, finished=True)
             finished = self._center(search, found, rng, clock)
             return replace(self._result(found, search.equations, finished=finished), ordered=search.ordered)
         pairs = Pairs.of(self.candidates)
         equations = attention_equations(
-            self.model, pairs, self.block, self.first, self.readers, columns=_columns(pairs.count, len(pairs.at)), rng=rng
+            self.model,
+            pairs,
+            self.block,
+            self.first,
+            self.readers,
+            columns=enough_columns(pairs.count, len(pairs.at)),
+            rng=rng,
         )
         if equations is None:
             finished = self._exchange(hard, found, rng, clock)
@@ -137,19 +150,6 @@ class Assembly:
         if self._blurred() and not self._settled(found):
             self._refine(found, rng, clock)
         return self._result(found, equations, finished=finished)
-
-    def _relative(self, longest: int, rng: torch.Generator) -> RelativeSearch | None:
-        tokens = self.candidates.tokens[0]
-        return RelativeSearch.of(
-            self.model,
-            tokens,
-            self.block,
-            self.first,
-            self.readers,
-            longest=longest,
-            columns=_columns(tokens.numel() * 2 * longest, longest),
-            rng=rng,
-        )
 
     def _center(self, search: RelativeSearch, found: _Found, rng: torch.Generator, clock: Clock) -> bool:
         """Sentences around every token, first those that no found sentence holds; False if the clock ran out."""
@@ -370,15 +370,6 @@ class Assembly:
                     if clock.spent():
                         return False
         return True
-
-
-def _columns(shares: int, positions: int) -> int:
-    """Equations to keep: enough for a choice of one option per position.
-
-    A k-sparse non-negative vector of n shares follows from about 2 k ln(n / k) random equations (Donoho and Tanner,
-    PNAS 102, 2005); the relaxation reads a quarter more.
-    """
-    return max(64, math.ceil(_EQUATIONS_PER_POSITION * positions * math.log(math.e * shares / positions)))
 
 
 def _with_confident(

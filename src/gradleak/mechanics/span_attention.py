@@ -36,6 +36,7 @@ _CHECK_TOLERANCE = 1e-4
 """A wrong formula (another scale, a rotation, a bias on the scores) is off by far more, rounding by far less."""
 _CHECK_ROWS = 4
 _NULL_ROWS = 32
+_EQUATIONS_PER_POSITION = 2.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +152,9 @@ def attention_equations(
         projection nor the feed-forward part was shared.
     """
     rows = pairs.random_rows(_CHECK_ROWS, rng)
-    forms = (make(model, pairs, block, first) for make in (_ClosedForm.plain, _ClosedForm.turned, _ClosedForm.intercepted))
+    forms = (
+        make(model, pairs, block, first) for make in (_ClosedForm.plain, _ClosedForm.turned, _ClosedForm.intercepted)
+    )
     closed = next((form for form in forms if form is not None and form.reproduces(rows)), None)
     if closed is None:
         return None
@@ -271,6 +274,15 @@ class _ClosedForm:
     def _seen(self, paths: Sequence[str], ids: Tensor) -> dict[str, Tensor]:
         found = linear_inputs(self.model.subject, paths, ids, parameters=self.model.parameters)
         return {path: value.double() for path, value in found.items()}
+
+
+def enough_columns(shares: int, positions: int) -> int:
+    """Equations to keep: enough for a choice of one option per position.
+
+    A k-sparse non-negative vector of n shares follows from about 2 k ln(n / k) random equations (Donoho and Tanner,
+    PNAS 102, 2005); the relaxation reads a quarter more.
+    """
+    return max(64, math.ceil(_EQUATIONS_PER_POSITION * positions * math.log(math.e * shares / positions)))
 
 
 def _laid_out(pairs: Pairs) -> tuple[Int64[Tensor, "rows seq"], Int64[Tensor, " pairs"]]:

@@ -22,14 +22,18 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
+from scipy.special import fdtri
 from torch import Tensor
 
-from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
-from gradleak.mechanics.span_readers import Model, Reader
+from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations, enough_columns
+from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Model, Reader
 from gradleak.mechanics.span_selection import Layout, select
 from gradleak.models import Block
 
 _STEPS = 20
+"""Interior-point steps per token; set by hand."""
+_ORDERS = 3
+"""Tokens whose shares are asked for an order before a content is given up; set by hand."""
 _SAME = 1e-5
 """Relative difference below which queries or keys of two positions count as equal: rounding."""
 _HARD = 1e3
@@ -58,7 +62,6 @@ class RelativeSearch:
         readers: Sequence[Reader],
         *,
         longest: int,
-        columns: int,
         rng: torch.Generator,
     ) -> RelativeSearch | None:
         """None where attention has no closed form, or depends on more than tokens and distances."""
@@ -71,12 +74,11 @@ class RelativeSearch:
             places=torch.arange(window).repeat_interleave(count),
             at=tuple(torch.arange(count * window).split(count)),
         )
+        columns = enough_columns(pairs.count, longest)
         equations = attention_equations(model, pairs, block, first, readers, columns=columns, rng=rng)
         if equations is None:
             return None
-        return RelativeSearch(
-            equations=equations, layout=Layout.around(pairs, longest), tokens=tokens, longest=longest
-        )
+        return RelativeSearch(equations=equations, layout=Layout.around(pairs, longest), tokens=tokens, longest=longest)
 
     @property
     def ordered(self) -> bool:
@@ -87,7 +89,7 @@ class RelativeSearch:
         return not (flat and all(bool((each - each[:1]).norm() <= _SAME * each.norm()) for each in still))
 
     def through(self, token: int) -> Tensor | None:
-        """The sentence that best fits the equations around a token, as numbers of tokens; None if there is none."""
+        """The sentence that fits the equations around a token, as numbers of tokens; None if none stands out."""
         counts = self.around(token)
         held = counts.nonzero().flatten()
         if not 1 <= int(counts.sum()) <= self.longest:
@@ -95,12 +97,13 @@ class RelativeSearch:
         content = held.repeat_interleave(counts[held])
         if not self.ordered:
             return content
-        best: Tensor | None = None
-        for anchor in held[counts[held] == 1].tolist():
-            row = self._ordered(anchor, content)
-            if best is None or self._misfit(row[None]) < self._misfit(best[None]):
-                best = row
-        return self._polished(content if best is None else best)
+        anchors = held[counts[held] == 1].tolist()
+        anchors.sort(key=lambda each: each != token)
+        for row in [self._ordered(anchor, content) for anchor in anchors[:_ORDERS]] or [content]:
+            row, clear = self._polished(row)
+            if clear:
+                return row
+        return None
 
     def around(self, token: int) -> Int64[Tensor, " tokens"]:
         """How often every token stands in the sentence around ``token``."""
@@ -154,7 +157,9 @@ class RelativeSearch:
         system = (values * guess.unsqueeze(2)).flatten(0, 1).T
         whole = torch.eye(heads, dtype=torch.float64).repeat(1, len(words)) * guess.flatten()
         system = torch.cat((system / self.equations.null, _HARD * whole))
-        wanted = torch.cat((self.equations.target[middle + anchor] / self.equations.null, _HARD * guess.new_ones(heads)))
+        wanted = torch.cat(
+            (self.equations.target[middle + anchor] / self.equations.null, _HARD * guess.new_ones(heads))
+        )
         gap = wanted - system @ guess.new_ones(guess.numel())
         change = torch.linalg.lstsq(system, gap.unsqueeze(1), driver="gelsd").solution
         return (guess * (1.0 + change.view_as(guess))).clamp(min=1e-12)
@@ -163,16 +168,34 @@ class RelativeSearch:
         numbers = torch.arange(rows.shape[1]) * len(self.tokens) + rows
         return self.equations.residuals(numbers).square().sum(1)
 
-    def _polished(self, row: Int64[Tensor, " length"]) -> Int64[Tensor, " length"]:
-        """Exchanges the two positions that help most until none do."""
-        swaps = torch.combinations(torch.arange(len(row)))
+    def _polished(self, row: Int64[Tensor, " length"]) -> tuple[Int64[Tensor, " length"], bool]:
+        """Moves single tokens and exchanges two until nothing helps, and whether the order then stands out.
+
+        Errors of the equations count as independent, so the best order stands out if its misfit is below that of every
+        neighbor by more than a quotient of two variances of as many terms would be by chance.
+        """
+        size = len(row)
+        terms = size * self.equations.columns
+        orders = _neighbors(size)
         value = float(self._misfit(row[None]))
-        while len(swaps):
-            trials = row.repeat(len(swaps), 1)
-            trials[torch.arange(len(swaps)), swaps[:, 0]] = row[swaps[:, 1]]
-            trials[torch.arange(len(swaps)), swaps[:, 1]] = row[swaps[:, 0]]
+        while True:
+            trials = row[orders]
+            trials = trials[(trials != row).any(1)]
+            if not len(trials):
+                return row, True
             values = self._misfit(trials)
             if not float(values.min()) < value:
-                break
+                return row, float(values.min()) > value * fdtri(terms, terms, 1.0 - FALSE_ALARM_RATE)
             value, row = float(values.min()), trials[values.argmin()]
-        return row
+
+
+def _neighbors(size: int) -> Int64[Tensor, "orders size"]:
+    """Orders that differ by one exchange of two positions or by one token moved elsewhere."""
+    orders: set[tuple[int, ...]] = set()
+    for i in range(size):
+        for j in range(size):
+            swapped, moved = list(range(size)), list(range(size))
+            swapped[i], swapped[j] = j, i
+            moved.insert(j, moved.pop(i))
+            orders |= {tuple(swapped), tuple(moved)}
+    return torch.tensor(sorted(orders))
