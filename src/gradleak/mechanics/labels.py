@@ -58,13 +58,13 @@ def labels_of_records(
         descent: True if the update is a step against the gradient (a delta), which has the opposite sign.
 
     Returns:
-        None where the head is not shared, or the records' features do not tell them apart.
+        None where the head is not shared, reads single tokens, or the records' features do not tell them apart.
     """
     head = subject.anatomy.head
     if head is None or head.weight not in update or subject.loss != "classification":
         return None
     features = head_inputs(subject, head.module, inputs, mask).double()
-    if int(torch.linalg.matrix_rank(features)) < len(inputs):
+    if features.shape != (len(inputs), head.in_features) or int(torch.linalg.matrix_rank(features)) < len(inputs):
         return None
     gradient = head.as_matrix(update[head.weight]).double()
     factors: Float[Tensor, "batch classes"] = torch.linalg.lstsq(features.T, gradient.T).solution
