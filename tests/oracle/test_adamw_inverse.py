@@ -14,7 +14,7 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.adamw_inverse import first_step_gradients, undo_first_step
+from gradleak.mechanics.adamw_inverse import first_step, undo_first_step
 from gradleak.mechanics.optimizers import ADAM_EPSILON
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
@@ -43,7 +43,7 @@ def test_weights_of_several_steps_are_refused() -> None:
     subject = load_subject("random:gpt2", loss="causal-lm", settings=SMALL)
     trainer = ClientTrainer(subject=subject, training=LocalTraining(share="delta", optimizer="adamw", steps=2))
     with pytest.raises(NotApplicableError, match="first step"):
-        first_step_gradients(trainer.update(_batch(2, 6), derive(0)), trainer)
+        first_step(trainer.update(_batch(2, 6), derive(0)), trainer)
 
 
 def _batch(records: int, length: int) -> Batch:

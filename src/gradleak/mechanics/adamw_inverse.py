@@ -3,8 +3,9 @@
     Δw = −lr · (u + decay · w),      u = g / (|g| + ε)      ⇔      g = ε u / (1 − |u|),
 
 so the gradient is in how far |u| stays below one. What is shared is a difference of rounded weights, which leaves u an
-error of about ulp(w) / lr, and g one of ε / (1 − |u|)² times that: small gradients survive, large ones drown. A column
-of a matrix divided by its own error keeps the column space, so the span of the inputs can be read with noise of known size.
+error of about ulp(w) / lr, and g one of ε / (1 − |u|)² times that: small gradients survive, large ones drown. Errors are large
+where a feature or an output is, like those of rounding, err_ij ≈ a_i b_j: a column divided by b keeps the column space, and a
+goes with it, so that the span of the inputs can be read with noise of known size.
 
 Must not know attacks.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -21,6 +23,7 @@ from torch import Tensor
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.update import Update
 from gradleak.mechanics.optimizers import ADAM_EPSILON
+from gradleak.mechanics.span_noise import noise_in, noise_scales
 from gradleak.mechanics.training import ClientTrainer
 from gradleak.models import LinearMap
 
@@ -57,8 +60,21 @@ def undo_first_step(
     return epsilon * u / room, epsilon * error / room.square()
 
 
-def first_step_gradients(update: Mapping[str, Tensor], trainer: ClientTrainer) -> Update:
-    """Gradients of the blocks' linear maps behind one step of AdamW, every output in units of its own error.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UndoneStep:
+    """What one step of AdamW tells of the gradients of the blocks' linear maps.
+
+    Attributes:
+        gradients: every output in units of its own error.
+        noise: standard deviation of what the error then is, by feature, by parameter name.
+    """
+
+    gradients: Update
+    noise: Mapping[str, Float[Tensor, " features"]]
+
+
+def first_step(update: Mapping[str, Tensor], trainer: ClientTrainer) -> UndoneStep:
+    """Undoes one step of AdamW.
 
     Raises:
         NotApplicableError: if more than one step was taken, or weights are not kept in float32.
@@ -70,17 +86,25 @@ def first_step_gradients(update: Mapping[str, Tensor], trainer: ClientTrainer) -
             "element by element, and in a short format the difference of the weights holds next to nothing but signs."
         )
     maps = [m for block in trainer.subject.anatomy.blocks for m in block.maps() if m.weight in update]
-    return Update({m.weight: _undone(update[m.weight], m, trainer) for m in maps})
+    parts = {m.weight: _undone(update[m.weight], m, trainer) for m in maps}
+    return UndoneStep(
+        gradients=Update({name: gradient for name, (gradient, _) in parts.items()}),
+        noise={name: rows for name, (_, rows) in parts.items()},
+    )
 
 
-def _undone(delta: Tensor, linear: LinearMap, trainer: ClientTrainer) -> Float[Tensor, "*stored"]:
+def _undone(
+    delta: Tensor, linear: LinearMap, trainer: ClientTrainer
+) -> tuple[Float[Tensor, "*stored"], Float[Tensor, " features"]]:
     weight = trainer.subject.module.get_parameter(linear.weight).detach()
     gradient, error = undo_first_step(
         delta, trainer.idle(linear.weight), weight, lr=trainer.training.lr, epsilon=ADAM_EPSILON
     )
-    # By output: the axis that the column space is summed over.
-    inputs = 0 if linear.input_first else 1
-    return gradient / error.square().mean(dim=inputs, keepdim=True).sqrt()
+    rows, columns = noise_scales(linear.as_matrix(error).T)
+    # The bulk of the spectrum tells by how much the errors are larger than two roundings make them.
+    size = max(1.0, noise_in(linear.as_matrix(gradient).T / rows.unsqueeze(1) / columns))
+    scale = size * columns
+    return gradient / (scale if linear.input_first else scale.unsqueeze(1)), rows
 
 
 def _bits(weight: Tensor) -> int:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.mechanics.span_noise import Whitened, noise_in, whiten
+from gradleak.mechanics.span_noise import Noise, Whitened, noise_in, whiten
 from gradleak.mechanics.span_spectrum import OVERSAMPLING, Leading, from_gram, from_range, from_sums, room
 
 _TINY = 1e-300
@@ -28,6 +28,19 @@ _CLEAR = 1e-3
 """Residual of any member below which random sums tell as much as all outputs: strangers show a hundred times more."""
 _NARROW = 0.35
 """Share of the features up to which the range finder is the cheaper way; above, the Gram matrix is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scaled:
+    """The same space where every feature is divided by the size of its noise, which is white there.
+
+    Attributes:
+        basis, singular: as those of the space, of scaled inputs; rows: the sizes, of mean square one.
+    """
+
+    basis: Float[Tensor, "features rank"]
+    singular: Float[Tensor, " rank"]
+    rows: Float[Tensor, " features"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,7 @@ class Subspace:
         edge: the largest singular value that noise alone has, in the same units.
         inputs: number of directions that the layer's inputs are seen to have: the rank, unless the space is one that they
             merely lie in.
+        scaled: the space in units in which noise is white, where noise differs by feature.
     """
 
     basis: Float[Tensor, "features rank"]
@@ -52,6 +66,7 @@ class Subspace:
     precision: float
     edge: float
     inputs: int
+    scaled: Scaled | None = None
 
     @property
     def rank(self) -> int:
@@ -144,7 +159,7 @@ class Subspace:
 def column_space(
     gradients: Sequence[Float[Tensor, "features outputs"]],
     *,
-    noise_std: Sequence[float],
+    noise_std: Sequence[Noise],
     summands: int,
     expected_rank: int = 0,
 ) -> Subspace:
@@ -161,7 +176,7 @@ def column_space(
 
     Args:
         gradients: weight gradients oriented input-first, at least one.
-        noise_std: per gradient, the standard deviation per entry that known stages added.
+        noise_std: per gradient, the standard deviation per entry that known stages added, one for all or one per feature.
         summands: number of rows that each entry sums over (tokens in the batch).
         expected_rank: where the search for the rank starts; it costs time if wrong, and nothing else.
 
@@ -173,14 +188,17 @@ def column_space(
     spread = 1.0 + summands * (1.0 - white.known)
     found = _leading(white.columns, summands=summands, spread=spread, expected_rank=expected_rank)
     if not found.ends(found.edge * spread):
-        estimated = [max(std, noise_in(gradient)) for gradient, std in zip(gradients, noise_std, strict=True)]
+        estimated = [
+            std if isinstance(std, Tensor) else max(std, noise_in(gradient))
+            for gradient, std in zip(gradients, noise_std, strict=True)
+        ]
         white = whiten(gradients, estimated)
         found = from_gram(white.columns, spread=1.0)
     return _space(found, white)
 
 
 def thin_space(
-    gradients: Sequence[Float[Tensor, "features outputs"]], *, noise_std: Sequence[float], summands: int
+    gradients: Sequence[Float[Tensor, "features outputs"]], *, noise_std: Sequence[Noise], summands: int
 ) -> Subspace:
     """The same for few columns, or few features: to have them all in use is no sign of noise there, and noise that nobody
     announced is not looked for."""
@@ -198,6 +216,7 @@ def _space(found: Leading, white: Whitened) -> Subspace:
         precision=_INPUT_ROUNDING,
         edge=found.edge,
         inputs=basis.shape[1],
+        scaled=None if white.rows is None else Scaled(basis=found.basis, singular=found.singular, rows=white.rows),
     )
 
 

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.mechanics.span import Subspace, thin_space
+from gradleak.mechanics.span_noise import Noise
 from gradleak.models import Adapter, LinearMap
 
 
@@ -41,7 +42,7 @@ class Shared:
     """
 
     update: Mapping[str, Tensor]
-    noise_std: Callable[[str], float]
+    noise_std: Callable[[str], Noise]
     summands: int
 
     def holds(self, each: LinearMap) -> bool:

@@ -15,8 +15,9 @@ from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
-from gradleak.mechanics.adamw_inverse import first_step_gradients
+from gradleak.mechanics.adamw_inverse import UndoneStep, first_step
 from gradleak.mechanics.span_departure import Departure, format_of
+from gradleak.mechanics.span_noise import Noise
 from gradleak.mechanics.span_readers import Candidates, Model
 from gradleak.mechanics.stage_noise import released_std
 from gradleak.mechanics.training import ClientTrainer
@@ -34,6 +35,7 @@ class SpanCase:
 
     Attributes:
         update: what was released; ``readable``: tensors with the same column spaces as the gradient's.
+        undone: where that took undoing a step of AdamW, what it gave.
     """
 
     update: Update
@@ -45,6 +47,7 @@ class SpanCase:
     stages: tuple[Stage, ...]
     batch_size: int | None
     seq_len: int | None
+    undone: UndoneStep | None = None
 
     @staticmethod
     def of(update: Update, view: View) -> SpanCase:
@@ -57,9 +60,11 @@ class SpanCase:
                 "The client used AdamW, and a stage changed what it shared: the step cannot be undone to a gradient any more."
             )
         midway = _midway(update, subject, trainer, stages)
+        undone = first_step(update, view["trainer"]) if steps_by_adamw(trainer) else None
         return SpanCase(
             update=update,
-            readable=first_step_gradients(update, view["trainer"]) if steps_by_adamw(trainer) else update,
+            readable=update if undone is None else undone.gradients,
+            undone=undone,
             subject=subject,
             model=Model(subject=subject, parameters=midway),
             departure=Departure(
@@ -78,11 +83,11 @@ class SpanCase:
     def summands(self) -> int:
         return self.batch_size * self.seq_len if self.batch_size and self.seq_len else _UNKNOWN_TOKENS
 
-    def noise_std(self, name: str) -> float:
+    def noise_std(self, name: str) -> Noise:
         """Stage noise, and the rounding of the weights themselves where their difference was shared."""
         trainer = self.view.get("trainer")
-        if steps_by_adamw(trainer):
-            return 1.0
+        if self.undone is not None:
+            return self.undone.noise[name]
         # Noise of a size that cannot be told is left to the update's own spectrum.
         parts = [self._stage_std(self.stages, name) or 0.0]
         if trainer is not None and trainer.training.share == "delta":

@@ -50,32 +50,46 @@ class Decided:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Place:
-    """One reader's space with the metric C^(−1/2) √m."""
+    """One reader's space, in units in which its noise is white, with the metric C^(−1/2) √m.
+
+    Attributes:
+        rows: what features are divided by; None where all have the same noise.
+    """
 
     space: Subspace
-    scaled: Float[Tensor, "features rank"]
+    basis: Float[Tensor, "features rank"]
+    energies: Float[Tensor, "features rank"]
     shrink: Float[Tensor, " rank"]
     outputs: float
+    rows: Float[Tensor, " features"] | None
 
     @staticmethod
     def of(space: Subspace) -> _Place:
-        singular = space.singular / space.noise
+        white = space if space.scaled is None else space.scaled
+        singular = white.singular / space.noise
         outputs = (space.edge - math.sqrt(space.features)) ** 2
         return _Place(
             space=space,
-            scaled=space.basis * singular,
+            basis=white.basis,
+            energies=white.basis * singular,
             shrink=1.0 - (math.sqrt(outputs) / singular).clamp(max=1.0),
             outputs=outputs,
+            rows=None if space.scaled is None else space.scaled.rows,
         )
+
+    def units(self, inputs: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        """Inputs of length one, in these units, in float64."""
+        z = inputs.double()
+        return torch.nn.functional.normalize(z if self.rows is None else z / self.rows, dim=-1)
 
     def unexplained(self, frame: Float[Tensor, "features rows"]) -> int:
         """Directions above the edge of the noise outside ``frame``."""
-        left = self.scaled - frame @ (frame.T @ self.scaled)
+        left = self.energies - frame @ (frame.T @ self.energies)
         return int((torch.linalg.eigvalsh(left.T @ left) > self.space.edge**2).sum())
 
     def measured(self, rows: Float[Tensor, "rows features"]) -> Float[Tensor, "rows features"]:
         """Rows in the metric in which noise and signals have unit covariance."""
-        return rows - ((rows @ self.space.basis) * self.shrink) @ self.space.basis.T
+        return rows - ((rows @ self.basis) * self.shrink) @ self.basis.T
 
 
 @dataclass(slots=True)
@@ -186,7 +200,7 @@ class Decision:
             same = [ids for ids in new if len(ids) == length]
             for part in chunks(len(same), length * max(reader.space.features for reader in self.readers) * _BUFFERS):
                 seen = self.model.inputs(self.readers, torch.tensor(same[part]))
-                unit = [torch.nn.functional.normalize(z.double(), dim=-1) for z in seen]
+                unit = [place.units(z) for place, z in zip(self.places, seen, strict=True)]
                 self.rows |= {ids: tuple(z[i] for z in unit) for i, ids in enumerate(same[part])}
 
     def _frame(self, sentences: Sequence[Ids], place: int, *, measured: bool = False) -> Float[Tensor, "features rows"]:

@@ -29,6 +29,10 @@ _FLOAT16, _FLOAT32 = 11, 24
 """Significant bits."""
 
 
+Noise = float | Float[Tensor, " features"]
+"""Standard deviation per entry of a gradient, one for all or one per feature."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Whitened:
     """Gradients side by side in units of their noise.
@@ -100,10 +104,11 @@ def noise_in(gradient: Float[Tensor, "features outputs"]) -> float:
     return math.sqrt(variance)
 
 
-def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Sequence[float]) -> Whitened:
+def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Sequence[Noise]) -> Whitened:
     """The gradients side by side in units of their noise: announced (``noise_std`` per entry), or of their rounding."""
     columns, relative, floor, known_energy, all_energy = [], [], [], 0.0, 0.0
-    for gradient, announced in zip(gradients, noise_std, strict=True):
+    for gradient, told in zip(gradients, noise_std, strict=True):
+        announced = float(told.square().mean().sqrt()) if isinstance(told, Tensor) else told
         g, bits, std = gradient.double(), significant_bits(gradient), max(announced, rounding_std(gradient))
         step = _ROUNDING_STD * 2.0**-bits
         # The larger, not the sum: a quantizing stage reports the very rounding that format and zeros show.
@@ -114,18 +119,21 @@ def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Se
         live = noise > 0
         columns.append(g[:, live] / noise[live])
         relative.append(torch.full_like(noise[live], step if bits < _FLOAT32 else 0.0))
-        floor.append(((unknown.square() + least**2).sqrt().expand_as(noise) / noise)[live])
+        least_of_all = ((unknown.square() + least**2).sqrt().expand_as(noise) / noise)[live]
+        by_feature = told / announced if isinstance(told, Tensor) else g.new_ones(1)
+        floor.append(by_feature.to(g).unsqueeze(1) * least_of_all)
         known_energy += int(live.sum()) * std**2 if bits == _FLOAT32 else float(noise[live].square().sum())
         all_energy += float(noise[live].square().sum())
     made, step = torch.cat(columns, dim=1), torch.cat(relative)
     rows = None
-    if bool((step > 0).any()):
-        rows, scale = _scales(torch.maximum(step * made.abs(), torch.cat(floor)))
+    if bool((step > 0).any()) or any(isinstance(told, Tensor) for told in noise_std):
+        floors = torch.cat([each.expand(len(made), -1) for each in floor], dim=1)
+        rows, scale = noise_scales(torch.maximum(step * made.abs(), floors))
         made = made / rows.unsqueeze(1) / scale
     return Whitened(columns=made, rows=rows, known=known_energy / all_energy if all_energy else 0.0)
 
 
-def _scales(
+def noise_scales(
     noise: Float[Tensor, "features outputs"],
 ) -> tuple[Float[Tensor, " features"], Float[Tensor, " outputs"]]:
     """a and b such that (noise_ij / a_i b_j)² has mean one in every row and column, a of mean square one."""

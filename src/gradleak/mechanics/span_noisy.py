@@ -17,7 +17,7 @@ from gradleak.mechanics.span_case import SpanCase
 from gradleak.mechanics.span_context import Grid
 from gradleak.mechanics.span_growth import Grown
 from gradleak.mechanics.span_matching import match_jointly
-from gradleak.mechanics.span_noise import noise_in
+from gradleak.mechanics.span_noise import Noise, noise_in
 from gradleak.mechanics.span_pairs import noisy_candidates
 from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import Candidates, NoiseOf, Reader
@@ -31,8 +31,9 @@ Sequences = tuple[Int64[Tensor, " length"], ...]
 def measured_noise(update: Mapping[str, Tensor], known: NoiseOf) -> NoiseOf:
     """The noise on each tensor: what is known to be there, or else what its own spectrum shows."""
 
-    def std(name: str) -> float:
-        return known(name) or noise_in(update[name])
+    def std(name: str) -> Noise:
+        told = known(name)
+        return told if isinstance(told, Tensor) else told or noise_in(update[name])
 
     return std
 

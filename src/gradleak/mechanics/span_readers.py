@@ -18,6 +18,7 @@ from gradleak.mechanics.probe import linear_inputs, reads_context
 from gradleak.mechanics.span import Subspace, column_space
 from gradleak.mechanics.span_adapters import Shared, adapter_space
 from gradleak.mechanics.span_departure import DepartureOf
+from gradleak.mechanics.span_noise import Noise
 from gradleak.mechanics.span_null import Null, fit_null, log_odds
 from gradleak.models import Anatomy, LinearMap, Subject
 
@@ -25,7 +26,7 @@ FALSE_ALARM_RATE = 1e-3
 """Probability that one whole family of tests accepts any non-member (Bonferroni within the family)."""
 
 
-NoiseOf = Callable[[str], float]
+NoiseOf = Callable[[str], Noise]
 """Standard deviation per entry that is known to sit on a released tensor, by parameter name."""
 
 
