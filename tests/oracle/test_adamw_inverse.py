@@ -16,6 +16,7 @@ from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.mechanics.adamw_inverse import first_step, undo_first_step
 from gradleak.mechanics.optimizers import ADAM_EPSILON
+from gradleak.mechanics.span import column_space
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
@@ -37,6 +38,23 @@ def test_the_error_is_of_the_size_that_is_claimed() -> None:
     assert 0.8 < float(standardized.square().mean().sqrt()) < 1.2
     relative = (error / found.abs())[gradient.abs() > 1e-7]
     assert float(relative.median()) < 0.01
+
+
+@pytest.mark.parametrize("seed", (3, 4))
+def test_what_stands_out_of_an_undone_step_of_minilm_are_the_tokens(seed: int) -> None:
+    """Errors differ by feature and output; with both divided out the rank is the number of tokens."""
+    subject = load_subject("minilm", classes=2, seed=seed)
+    ids = torch.randint(subject.anatomy.vocab_size, (4, 16), generator=derive(seed, "ids"))
+    batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=torch.arange(4) % 2)
+    trainer = ClientTrainer(subject=subject, training=LocalTraining(share="delta", optimizer="adamw", lr=1e-3))
+    undone = first_step(trainer.update(batch, derive(seed)), trainer)
+    maps = subject.anatomy.first_maps()
+    space = column_space(
+        [each.as_matrix(undone.gradients[each.weight]).T for each in maps],
+        noise_std=[undone.noise[each.weight] for each in maps],
+        summands=64,
+    )
+    assert space.rank == 64
 
 
 def test_weights_of_several_steps_are_refused() -> None:

@@ -183,8 +183,8 @@ class Assembly:
         for turn, family in self._schedule(pairs, max(lengths)):
             if clock.spent():
                 return False
-            if turn and blurred:
-                # What is not proposed by now has tokens that are no candidates.
+            if turn and blurred and pairs.count < self.first.space.inputs:
+                # The batch has tokens that are no candidates: what is not proposed by now waits for them.
                 break
             clock.progress(self._share(found), f"{len(found.sentences)} sentences found")
             used = self._used(pairs, found)
@@ -245,14 +245,19 @@ class Assembly:
         )
 
     def _settled(self, found: _Found) -> bool:
-        """Whether all is found. In a blurred batch it is if the sentences together leave nothing unexplained."""
+        """Whether all is found. In a blurred batch it is if the sentences together leave nothing unexplained, or if as many as
+        there are records pass at every position, each of them needed."""
         if not self._blurred():
             return self._enough(found)
         grown = len(found.pool) >= max(1.0, _GROWTH * found.looked_at)
         if (grown or self._enough(found)) and len(found.pool) > found.looked_at:
             found.looked_at = len(found.pool)
             found.decided = self._decided(found)
-        return found.decided is not None and not found.decided.unexplained
+        if found.decided is None:
+            return False
+        chosen = found.decided.sentences
+        every = len(chosen) == self.batch_size and all(ids in found.sentences for ids in chosen)
+        return every or not found.decided.unexplained
 
     def _decided(self, found: _Found) -> Decided:
         likely = sorted(found.pool, key=found.pool.__getitem__)[:_POOL]
@@ -310,7 +315,7 @@ class Assembly:
         self, equations: AttentionEquations, ids: Ids, every: Sequence[Ids], found: _Found
     ) -> Float[Tensor, " length"]:
         if all(equations.pairs.holds(place, token) for place, token in enumerate(ids)):
-            return token_confidence(equations, ids)
+            return equations.confidence(ids)
         # Refined: a token is no candidate, and the equations are not written for it.
         others = [other for other in every if other != ids]
         return self._decision(found).confidence(ids, others, self.candidates.tokens)
@@ -383,22 +388,3 @@ def _with_confident(
     sure[pairs.places[anchors].unsqueeze(1) == torch.tensor(places)] = -torch.inf
     extra = sure.topk(min(_MORE_ANCHORS, len(best) - 1), dim=1).indices
     return torch.cat((anchors.unsqueeze(1), choice.gather(1, extra)), dim=1)
-
-
-def token_confidence(equations: AttentionEquations, ids: Sequence[int]) -> Float[Tensor, " length"]:
-    """Posterior probability of every token among the candidates of its position, the others being given.
-
-    With residuals r of the m equations of a sentence normal with one variance, estimated at the sentence itself, the
-    likelihood of an exchange is exp(−(|r'|² − |r|²) / 2 s²), s² = |r|² / m; the prior is uniform over the candidates.
-    """
-    pairs = equations.pairs
-    own = [(pairs.tokens[pairs.at[p]] == token).nonzero().flatten() for p, token in enumerate(ids)]
-    row = torch.stack([pairs.at[p][found[0]] for p, found in enumerate(own)])
-    sure = torch.ones(len(row), dtype=torch.float64)
-    for place, options in enumerate(pairs.at[: len(row)]):
-        if options.numel() > 1:
-            squares = equations.exchanged(row, place, options)
-            at = int((options == row[place]).nonzero())
-            variance = squares[at].clamp(min=1e-300) / ((len(row) - 1) * equations.columns)
-            sure[place] = (-(squares - squares[at]) / (2 * variance)).softmax(0)[at]
-    return sure

@@ -134,6 +134,24 @@ class AttentionEquations:
         output += torch.einsum("aoh,ohm->aom", new / total, self.values[options])
         return (output - self.target[others].unsqueeze(1)).square().sum((0, 2))
 
+    def confidence(self, ids: Sequence[int]) -> Float[Tensor, " length"]:
+        """Posterior probability of every token of a sentence among the candidates of its position, the others being given.
+
+        With residuals r of the m equations of a sentence normal with one variance, estimated at the sentence itself, the
+        likelihood of an exchange is exp(−(|r'|² − |r|²) / 2 s²), s² = |r|² / m; the prior is uniform over the candidates.
+        """
+        pairs = self.pairs
+        own = [(pairs.tokens[pairs.at[p]] == token).nonzero().flatten() for p, token in enumerate(ids)]
+        row = torch.stack([pairs.at[p][found[0]] for p, found in enumerate(own)])
+        sure = torch.ones(len(row), dtype=torch.float64)
+        for place, options in enumerate(pairs.at[: len(row)]):
+            if options.numel() > 1:
+                squares = self.exchanged(row, place, options)
+                at = int((options == row[place]).nonzero())
+                variance = squares[at].clamp(min=1e-300) / ((len(row) - 1) * self.columns)
+                sure[place] = (-(squares - squares[at]) / (2 * variance)).softmax(0)[at]
+        return sure
+
 
 def attention_equations(
     model: Model,
