@@ -19,7 +19,6 @@ from gradleak.core.update import Update
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
 
-
 TEXT = """The record of a patient is not the record of a disease. When the doctor had read the letter, the doctor wrote to the
 patient that the result of the test was not the result that the test had been made for, and that the test would have to be
 made again. The patient asked what the doctor had read in the letter, and whether the letter had been sent to the bank, too.
