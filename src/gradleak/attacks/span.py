@@ -10,9 +10,10 @@ import torch
 
 from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
-from gradleak.core.errors import NotApplicableError
+from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
+from gradleak.mechanics.language_prior import check_prior
 from gradleak.mechanics.span_assembly import Assembly
 from gradleak.mechanics.span_bag import bag_of_embeddings, beyond, covers_half, missing_inputs, tokens_only
 from gradleak.mechanics.span_blurred import drowned, is_blurred, under_noise
@@ -36,6 +37,9 @@ class Span(Attack):
     Args:
         beam: most prefixes of one length that are kept, per record of the batch.
         rounds: passes of the sentence search over all positions before it gives up (bidirectional models).
+        prior: what is believed of text beforehand, for decoders under noise that leaves the update undecided: none for nothing,
+            ``uniform`` for the same search without preference, ``public`` (counts of the sentences that gradleak ships), a ``.txt`` file
+            of public text to count, or a local folder with a Hugging Face causal language model of the same tokens.
 
     Guarantees:
         EXACT is reported only if the recomputed update equals the released one up to rounding.
@@ -43,6 +47,8 @@ class Span(Attack):
         embedding's gradient tell exactly, that bag of tokens is returned instead.
         Not visible, whatever the effort: how often a record is repeated; a record that is a prefix of another one; the
         last token of each record under a causal language-model loss.
+        With a prior: where the update alone decides, it changes nothing. Else both logarithms are added in nats, without a weight, the status
+        stays UNDECIDED unless the certificate is exact, and the statistics hold what update and prior say alone.
         Of AdamW one step on float32 weights is undone, as far as small gradients allow; what drowns is not proposed.
 
     Source: Petrov et al., arXiv 2405.15586 (DAGER).
@@ -57,9 +63,16 @@ class Span(Attack):
 
     beam: int = 64
     rounds: int = 4
+    prior: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prior is not None:
+            wrong = check_prior(self.prior)
+            if wrong:
+                raise SpecError(f"span: {wrong}")
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
-        case = SpanCase.of(update, view)
+        case = SpanCase.of(update, view, self.prior)
         evidence = {"noise_std": case.noise_std, "summands": case.summands, "departure": case.departure}
         first = first_reader(case.readable, case.model, **evidence)
         try:

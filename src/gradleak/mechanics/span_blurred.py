@@ -5,6 +5,7 @@ the second is worth asking, and which outcome stands. Must not know how either s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from gradleak.mechanics.span_outcome import Outcome, conclude, passed_every_test
 from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import Candidates, Reader
 from gradleak.mechanics.span_tabled import Tabled
+from gradleak.mechanics.span_weighed import weighed
 
 _BLURRED = 30.0
 """Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""
@@ -45,6 +47,11 @@ def under_noise(
     """This outcome of a search token by token, or that of a joint one where it leaves less unexplained of what stands out."""
     tested = int(outcome.statistics.get("tested", 0.0))
     found = explain_noisy(case, first, outcome.records, tested=tested, growth=growth, rng=rng, clock=clock)
+    if case.prior is not None and (found is None or found.unexplained):
+        pool = (*(() if found is None else found.sequences), *outcome.records)
+        tipped = weighed(case, first, pool, rng, clock)
+        if tipped is not None:
+            return replace(tipped, statistics={**outcome.statistics, **tipped.statistics})
     if found is None:
         return outcome
     note = "all that stands out of the noise is explained"

@@ -16,6 +16,7 @@ from gradleak.core.specs import name_of
 from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.adamw_inverse import UndoneStep, first_step
+from gradleak.mechanics.language_prior import LanguagePrior, load_prior
 from gradleak.mechanics.span_departure import Departure, format_of
 from gradleak.mechanics.span_noise import Noise
 from gradleak.mechanics.span_readers import Candidates, Model
@@ -36,6 +37,7 @@ class SpanCase:
     Attributes:
         update: what was released; ``readable``: tensors with the same column spaces as the gradient's.
         undone: where that took undoing a step of AdamW, what it gave.
+        prior: what is believed of text beforehand; None if nothing is.
     """
 
     update: Update
@@ -48,9 +50,10 @@ class SpanCase:
     batch_size: int | None
     seq_len: int | None
     undone: UndoneStep | None = None
+    prior: LanguagePrior | None = None
 
     @staticmethod
-    def of(update: Update, view: View) -> SpanCase:
+    def of(update: Update, view: View, prior: str | None = None) -> SpanCase:
         given, trainer = view["subject"], view.get("trainer")
         subject: Subject = given.in_full_precision()
         stages = tuple(view.get("stages") or ())
@@ -77,6 +80,7 @@ class SpanCase:
             stages=stages,
             batch_size=view.get("batch_size"),
             seq_len=view.get("seq_len"),
+            prior=None if prior is None else load_prior(prior, subject),
         )
 
     @property
