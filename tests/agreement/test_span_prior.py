@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction, Status
@@ -186,9 +187,35 @@ def test_the_prior_brings_tokens_that_the_update_left_out() -> None:
     true = [row[: LENGTH - 1] for row in ids]
     found = likeliest(question, Clock(), start=start)
     assert agreeing(found.records, true) == RECORDS * (LENGTH - 1)
-    without = likeliest(question.given(evidence, Uniform(vocab_size=260)), Clock(), start=start)
+    without = likeliest(replace(question, prior=Uniform(vocab_size=260)), Clock(), start=start)
     assert agreeing(without.records, true) < RECORDS * (LENGTH - 1)
     assert found.log_evidence > without.log_evidence
+
+
+def test_a_language_model_without_opinion_changes_nothing(tmp_path: Path) -> None:
+    """Its last normalization is zero, so every token is alike; it goes the whole way that a real one goes."""
+    module = load_subject("random:gpt2", loss="causal-lm", settings=SETTINGS).module
+    assert isinstance(module, PreTrainedModel)
+    with torch.no_grad():
+        for name in ("transformer.ln_f.weight", "transformer.ln_f.bias"):
+            module.get_parameter(name).zero_()
+    module.save_pretrained(tmp_path)
+    blank, uniform = attacked(1, 1.0, str(tmp_path)), attacked(1, 1.0, "uniform")
+    assert uniform.status is Status.UNDECIDED and uniform.statistics["proposed_tokens"] > LENGTH
+    assert all(map(torch.equal, blank.records, uniform.records))
+    assert blank.statistics["owed_to_prior"] == 0
+
+
+def test_a_prior_adds_no_token_that_the_tables_exclude() -> None:
+    """Where the token table is trained, noise leaves open where tokens stand, not which there are."""
+    subject = load_subject("random:gpt2", loss="classification", settings=SETTINGS)
+    batch = replace(world(2)[1], labels=torch.arange(RECORDS))
+    update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(2))
+    released = Gaussian(relative_std=0.3).apply(update, derive(2, "noise"))
+    facts = {"subject": subject, "batch_size": RECORDS, "seq_len": LENGTH}
+    found = Span(prior="public")(Observation(update=released, knowledge=Knowledge(facts=facts)), rng=derive(2))
+    assert found.status is Status.UNDECIDED and "owed_to_prior" in found.statistics
+    assert set(torch.cat(found.records).tolist()) <= set(batch.inputs.flatten().tolist())
 
 
 @pytest.mark.slow

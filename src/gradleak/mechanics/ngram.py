@@ -49,11 +49,15 @@ class _Counts:
 class NGram:
     """Counts of up to ``ORDER`` tokens with absolute discounting.
 
+    Attributes:
+        single: p of every token without a context.
+
     Source: Ney, Essen and Kneser, Computer Speech and Language 8 (1994), for the discount and its estimate.
     """
 
     vocab_size: int
     contexts: Mapping[tuple[int, ...], _Counts]
+    single: Float[Tensor, " vocab"]
 
     @staticmethod
     def of(texts: Sequence[Sequence[int]], *, vocab_size: int) -> NGram:
@@ -68,7 +72,9 @@ class NGram:
             mine = {context: found for context, found in counts.items() if len(context) == length}
             discount = _discount([count for found in mine.values() for count in found.values()])
             contexts |= {c: _Counts(dict(found), found.total(), discount) for c, found in mine.items()}
-        return NGram(vocab_size=vocab_size, contexts=contexts)
+        uniform = torch.full((vocab_size,), 1.0 / vocab_size, dtype=torch.float64)
+        single = contexts[()].spread(vocab_size) + contexts[()].left * uniform if () in contexts else uniform
+        return NGram(vocab_size=vocab_size, contexts=contexts, single=single)
 
     def following(self, ids: Int64[Tensor, "sentences length"]) -> Float[Tensor, "sentences vocab"]:
         return torch.stack([self._following(tuple(row)) for row in ids[:, -(ORDER - 1) :].tolist()]).log()
@@ -80,8 +86,8 @@ class NGram:
         return torch.tensor(made, dtype=torch.float64).reshape(ids.shape).log()
 
     def _following(self, context: tuple[int, ...]) -> Float[Tensor, " vocab"]:
-        made = torch.full((self.vocab_size,), 1.0 / self.vocab_size, dtype=torch.float64)
-        for start in range(len(context), -1, -1):
+        made = self.single
+        for start in range(len(context) - 1, -1, -1):
             counts = self.contexts.get(context[start:])
             if counts is None:
                 break

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -75,6 +75,8 @@ class Evidence:
 
     def rows(self, ids: Int64[Tensor, "sentences length"]) -> list[Float[Tensor, "sentences length features"]]:
         """Inputs of unit length at every place."""
+        if not self.signals:
+            return []
         paths = [signal.path for signal in self.signals]
         parts: list[list[Tensor]] = [[] for _ in paths]
         width = max(signal.directions.shape[0] for signal in self.signals)
@@ -83,6 +85,10 @@ class Evidence:
             for store, path in zip(parts, paths, strict=True):
                 store.append(torch.nn.functional.normalize(seen[path].double(), dim=-1))
         return [torch.cat(store) for store in parts]
+
+    def split(self, count: int) -> tuple[Evidence, Evidence]:
+        """The first ``count`` places, and the others."""
+        return replace(self, signals=self.signals[:count]), replace(self, signals=self.signals[count:])
 
     def given(self, records: Sequence[Sequence[Float[Tensor, "length features"]]]) -> tuple[Given, ...]:
         """What is left to explain beside these records (each one's rows at every place)."""

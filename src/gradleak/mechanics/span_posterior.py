@@ -15,11 +15,14 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.mechanics.language_prior import LanguagePrior
 from gradleak.mechanics.span_evidence import Evidence, Given
+from gradleak.mechanics.span_kept import Kept
 
 _BEAM = 8
 """Prefixes of one record that are followed."""
 _FROM_PRIOR = 4
 """Continuations of each prefix that the prior adds to those of the update."""
+_CLOSER = 32
+"""Continuations, or exchanges of a token, that are looked at in later blocks, the best by the first block's places."""
 _ROUNDS = 12
 _GAIN = 1e-6
 
@@ -45,10 +48,12 @@ class Question:
     records: int
     lengths: tuple[int, ...] | None = None
 
-    def given(self, evidence: Evidence | None, prior: LanguagePrior, *, length: int | None = None) -> Question:
-        """The same of other evidence and prior; with ``length``, of records of that length, for without evidence none is likely long."""
-        lengths = self.lengths if length is None else (length,) * self.records
-        return replace(self, evidence=evidence, prior=prior, lengths=self.lengths or lengths)
+    def withheld(self, length: int) -> Question:
+        """The same without anything that the update told, its options included. Without evidence no length is likelier than one token, so
+        records get a given one."""
+        nothing = (torch.empty(0, dtype=torch.int64),) * len(self.options)
+        lengths = self.lengths or (length,) * self.records
+        return replace(self, evidence=None, options=nothing, closed=False, lengths=lengths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,25 +77,52 @@ class _Record:
     rows: list[Tensor] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """Prefixes of one record, the sum of both logarithms for each, and orthonormal rows of each at every place."""
+
+    ids: Int64[Tensor, "prefixes length"]
+    value: Float[Tensor, " prefixes"]
+    own: list[Tensor]
+
+    @staticmethod
+    def empty(given: Sequence[Given]) -> _Front:
+        own = [torch.zeros(1, 0, each.frame.shape[0], dtype=torch.float64) for each in given]
+        return _Front(torch.empty(1, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.float64), own)
+
+
 @dataclass(slots=True)
 class _Ascent:
     """The ascent so far.
 
     Attributes:
+        kept: serves the first ``near`` places of the evidence without running the model; None where that cannot be.
+        far: the other places.
         changes: how often a record changed; ``seen``: that number when a step last looked at a record, in vain since if it still stands.
     """
 
     question: Question
     clock: Clock
     state: list[_Record]
+    kept: Kept | None = None
+    near: int = 0
+    far: Evidence | None = None
     changes: int = 0
     seen: dict[tuple[str, int], int] = field(default_factory=dict)
 
     @staticmethod
     def begun(question: Question, clock: Clock, start: Sequence[Ids]) -> _Ascent:
-        given = [_Record(ids, _rows(question.evidence, ids)) for ids in start[: question.records] if ids]
-        more = [_Record(rows=_rows(question.evidence, ())) for _ in range(question.records - len(given))]
-        return _Ascent(question, clock, given + more)
+        evidence = question.evidence
+        given = [_Record(ids, _rows(evidence, ids)) for ids in start[: question.records] if ids]
+        more = [_Record(rows=_rows(evidence, ())) for _ in range(question.records - len(given))]
+        begun = _Ascent(question, clock, given + more, far=evidence)
+        if evidence is not None:
+            tokens = torch.cat([*question.options, *(torch.tensor(ids) for ids in start if ids)]).unique().tolist()
+            paths = [signal.path for signal in evidence.signals]
+            begun.kept = Kept.of(evidence.model, paths, tokens, len(question.options)) if tokens else None
+            begun.near = 0 if begun.kept is None else len(begun.kept.paths)
+            begun.far = evidence.split(begun.near)[1]
+        return begun
 
     def climb(self) -> Answer:
         finished = False
@@ -136,35 +168,45 @@ class _Ascent:
     def _regrown(self, i: int) -> None:
         """The record grown anew, if that is better."""
         given = self._given(i)
-        longest = len(self.question.options)
         fixed = None if self.question.lengths is None else self.question.lengths[i]
-        prefixes = torch.empty(1, 0, dtype=torch.int64)
-        value = torch.zeros(1, dtype=torch.float64)
-        own = [torch.zeros(1, 0, each.frame.shape[0], dtype=torch.float64) for each in given]
-        best: list[Ids] = []
-        for p in range(fixed or longest):
-            options = self._options(prefixes)
+        front = _Front.empty(given)
+        best, highest = torch.empty(0, dtype=torch.int64), -torch.inf
+        for p in range(fixed or len(self.question.options)):
+            options = self._options(front.ids)
             if not len(options):
                 break
-            total = value.unsqueeze(1) + self.question.prior.following(prefixes)[:, options]
-            rows = torch.cat(
-                (prefixes.repeat_interleave(len(options), 0), options.repeat(len(prefixes)).unsqueeze(1)), dim=1
-            )
-            units: list[Tensor] = []
-            if self.question.evidence is not None:
-                for place, seen, before in zip(given, self.question.evidence.rows(rows), own, strict=True):
-                    gain, unit = place.extend(seen[:, -1].unflatten(0, total.shape), before)
-                    total = total + gain
-                    units.append(unit)
-            value, at = total.flatten().topk(min(_BEAM, total.numel()))
-            parents, children = at // len(options), at % len(options)
-            prefixes = rows[at]
-            own = [
-                torch.cat((before[parents], unit[parents, children].unsqueeze(1)), dim=1)
-                for before, unit in zip(own, units, strict=True)
-            ]
-            best += map(tuple, prefixes.tolist()) if p + 1 == fixed or fixed is None else ()
-        self._take(i, given, best)
+            front = self._grown(front, options, given)
+            if (fixed is None or p + 1 == fixed) and float(front.value[0]) > highest:
+                best, highest = front.ids[0], float(front.value[0])
+        if len(best):
+            self._take(i, given, [tuple(best.tolist())])
+
+    def _grown(self, front: _Front, options: Int64[Tensor, " options"], given: Sequence[Given]) -> _Front:
+        """The best prefixes one token longer: all are weighed by the near places, the best of these by the others, too."""
+        total = front.value.unsqueeze(1) + self.question.prior.following(front.ids)[:, options]
+        shape, units = total.shape, []
+        if self.kept is not None:
+            near = self.kept.extend(self.kept.numbers(front.ids), self.kept.numbers(options))
+            for place, seen, before in zip(given, near, front.own, strict=False):
+                gain, unit = place.extend(seen, before)
+                total = total + gain
+                units.append(unit)
+        count = _CLOSER if self.kept is not None and self.far is not None and self.far.signals else total.numel()
+        value, at = total.flatten().topk(min(count, total.numel()))
+        parents, children = at // shape[1], at % shape[1]
+        ids = torch.cat((front.ids[parents], options[children].unsqueeze(1)), dim=1)
+        units = [unit[parents, children] for unit in units]
+        far = [] if self.far is None else self.far.rows(ids)
+        for place, seen, before in zip(given[self.near :], far, front.own[self.near :], strict=True):
+            gain, unit = place.extend(seen[:, -1:], before[parents])
+            value = value + gain[:, 0]
+            units.append(unit[:, 0])
+        value, best = value.topk(min(_BEAM, len(value)))
+        own = [
+            torch.cat((before[parents[best]], unit[best].unsqueeze(1)), dim=1)
+            for before, unit in zip(front.own, units, strict=True)
+        ]
+        return _Front(ids[best], value, own)
 
     def _exchanged(self, i: int) -> None:
         """The record with single tokens exchanged or its end cut, if that is better."""
@@ -172,10 +214,21 @@ class _Ascent:
         for p in range(len(self.state[i].ids)):
             ids = self.state[i].ids
             options = self._options(torch.tensor([ids[:p]], dtype=torch.int64).reshape(1, p))
-            self._take(i, given, [(*ids[:p], token, *ids[p + 1 :]) for token in options.tolist()])
+            trials = torch.tensor(ids).repeat(len(options), 1)
+            trials[:, p] = options
+            self._take(i, given, [tuple(each) for each in self._plausible(trials, given).tolist()])
         if self.question.lengths is None:
             ids = self.state[i].ids
             self._take(i, given, [ids[:end] for end in range(1, len(ids))])
+
+    def _plausible(
+        self, trials: Int64[Tensor, "trials length"], given: Sequence[Given]
+    ) -> Int64[Tensor, "some length"]:
+        """The best of these by the near places."""
+        if self.kept is None or self.far is None or not self.far.signals or len(trials) <= _CLOSER:
+            return trials
+        near = self.kept.rows(self.kept.numbers(trials))
+        return trials[self._value(given[: self.near], trials, near).topk(_CLOSER).indices]
 
     def _take(self, i: int, given: Sequence[Given], proposals: Sequence[Ids]) -> None:
         """Puts the best of these in the place of the record, if it is better."""

@@ -131,7 +131,13 @@ class Stream:
     def behind(
         self, attended: Float[Tensor, "*batch extensions width"], rows: Int64[Tensor, " extensions"], position: int
     ) -> Float[Tensor, "*batch extensions features"]:
-        h = self.norm.center(self.base[rows, position] + attended @ self.weight.T)
+        return self.read(self.base[rows, position], attended)
+
+    def read(
+        self, base: Float[Tensor, "*any features"], attended: Float[Tensor, "*batch width"]
+    ) -> Float[Tensor, "*batch features"]:
+        """The same from the stream of each."""
+        h = self.norm.center(base + attended @ self.weight.T)
         size = h.square().mean(dim=-1, keepdim=True).sqrt() if self.norm.normalized else 1.0
         return self.norm.gain * h / size + self.norm.offset
 

@@ -5,6 +5,7 @@ records of both stand those of the update alone and of the prior alone, found by
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int64
@@ -63,12 +64,12 @@ def weighed(case: SpanCase, first: Reader, pool: Records, rng: torch.Generator, 
         lengths=_lengths(case),
     )
     uniform = Uniform(vocab_size=case.model.vocab_size)
-    alone = _answer(question.given(evidence, uniform), pool, clock)
+    alone = _answer(replace(question, prior=uniform), pool, clock)
     if case.prior == uniform:
         both, guess = alone, Answer(records=(), log_evidence=0.0, log_prior=0.0, finished=True)
     else:
         both = _answer(question, alone.records, clock)
-        guess = likeliest(question.given(None, case.prior, length=case.seq_len), clock)
+        guess = likeliest(question.withheld(case.seq_len), clock)
     return _outcome(case, both, alone, guess, token_confidence(both.records, behind[:_PLACES], case.model, rng))
 
 

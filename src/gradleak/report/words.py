@@ -105,7 +105,20 @@ def false_positives(cell: Cell) -> str:
         return ""
     proposed, wrong, records = (sum(one[key] for one in known) for key in ("proposed", "wrong", "wrong_records"))
     noun = "token" if cell.modality == "text" else "image"
-    return f"{wrong} of {count(proposed, noun)} wrong" + (f", {count(records, 'false record')}" if records else "")
+    false = f", {count(records, 'false record')}" if records else ""
+    return f"{wrong} of {count(proposed, noun)} wrong{false}{_owed_to_prior(cell)}"
+
+
+def _owed_to_prior(cell: Cell) -> str:
+    """``; 5 of 40 owed to a language prior, 2 said by it alone``: where an attack had one and it was asked."""
+    told = [record.status.get("statistics") or {} for record in cell.records]
+    known = [one for one in told if "owed_to_prior" in one]
+    if not known:
+        return ""
+    owed, alone, proposed = (
+        sum(int(one[key]) for one in known) for key in ("owed_to_prior", "said_by_prior_alone", "proposed_tokens")
+    )
+    return f"; {owed} of {proposed} owed to a language prior, {alone} said by it without the update"
 
 
 def statuses(found: Mapping[str, int]) -> str:
