@@ -27,7 +27,7 @@ from gradleak.mechanics.span_readers import Candidates, Reader, context_readers,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span(Attack):
-    """Exact recovery from the low rank of linear-layer gradients, without labels, lengths or a language prior.
+    """Exact recovery from the low rank of linear-layer gradients, without labels or lengths; a language prior is optional.
 
     The gradient of a linear layer is G = Xᵀ D, so with fewer tokens than the width its column space holds the inputs
     x_i and almost surely no other vector of the vocabulary. Tokens are tested at the first attention's input; sequences
