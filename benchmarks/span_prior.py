@@ -8,7 +8,8 @@ descriptions; priors are counts (`mechanics/ngram.py`) of the other descriptions
 (where its answer has no order it counts as nothing in place), **uniform** the search of this page without preference: the update alone. **good** is
 that prior, **latin** a wrong one (made-up Latin of Faker), **alone** the good prior without the update: the likeliest texts of padded length. Recall is of private
 tokens in their place, records matched one-to-one; under a language-model loss the last token of a record is invisible (the title of each table says what can be had).
-**wrong** counts proposed tokens that are not in place, **owed** those of the good prior's proposal that the update alone does not say, and **right of owed**
+A search with a prior starts from the records of the
+update alone as well as from nothing, so it looks longer; *latin* has that, too. **wrong** counts proposed tokens that are not in place, **owed** those of the good prior's proposal that the update alone does not say, and **right of owed**
 those of them in place. **claimed** is the mean of what `span` says of its tokens, beside the fraction that is in place. Intervals are Student's over batches (95 %)
 of the difference to *uniform*. Seeds 100 ... were used for nothing else; the search was made on seeds 0 to 2 of text from the whole of the descriptions.
 """

@@ -222,7 +222,7 @@ def test_what_is_owed_to_a_language_prior_stands_beside_the_scores(make_run, mak
     proposed = {"proposed": 40, "wrong": 3, "wrong_records": 0}
     told = {"owed_to_prior": 7.0, "said_by_prior_alone": 2.0, "proposed_tokens": 41.0}
     text = Page(report.build(make_run([make_record(status={**status, "proposed": proposed, "statistics": told})]))).text
-    assert "3 of 40 tokens wrong; 7 of 41 owed to a language prior, 2 said by it without the update" in text
+    assert "3 of 40 tokens wrong; 7 of 41 owed to a language prior (2 said by it alone)" in text
     plain = Page(report.build(make_run([make_record(status={**status, "proposed": proposed})]))).text
     assert "3 of 40 tokens wrong" in plain and "owed to a language prior" not in plain
 

@@ -29,7 +29,9 @@ _BLOCKS = 2
 _PLACES = 2
 """Places that are asked how probable a token is, as without a prior."""
 _SHORTLIST = 6
-"""Pairs of token and position per dimension that the update leaves open, as in ``span_pairs``."""
+"""Pairs of token and position per dimension that the update leaves open, as in ``span_pairs``; but of one position at most:"""
+_EACH = 96
+"""Set by hand, not swept: keeps queries, keys and values of all of them within memory in wide models."""
 
 Records = Sequence[Int64[Tensor, " length"]]
 
@@ -91,7 +93,7 @@ def _options(
         reading.root,
         tokens=torch.arange(case.model.vocab_size),
         positions=positions,
-        count=_SHORTLIST * first.space.features,
+        count=min(_SHORTLIST * first.space.features, _EACH * positions),
         rng=rng,
     )
     proposed = torch.cat([*pool, tokens[:0]])

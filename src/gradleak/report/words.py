@@ -110,7 +110,7 @@ def false_positives(cell: Cell) -> str:
 
 
 def _owed_to_prior(cell: Cell) -> str:
-    """``; 5 of 40 owed to a language prior, 2 said by it alone``: where an attack had one and it was asked."""
+    """``; 5 of 40 owed to a language prior (2 said by it alone)``: where an attack had one and it was asked."""
     told = [record.status.get("statistics") or {} for record in cell.records]
     known = [one for one in told if "owed_to_prior" in one]
     if not known:
@@ -118,7 +118,7 @@ def _owed_to_prior(cell: Cell) -> str:
     owed, alone, proposed = (
         sum(int(one[key]) for one in known) for key in ("owed_to_prior", "said_by_prior_alone", "proposed_tokens")
     )
-    return f"; {owed} of {proposed} owed to a language prior, {alone} said by it without the update"
+    return f"; {owed} of {proposed} owed to a language prior ({alone} said by it alone)"
 
 
 def statuses(found: Mapping[str, int]) -> str:
