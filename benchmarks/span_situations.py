@@ -184,7 +184,7 @@ def _shared(update: Update, only: str, anatomy: Anatomy) -> Update:
     return Update({name: tensor for name, tensor in update.items() if name in names})
 
 
-def measure(row: Row, seed: int) -> dict[str, Any]:
+def measure(row: Row, seed: int, *, budget: float = _BUDGET_SECONDS) -> dict[str, Any]:
     subject = subject_for(row, seed)
     batch = batch_for(row, subject, seed)
     trainer = ClientTrainer(subject=subject, training=parse_share(row.share))
@@ -199,7 +199,7 @@ def measure(row: Row, seed: int) -> dict[str, Any]:
     }
     observation = Observation(update=update, knowledge=Knowledge(facts=facts))
     start = time.process_time()
-    found = Span()(observation, rng=derive(seed, "attack"), clock=Clock(_BUDGET_SECONDS))
+    found = Span()(observation, rng=derive(seed, "attack"), clock=Clock(budget))
     return {
         "seed": seed,
         "cpu": time.process_time() - start,

@@ -20,6 +20,7 @@ from gradleak.mechanics.span_blurred import drowned, is_blurred, under_noise
 from gradleak.mechanics.span_candidates import candidates_of
 from gradleak.mechanics.span_case import SpanCase, closing_token, lengths_of_sentences
 from gradleak.mechanics.span_context import Attended, Grid, Replayed, open_first
+from gradleak.mechanics.span_framed import framed, too_few
 from gradleak.mechanics.span_growth import Grown, grow
 from gradleak.mechanics.span_outcome import Outcome, conclude, outcome_of_assembly, outcome_of_growth, statistics_of
 from gradleak.mechanics.span_readers import Candidates, Reader, context_readers, first_reader, hides_first
@@ -74,7 +75,7 @@ class Span(Attack):
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         case = SpanCase.of(update, view, self.prior)
         evidence = {"noise_std": case.noise_std, "summands": case.summands, "departure": case.departure}
-        first = first_reader(case.readable, case.model, **evidence)
+        first = framed(case, first_reader(case.readable, case.model, **evidence))
         try:
             found = self._search(case, first, evidence, rng, clock)
         except NotApplicableError as reason:
@@ -111,7 +112,9 @@ class Span(Attack):
                 case,
                 candidates,
                 statistics_of(first, (), candidates),
-                "no layer behind the first attention tells their order" + _blind_spot(case, first),
+                "no layer behind the first attention tells their order"
+                + _blind_spot(case, first)
+                + too_few(case, next(iter(case.subject.anatomy.maps_behind()))),
             )
         if case.subject.anatomy.kind == "decoder":
             outcome = self._grow(case, first, candidates, readers, rng, clock)

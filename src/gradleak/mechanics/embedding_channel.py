@@ -6,7 +6,7 @@ how attacks search.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -64,7 +64,7 @@ class EmbeddingChannel:
             rows=rows,
             places=None if table is None or used is None else table[used],
             place_noise=noise,
-            support=token_support(rows, at_most=at_most, white=trainer is None or trainer.training.share == "gradient"),
+            support=_support(rows, anatomy, trainer, at_most),
             # Some tables leave their first rows to padding: what counts is how many are used, without a gap.
             longest=None if used is None or not _without_gap(used) else len(used),
             classes=classes_present(update, anatomy),
@@ -73,6 +73,13 @@ class EmbeddingChannel:
     def order_of_one(self) -> Int64[Tensor, " seq"] | None:
         """The tokens of a single record in order, where both tables tell it."""
         return None if self.places is None else order_of_one(self.rows, self.places, self.support.ids)
+
+
+def _support(rows: Tensor, anatomy: Anatomy, trainer: ClientTrainer | None, at_most: int | None) -> Support:
+    """A tied head writes into the rows of all tokens: where some of its rows are zero, they were left out and tell nothing."""
+    white = trainer is None or trainer.training.share == "gradient"
+    support = token_support(rows, at_most=at_most, white=white)
+    return replace(support, exact=False, noise=None) if anatomy.tied and support.exact else support
 
 
 def _signal(

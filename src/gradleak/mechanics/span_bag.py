@@ -46,11 +46,12 @@ def bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
     if channel is None or not channel.support.exact or not channel.support.ids.numel():
         return None
     support = channel.support
+    at_least = " at least" if case.pruned else ""
     return Reconstruction(
         records=(support.ids,),
         ordered=False,
-        status=Status.CONVERGED,
-        message=f"{reason} The rows of the embedding's gradient tell {support.ids.numel()} tokens, without order.",
+        status=Status.UNDECIDED if case.pruned else Status.CONVERGED,
+        message=f"{reason} The rows of the embedding's gradient tell{at_least} {support.ids.numel()} tokens, without order.",
         statistics={"distinct_tokens": float(support.ids.numel())},
     )
 
@@ -58,7 +59,7 @@ def bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
 def beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
     """What the tables of tokens and positions tell where the spans are full: sentences, or a bag of tokens; None if nothing."""
     bag = bag_of_embeddings(case, reason)
-    if bag is None or case.batch_size is None or case.seq_len is None:
+    if bag is None or case.pruned or case.batch_size is None or case.seq_len is None:
         return bag
     joined = join_placed(case.update, case.model, records=case.batch_size, positions=case.seq_len, rng=rng, clock=clock)
     records = () if joined is None else joined.supported()

@@ -17,6 +17,7 @@ from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.adamw_inverse import UndoneStep, first_step
 from gradleak.mechanics.language_prior import LanguagePrior, load_prior
+from gradleak.mechanics.span_completion import is_pruned
 from gradleak.mechanics.span_departure import Departure, format_of
 from gradleak.mechanics.span_noise import Noise
 from gradleak.mechanics.span_readers import Candidates, Model
@@ -36,6 +37,7 @@ class SpanCase:
 
     Attributes:
         update: what was released; ``readable``: tensors with the same column spaces as the gradient's.
+        pruned: whether entries of the first attention's gradient were left out.
         undone: where that took undoing a step of AdamW, what it gave.
         prior: what is believed of text beforehand; None if nothing is.
     """
@@ -49,6 +51,7 @@ class SpanCase:
     stages: tuple[Stage, ...]
     batch_size: int | None
     seq_len: int | None
+    pruned: bool = False
     undone: UndoneStep | None = None
     prior: LanguagePrior | None = None
 
@@ -80,6 +83,7 @@ class SpanCase:
             stages=stages,
             batch_size=view.get("batch_size"),
             seq_len=view.get("seq_len"),
+            pruned=any(is_pruned(update[m.weight]) for m in subject.anatomy.first_maps() if m.weight in update),
             prior=None if prior is None else load_prior(prior, subject),
         )
 
@@ -104,7 +108,8 @@ class SpanCase:
     def still(self) -> bool:
         """Whether the update is one gradient as it was, of a client whose layers read what the probe computes: then what no
         token explains is a token missed, or noise."""
-        return self.model.parameters is None and self.readable is self.update and not self.departure.dropout
+        plain = self.model.parameters is None and self.readable is self.update
+        return plain and not self.departure.dropout and not self.pruned
 
     def adapted(self) -> tuple[str, ...]:
         """Stages that the search accounts for: another model, clients, scaling (which moves no span), noise of a known size."""

@@ -17,6 +17,7 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.probe import linear_inputs, reads_context
 from gradleak.mechanics.span import Subspace, column_space
 from gradleak.mechanics.span_adapters import Shared, adapter_space
+from gradleak.mechanics.span_completion import completed_space, determined, is_pruned
 from gradleak.mechanics.span_departure import DepartureOf
 from gradleak.mechanics.span_noise import Noise
 from gradleak.mechanics.span_null import Null, fit_null, log_odds
@@ -25,6 +26,9 @@ from gradleak.models import Anatomy, LinearMap, Subject
 FALSE_ALARM_RATE = 1e-3
 """Probability that one whole family of tests accepts any non-member (Bonferroni within the family)."""
 
+
+_UNDETERMINED = 1
+"""Places whose survivors do not determine them, before later ones, of which fewer survive, are not tried."""
 
 NoiseOf = Callable[[str], Noise]
 """Standard deviation per entry that is known to sit on a released tensor, by parameter name."""
@@ -42,6 +46,7 @@ class Reader:
         path: module whose input is tested.
         space: column space of the shared gradients of all maps that read this input, or what adapters tell of it.
         weights: the parameters behind it.
+        left_out: whether entries of the gradient were left out and those that survive do not determine the space.
         most: number of inputs that the shared tensors can hold, where that is less than the width.
     """
 
@@ -49,6 +54,7 @@ class Reader:
     space: Subspace
     weights: tuple[str, ...]
     most: int | None = None
+    left_out: bool = False
 
     @property
     def hint(self) -> str:
@@ -141,13 +147,18 @@ def make_reader(
         return None
     path, shared = maps[0].module, [m for m in maps if m.weight in update and bool(update[m.weight].any())]
     if shared:
-        space = column_space(
-            [m.as_matrix(update[m.weight]).T for m in shared],
-            noise_std=[noise_std(m.weight) for m in shared],
-            summands=summands,
-            expected_rank=expected_rank,
+        gradients = [m.as_matrix(update[m.weight]).T for m in shared]
+        stds = [noise_std(m.weight) for m in shared]
+        space = column_space(gradients, noise_std=stds, summands=summands, expected_rank=expected_rank)
+        pruned = any(is_pruned(gradient) for gradient in gradients)
+        if pruned:
+            space = completed_space(gradients, space, summands=summands, expected_rank=expected_rank)
+        return Reader(
+            path=path,
+            space=space.parted(departure(path)),
+            weights=tuple(m.weight for m in shared),
+            left_out=pruned and not determined(space),
         )
-        return Reader(path=path, space=space.parted(departure(path)), weights=tuple(m.weight for m in shared))
     factors = Shared(update=update, noise_std=noise_std, summands=summands)
     found = adapter_space(factors, model.subject.anatomy.adapters_of(tuple(maps)), model.value)
     if found is None:
@@ -207,6 +218,7 @@ def context_readers(
     """The first readers behind the first attention whose input depends on the other tokens and is not full rank."""
     few = torch.arange(min(4, model.vocab_size))
     found: list[Reader] = []
+    undetermined = 0
     for maps in model.subject.anatomy.maps_behind():
         reader = make_reader(
             update,
@@ -218,6 +230,11 @@ def context_readers(
             expected_rank=expected_rank,
         )
         if reader is None or reader.space.rank >= reader.space.features:
+            continue
+        if reader.left_out:
+            undetermined += 1
+            if undetermined > _UNDETERMINED:
+                break
             continue
         if reads_context(model.subject, reader.path, few):
             found.append(reader)
