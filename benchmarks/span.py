@@ -15,8 +15,9 @@ search alone, after the update is there; the certificate costs one more gradient
 the trainer, so it cannot recompute the update). Lengths are uniform between half and the full length, the first record has
 the full one, and the rest is padded; groups ``reach`` and ``beyond`` fill every position. Tokens are uniform over the
 vocabulary, or consecutive tokens of real English (scikit-learn's data set descriptions) from random starts. Seeds are
-0 … repeats − 1. Noise is never announced to the attack: it measures it. The attack
-reads the tables' gradients only where the span is too full, or noise blurs it. It has 120 seconds.
+0 … repeats − 1, unless ``--first-seed`` says otherwise. Cells with ``frozen`` train no embedding table. Noise is never announced to the attack: it measures it. The attack
+reads the tables' gradients only where the span is too full, or noise blurs it. It has 120 seconds
+(``--seconds``), by the wall clock.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Cell:
     steps: int = 1
     lr: float = 1e-3
     stage: str = "none"
+    frozen: bool = False
 
     @property
     def name(self) -> str:
@@ -82,7 +84,7 @@ class Cell:
 
 
 _BUDGET_SECONDS = 120.0
-_NAMED = ("data", "model", "loss", "dtype", "share", "steps", "lr", "stage")
+_NAMED = ("data", "model", "loss", "dtype", "share", "steps", "lr", "stage", "frozen")
 _DEFAULT = Cell(group="", batch=0, length=0)
 
 
@@ -108,6 +110,9 @@ def cells() -> list[Cell]:
     found += [Cell(group="encoder", batch=b, length=n, model="minilm", full=True) for b, n in sizes]
     sizes = [(2, 32), (4, 16), (8, 16), (16, 16)]
     found += [Cell(group="encoder", batch=b, length=n, model="minilm", data="text") for b, n in sizes]
+    found += [
+        Cell(group="encoder-frozen", batch=b, length=n, model="minilm", data="text", frozen=True) for b, n in sizes
+    ]
     kinds = ("bert", "roberta", "distilbert")
     found += [Cell(group="encoder", batch=8, length=16, model=f"random:{kind}") for kind in kinds]
     sizes, kinds = [(8, 16, "random", True), (4, 16, "text", False)], ("bf16", "fp16")
@@ -181,7 +186,16 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return made, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure(cell: Cell, subject: Subject, seed: int, stream: Sequence[int]) -> dict[str, Any]:
+def without_embeddings(subject: Subject) -> Subject:
+    """The same subject where the tables of tokens, positions and segments are not trained."""
+    tables = [name for name, part in subject.module.named_modules() if isinstance(part, torch.nn.Embedding)]
+    return replace(subject, frozen=subject.frozen | {f"{name}.weight" for name in tables})
+
+
+def measure(
+    cell: Cell, subject: Subject, seed: int, stream: Sequence[int], *, seconds: float = _BUDGET_SECONDS
+) -> dict[str, Any]:
+    subject = without_embeddings(subject) if cell.frozen else subject
     batch = make_batch(cell, subject, seed, stream)
     training = LocalTraining(share=cell.share, dtype=cell.dtype, steps=cell.steps, lr=cell.lr)  # type: ignore[arg-type]
     trainer = ClientTrainer(subject=subject, training=training)
@@ -197,7 +211,7 @@ def measure(cell: Cell, subject: Subject, seed: int, stream: Sequence[int]) -> d
         facts["trainer"] = trainer
     observation = Observation(update=update, knowledge=Knowledge(facts=facts))
     with peak_memory() as peak:
-        found, wall, cpu = timed(lambda: Span()(observation, rng=derive(seed, "attack"), clock=Clock(_BUDGET_SECONDS)))
+        found, wall, cpu = timed(lambda: Span()(observation, rng=derive(seed, "attack"), clock=Clock(seconds)))
     return {
         "cell": asdict(cell),
         "seed": seed,
@@ -330,6 +344,8 @@ def main() -> None:
     parser.add_argument("--groups", default="", help="comma-separated; all if left out")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=_BUDGET_SECONDS, help="wall time that one attack may take")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--table", type=Path, help="print the tables of this folder and stop")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -340,11 +356,11 @@ def main() -> None:
         for model, loss in dict.fromkeys((c.model, c.loss) for c in wanted):
             subject = load_subject(model, loss=loss)  # type: ignore[arg-type]
             for cell in (c for c in wanted if (c.model, c.loss) == (model, loss)):
-                for seed in range(arguments.repeats):
+                for seed in range(arguments.first_seed, arguments.first_seed + arguments.repeats):
                     file = folder / f"{cell.name}-{seed}.json"
                     if not file.is_file():
                         folder.mkdir(parents=True, exist_ok=True)
-                        result = measure(cell, subject, seed, stream)
+                        result = measure(cell, subject, seed, stream, seconds=arguments.seconds)
                         write_atomically(file, json.dumps(result).encode())
                         print(
                             f"{cell.name} seed {seed}: {result['exact']}/{result['records']}, {result['cpu']:.2f} CPU s",

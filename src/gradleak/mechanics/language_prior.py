@@ -44,10 +44,12 @@ class Uniform:
     vocab_size: int
 
     def following(self, ids: Int64[Tensor, "sentences length"]) -> Float[Tensor, "sentences vocab"]:
-        return torch.full((len(ids), self.vocab_size), -math.log(self.vocab_size), dtype=torch.float64)
+        return torch.full(
+            (len(ids), self.vocab_size), -math.log(self.vocab_size), dtype=torch.float64, device=ids.device
+        )
 
     def each(self, ids: Int64[Tensor, "sentences length"]) -> Float[Tensor, "sentences length"]:
-        return torch.full(ids.shape, -math.log(self.vocab_size), dtype=torch.float64)
+        return torch.full(ids.shape, -math.log(self.vocab_size), dtype=torch.float64, device=ids.device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,15 +65,16 @@ class CausalModel:
         if not rows.shape[1]:
             return Uniform(vocab_size=self.vocab_size).following(ids)
         found = [self._logs(rows[part])[:, -1] for part in self._chunks(rows)]
-        return torch.cat(found)
+        return torch.cat(found).to(ids.device)
 
     def each(self, ids: Int64[Tensor, "sentences length"]) -> Float[Tensor, "sentences length"]:
         rows = self._begun(ids)
         shift = rows.shape[1] - ids.shape[1]
-        made = torch.full(ids.shape, -math.log(self.vocab_size), dtype=torch.float64)
+        made = Uniform(vocab_size=self.vocab_size).each(ids)
         for part in self._chunks(rows) if rows.shape[1] > 1 else ():
             logs = self._logs(rows[part])[:, :-1]
-            made[part, 1 - shift :] = logs.gather(2, rows[part, 1:].unsqueeze(2)).squeeze(2)
+            told = logs.gather(2, rows[part, 1:].to(logs.device).unsqueeze(2)).squeeze(2)
+            made[part, 1 - shift :] = told.to(made.device)
         return made
 
     def _begun(self, ids: Tensor) -> Tensor:
@@ -82,7 +85,8 @@ class CausalModel:
 
     @torch.no_grad()
     def _logs(self, rows: Tensor) -> Float[Tensor, "sentences length vocab"]:
-        logits = self.subject.logits(inputs=rows).double()[..., : self.vocab_size]
+        own = next(self.subject.module.parameters()).device
+        logits = self.subject.logits(inputs=rows.to(own)).double()[..., : self.vocab_size]
         missing = self.vocab_size - logits.shape[-1]
         # Rows that only the audited model has stand for no text.
         padded = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits

@@ -77,13 +77,15 @@ class NGram:
         return NGram(vocab_size=vocab_size, contexts=contexts, single=single)
 
     def following(self, ids: Int64[Tensor, "sentences length"]) -> Float[Tensor, "sentences vocab"]:
-        return torch.stack([self._following(tuple(row)) for row in ids[:, -(ORDER - 1) :].tolist()]).log()
+        return (
+            torch.stack([self._following(tuple(row)) for row in ids[:, -(ORDER - 1) :].tolist()]).log().to(ids.device)
+        )
 
     def each(self, ids: Int64[Tensor, "sentences length"]) -> Float[Tensor, "sentences length"]:
         made = [
             [self._one(tuple(row[max(0, p - ORDER + 1) : p]), t) for p, t in enumerate(row)] for row in ids.tolist()
         ]
-        return torch.tensor(made, dtype=torch.float64).reshape(ids.shape).log()
+        return torch.tensor(made, dtype=torch.float64, device=ids.device).reshape(ids.shape).log()
 
     def _following(self, context: tuple[int, ...]) -> Float[Tensor, " vocab"]:
         made = self.single

@@ -172,9 +172,10 @@ class Assembly:
     ) -> bool:
         """Anchors of one position after the other; False if the clock ran out."""
         pairs, layout = equations.pairs, Layout.of(equations.pairs, lengths, self.closing)
+        words = pairs.tokens.cpu()
 
         def judge(rows: Sequence[Tensor]) -> list[bool]:
-            ids = [pairs.tokens[row] for row in rows]
+            ids = [words[row] for row in rows]
             self._verify(ids, found, rng)
             return [tuple(one.tolist()) in found.sentences for one in ids]
 
@@ -223,11 +224,10 @@ class Assembly:
 
     def _used(self, pairs: Pairs, found: _Found) -> Float[Tensor, " pairs"]:
         """How many of the found sentences hold each pair."""
-        used = torch.zeros(pairs.count, dtype=torch.float64)
-        for ids in found.sentences:
-            for place, token in enumerate(ids[: len(pairs.at)]):
-                used[pairs.at[place]] += pairs.tokens[pairs.at[place]] == token
-        return used
+        reach = len(pairs.at)
+        rows = [[*ids[:reach], *[-1] * (reach - len(ids))] for ids in found.sentences]
+        held = torch.tensor(rows, dtype=torch.int64, device=pairs.tokens.device).view(-1, reach)
+        return (held[:, pairs.places] == pairs.tokens).sum(0).double()
 
     def _share(self, found: _Found) -> float:
         """How much of the narrowest context space the found sentences explain."""
@@ -303,7 +303,7 @@ class Assembly:
             told = [(ids, sure) for ids, sure in told if float(sure.min()) > 0.5]
             ranked, confidence = [ids for ids, _ in told], tuple(sure for _, sure in told)
         return Assembled(
-            sentences=tuple(torch.tensor(ids) for ids in ranked),
+            sentences=tuple(self.candidates.nearest.new_tensor(ids) for ids in ranked),
             confidence=confidence,
             tested=found.tested,
             steps=found.steps,
@@ -324,7 +324,7 @@ class Assembly:
         """Token ids per position for sentences of this length."""
         options = [self.candidates.tokens[p] for p in range(length)]
         if self.closing is not None and bool((options[-1] == self.closing).any()):
-            options[-1] = torch.tensor([self.closing])
+            options[-1] = options[-1].new_tensor([self.closing])
         return options
 
     def _enumerate(self, length: int, found: _Found, rng: torch.Generator) -> bool:
@@ -385,6 +385,6 @@ def _with_confident(
     best = [shares[:, pairs.at[p]].max(1) for p in places]
     choice = torch.stack([pairs.at[p][b.indices] for p, b in zip(places, best, strict=True)], dim=1)
     sure = torch.stack([b.values - float(pairs.at[p].numel() == 1) for p, b in zip(places, best, strict=True)], dim=1)
-    sure[pairs.places[anchors].unsqueeze(1) == torch.tensor(places)] = -torch.inf
+    sure[pairs.places[anchors].unsqueeze(1) == torch.arange(len(best), device=sure.device)] = -torch.inf
     extra = sure.topk(min(_MORE_ANCHORS, len(best) - 1), dim=1).indices
     return torch.cat((anchors.unsqueeze(1), choice.gather(1, extra)), dim=1)

@@ -57,10 +57,11 @@ class Pairs:
         counts = counts[: counts.index(0)] if 0 in counts else counts
         if not counts:
             raise ValueError("No candidate at the first position.")
+        device = candidates.tokens[0].device
         return Pairs(
             tokens=torch.cat(candidates.tokens[: len(counts)]),
-            places=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
-            at=tuple(torch.arange(sum(counts)).split(counts)),
+            places=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device),
+            at=tuple(torch.arange(sum(counts), device=device).split(counts)),
         )
 
     @property
@@ -73,12 +74,13 @@ class Pairs:
 
     def packed(self) -> Int64[Tensor, "rows seq"]:
         """As few sentences as hold every pair: row k has the k-th option of every position, options repeating."""
-        rows = torch.arange(max(at.numel() for at in self.at))
+        rows = torch.arange(max(at.numel() for at in self.at), device=self.tokens.device)
         return torch.stack([at[rows % at.numel()] for at in self.at], dim=1)
 
     def random_rows(self, count: int, rng: torch.Generator) -> Int64[Tensor, "count seq"]:
         """Sentences of any candidate at every position."""
-        return torch.stack([at[torch.randint(at.numel(), (count,), generator=rng)] for at in self.at], dim=1)
+        drawn = [torch.randint(at.numel(), (count,), generator=rng).to(at.device) for at in self.at]
+        return torch.stack([at[some] for at, some in zip(self.at, drawn, strict=True)], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +184,7 @@ def attention_equations(
     matrix, target = (torch.cat(part, dim=1) for part in zip(*blocks, strict=True))
     if matrix.shape[1] > columns:
         mixer = torch.randn(matrix.shape[1], columns, generator=rng, dtype=torch.float64) / math.sqrt(columns)
+        mixer = mixer.to(matrix.device)
         matrix, target = matrix @ mixer, target @ mixer
     heads, width = closed.v.shape[1:]
     made = AttentionEquations(
@@ -230,7 +233,7 @@ class _ClosedForm:
         flat = _ClosedForm.plain(model, pairs, block, first)
         if flat is None or flat.q.shape[2] % 2:
             return None
-        speed = 1e4 ** -torch.arange(0, 1, 2 / flat.q.shape[2], dtype=torch.float64)
+        speed = 1e4 ** -torch.arange(0, 1, 2 / flat.q.shape[2], dtype=torch.float64, device=flat.q.device)
         angle = pairs.places[:, None, None] * speed
         turn = torch.polar(torch.ones_like(angle), angle)
         q, k = (
@@ -305,7 +308,7 @@ def enough_columns(shares: int, positions: int) -> int:
 
 def _laid_out(pairs: Pairs) -> tuple[Int64[Tensor, "rows seq"], Int64[Tensor, " pairs"]]:
     """Sentences that hold every pair, and the sentence of each."""
-    return pairs.tokens[pairs.packed()], torch.cat([torch.arange(at.numel()) for at in pairs.at])
+    return pairs.tokens[pairs.packed()], torch.cat([torch.arange(at.numel(), device=at.device) for at in pairs.at])
 
 
 def _scores(

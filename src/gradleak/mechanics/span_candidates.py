@@ -163,14 +163,14 @@ def nearest_pairs(
     """
     test, width = _make_test(reader, model, positions, rng)
     each = min(len(tokens), max(1, count // width))
-    values = torch.empty(0, width)
-    best = torch.empty(0, width, dtype=torch.int64)
+    values = root.new_empty(0, width, dtype=torch.float32)
+    best = tokens.new_empty(0, width)
     for part in chunks(len(tokens), test.floats_each):
         values = torch.cat((values, test.weigh(tokens[part], root)))
         best = torch.cat((best, tokens[part].unsqueeze(1).expand(-1, width)))
         values, order = values.topk(min(each, len(values)), dim=0, largest=False)
         best = best.gather(0, order)
-    return best.T.flatten(), torch.arange(width).repeat_interleave(len(best))
+    return best.T.flatten(), torch.arange(width, device=best.device).repeat_interleave(len(best))
 
 
 def _by_position(
@@ -192,11 +192,11 @@ def _by_position(
         for ids, values in zip(tokens[order].split(counts), residuals[order].split(counts), strict=True)
     ]
     nearest = torch.stack([ids[0] if len(ids) else ids.new_zeros(()) for ids, _ in per_position])
-    empty = torch.tensor([not len(ids) for ids, _ in per_position])
-    if not bool(empty.all()):
-        # Positions behind the last candidate hold nothing, so nothing is nearest there.
-        between = (empty & (torch.arange(width) < int((~empty).nonzero().max()))).nonzero().flatten()
-        nearest[between] = test.nearest(between) if len(between) else nearest[between]
+    filled = [place for place, (ids, _) in enumerate(per_position) if len(ids)]
+    # Positions behind the last candidate hold nothing, so nothing is nearest there.
+    between = [place for place in range(max(filled, default=0)) if place not in filled]
+    if between:
+        nearest[between] = test.nearest(nearest.new_tensor(between))
     positional = width == positions
     if not positional:
         per_position = per_position * positions
@@ -327,7 +327,7 @@ class _Factored:
         outside, lengths, columns = self._screening()
         fold = torch.cat((outside, lengths), dim=1)
         place = law.positions[places].to(fold.dtype) @ fold
-        nearest, least = torch.zeros_like(places), torch.full((len(places),), math.inf, dtype=fold.dtype)
+        nearest, least = torch.zeros_like(places), fold.new_full((len(places),), math.inf)
         for part in chunks(len(law.table), fold.shape[1] + 4 * len(place)):
             token = law.scale * (law.table[part] @ fold)
             length = _pair_squares(token[:, columns:], place[:, columns:])
@@ -377,7 +377,7 @@ class _Replayed:
         return torch.cat([ids[rough.amin(dim=1) < error * below] for ids, rough in self._rough()])
 
     def nearest(self, places: Int64[Tensor, " places"]) -> Int64[Tensor, " places"]:
-        nearest, least = torch.zeros_like(places), torch.full((len(places),), math.inf)
+        nearest, least = torch.zeros_like(places), self.reader.space.basis.new_full((len(places),), math.inf)
         for ids, rough in self._rough():
             values, best = rough[:, places].min(dim=0)
             nearest, least = torch.where(values < least, ids[best], nearest), torch.minimum(values, least)
@@ -387,7 +387,7 @@ class _Replayed:
         """Tokens, some at a time, with what a few columns make of their residuals."""
         sketch = self.reader.space.sketch(_SKETCH_COLUMNS, self.rng)
         for part in chunks(self.model.vocab_size, self.width * self.reader.space.features):
-            ids = torch.arange(part.start, part.stop)
+            ids = torch.arange(part.start, part.stop, device=sketch.device)
             (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
             length = z.norm(dim=-1)
             yield ids, torch.where(length > 0, (z @ sketch.to(z.dtype)).norm(dim=-1) / length, math.inf)

@@ -99,7 +99,7 @@ class _Tried:
     def of(records: Records, place: int, vocab_size: int, rng: torch.Generator) -> _Tried:
         going = tuple(i for i, ids in enumerate(records) if len(ids) > place)
         proposed, own = torch.stack([records[i][place] for i in going]).unique(return_inverse=True)
-        which = torch.zeros(len(going), len(proposed), dtype=torch.bool)
+        which = torch.zeros(len(going), len(proposed), dtype=torch.bool, device=own.device)
         for shift in range(1, min(len(going), _EXCHANGED + 1)):
             which[torch.arange(len(going)), own.roll(-shift)] = True
         which[torch.arange(len(going)), own] = False
@@ -109,7 +109,7 @@ class _Tried:
             proposed=proposed,
             own=own,
             which=which,
-            random=torch.randint(vocab_size, (each,), generator=rng),
+            random=torch.randint(vocab_size, (each,), generator=rng).to(own.device),
         )
 
     def options(self, record: int) -> Int64[Tensor, " tokens"]:
@@ -118,7 +118,7 @@ class _Tried:
     def table(self, scored: Sequence[_Scored]) -> _Table:
         count = len(self.random)
         shown = torch.stack([one.free[len(one.free) - count :].mean() for one in scored])
-        lead = torch.zeros(self.which.shape, dtype=torch.float64)
+        lead = shown.new_zeros(self.which.shape)
         for row, one in enumerate(scored):
             lead[row, self.which[row]] = one.free[: len(one.free) - count] - shown[row]
         return _Table(
@@ -181,7 +181,7 @@ def _spread(differences: Tensor, freedom: int) -> float:
 
 
 def _tail(z: Float[Tensor, " records"], freedom: int) -> Float[Tensor, " records"]:
-    return torch.from_numpy(student.sf(z.numpy(), freedom)) if freedom else torch.zeros_like(z)
+    return torch.from_numpy(student.sf(z.cpu().numpy(), freedom)).to(z) if freedom else torch.zeros_like(z)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,7 +205,7 @@ class _Law:
         sentences = ids.repeat(1 + sum(len(tokens) for tokens in options), 1)
         at = torch.cat([torch.full_like(tokens, p) for p, tokens in enumerate(options)])
         sentences[torch.arange(1, len(sentences)), at] = torch.cat(options)
-        free, fixed = torch.zeros(2, len(sentences), dtype=torch.float64)
+        free, fixed = torch.zeros(2, len(sentences), dtype=torch.float64, device=ids.device)
         width = max(place.root.shape[0] for place in self.preferred)
         for part in chunks(len(sentences), len(ids) * width * _BUFFERS):
             for rows, lone, among in zip(self.inputs(sentences[part]), alone, given, strict=True):

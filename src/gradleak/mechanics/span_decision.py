@@ -207,7 +207,7 @@ class Decision:
         """An orthonormal basis of all rows of the sentences."""
         rows = [self.rows[ids][place] for ids in sentences]
         if not rows:
-            return torch.zeros(self.places[place].space.features, 0, dtype=torch.float64)
+            return self.places[place].basis.new_zeros(self.places[place].space.features, 0)
         every = torch.cat(rows)
         every = self.places[place].measured(every) if measured else every
         left, size, _ = torch.linalg.svd(torch.nn.functional.normalize(every, dim=1).T, full_matrices=False)

@@ -64,7 +64,7 @@ def grow_jointly(
     """
     near = Near.of(grid, preferred, model)
     rows = _first(grid, preferred, model)[:records]
-    certain = torch.zeros(len(rows), 1, dtype=torch.float64)
+    certain = torch.zeros(len(rows), 1, dtype=torch.float64, device=rows.device)
     tested, finished = grid.counts[0], True
     for p in range(1, grid.length):
         finished = not clock.spent()
@@ -87,16 +87,17 @@ def _distinct(
 ) -> Int64[Tensor, " chosen"]:
     """Sequences that together hold most candidates: each in turn has the most that no earlier one holds, then most evidence."""
     if len(rows) <= at_most:
-        return torch.arange(len(rows))
-    held = torch.zeros(rows.shape[1], int(rows.max()) + 1, dtype=torch.bool)
-    places, strength = torch.arange(rows.shape[1]), certain.sum(dim=1).clamp(-1e6, 1e6) / 1e7
+        return torch.arange(len(rows), device=rows.device)
+    held = torch.zeros(rows.shape[1], int(rows.max()) + 1, dtype=torch.bool, device=rows.device)
+    places = torch.arange(rows.shape[1], device=rows.device)
+    strength = certain.sum(dim=1).clamp(-1e6, 1e6) / 1e7
     chosen: list[int] = []
     for _ in range(at_most):
         value = (~held[places, rows]).sum(dim=1) + strength
         value[chosen] = -torch.inf
         chosen.append(int(value.argmax()))
         held[places, rows[chosen[-1]]] = True
-    return torch.tensor(chosen)
+    return torch.tensor(chosen, device=rows.device)
 
 
 def _first(grid: Grid, preferred: Sequence[Preference], model: Model) -> Int64[Tensor, "candidates one"]:
@@ -135,11 +136,11 @@ def weigh_continuations(
     closer = torch.zeros_like(first, dtype=torch.bool)
     closer.scatter_(1, first.topk(min(_CLOSER, count), dim=1).indices, True)
     few = closer[open_].any(dim=0).nonzero().flatten()
-    asked = torch.cat((few, torch.arange(count, len(tokens))))
+    asked = torch.cat((few, torch.arange(count, len(tokens), device=few.device)))
     # What a token brings to any prefix is told by prefixes that it does not belong to as well as by others.
-    spread = torch.linspace(0, len(rows) - 1, min(_REFERENCES, len(rows))).long()
+    spread = torch.linspace(0, len(rows) - 1, min(_REFERENCES, len(rows)), device=rows.device).long()
     some = torch.cat((open_, spread)).unique()
-    wanted = torch.ones(len(some), len(asked), dtype=torch.bool)
+    wanted = torch.ones(len(some), len(asked), dtype=torch.bool, device=rows.device)
     wanted[:, : len(few)] = closer[some][:, few]
     wanted[torch.isin(some, spread)] = True
     found = evidence(_table(grid.ids(rows[some]), tokens[asked], preferred, model, wanted))[:, : len(few)]
@@ -177,7 +178,7 @@ class Near:
         return Near(heads=heads, preferred=both, stream=stream)
 
     def weigh(self, rows: Int64[Tensor, "prefixes length"], count: int) -> Float[Tensor, "prefixes extensions layers"]:
-        extensions = torch.arange(count)
+        extensions = torch.arange(count, device=rows.device)
         found: list[Tensor] = []
         for part in chunks(len(rows), 3 * count * self.heads.width):
             attended = self.heads.extend(rows[part], extensions)
@@ -193,7 +194,8 @@ def _table(
     starts: Tensor, tokens: Tensor, preferred: Sequence[Preference], model: Model, wanted: Tensor | None
 ) -> Float[Tensor, "prefixes tokens layers"]:
     """Weights of the wanted continuations; NaN elsewhere."""
-    which = torch.ones(len(starts), len(tokens), dtype=torch.bool) if wanted is None else wanted
+    every = torch.ones(len(starts), len(tokens), dtype=torch.bool, device=tokens.device)
+    which = every if wanted is None else wanted
     parents, children = which.nonzero(as_tuple=True)
     made = weigh_rows(preferred, model, torch.cat((starts[parents], tokens[children].unsqueeze(1)), dim=1))
     table = made.new_full((*which.shape, len(preferred)), torch.nan)
@@ -204,7 +206,7 @@ def _table(
 def _chosen(found: Float[Tensor, "prefixes tokens"], *, at_most: int) -> tuple[Tensor, Tensor]:
     """The best continuation of every prefix; then others with evidence in favor, the strongest first."""
     best = found.argmax(dim=1)
-    parents = torch.arange(len(found))
+    parents = torch.arange(len(found), device=found.device)
     others = found.clone()
     others[parents, best] = -torch.inf
     room = max(0, at_most - len(found))

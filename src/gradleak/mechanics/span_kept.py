@@ -78,7 +78,7 @@ class Kept:
                 self.stream = replace(self.stream, base=torch.cat((self.stream.base, more.stream.base)))
             self.number |= {token: len(self.number) + at for at, token in enumerate(new)}
         found = [self.number[token] for token in tokens.flatten().tolist()]
-        return torch.tensor(found, dtype=torch.int64).view(tokens.shape)
+        return torch.tensor(found, dtype=torch.int64, device=tokens.device).view(tokens.shape)
 
     def extend(
         self, prefixes: Int64[Tensor, "prefixes before"], options: Int64[Tensor, " options"]

@@ -29,8 +29,9 @@ def match_jointly(grid: Grid, preferred: Sequence[Preference], model: Model, *, 
         records: of the batch; a prefix that all of them share is split when their tokens part.
     """
     near = Near.of(grid, preferred, model)
-    rows = torch.arange(grid.counts[0]).unsqueeze(1)
-    certain = torch.zeros(len(rows), 1, dtype=torch.float64)
+    device = grid.tokens.device
+    rows = torch.arange(grid.counts[0], device=device).unsqueeze(1)
+    certain = torch.zeros(len(rows), 1, dtype=torch.float64, device=device)
     ended: list[tuple[Tensor, Tensor]] = []
     tested, finished = grid.counts[0], True
     for p in range(1, grid.length):
@@ -40,8 +41,8 @@ def match_jointly(grid: Grid, preferred: Sequence[Preference], model: Model, *, 
         clock.progress(p / grid.length, f"position {p + 1} of {grid.length}, {len(rows)} prefixes")
         found = weigh_continuations(grid, rows, near, preferred, model, strangers=DECOYS).clamp(min=_NEVER)
         tested += found.numel()
-        parents, children = _matched(found, records=records - len(ended))
-        over = torch.ones(len(rows), dtype=torch.bool).index_fill(0, parents, False)
+        parents, children = (side.to(device) for side in _matched(found.cpu(), records=records - len(ended)))
+        over = torch.ones(len(rows), dtype=torch.bool, device=device).index_fill(0, parents, False)
         ended += zip(grid.ids(rows[over]), certain[over], strict=True)
         rows = torch.cat((rows[parents], children.unsqueeze(1)), dim=1)
         certain = torch.cat((certain[parents], found[parents, children].unsqueeze(1)), dim=1)

@@ -45,16 +45,15 @@ def noisy_candidates(
     told = Tabled.of(update, model.subject.anatomy, positions=positions)
     if told is not None and told.shares is not None and told.ledger is not None:
         return _placed(told, told.shares, told.ledger, reading, model)
-    known = torch.arange(model.vocab_size) if told is None else told.tokens
+    known = torch.arange(model.vocab_size, device=reading.root.device) if told is None else told.tokens
     count = _SHORTLIST * first.space.features
     tokens, places = nearest_pairs(first, model, reading.root, tokens=known, positions=positions, count=count, rng=rng)
     positional = bool(places.any())
     inputs = _inputs(tokens, places, reading.path, model)
     rate = FALSE_ALARM_RATE / (len(known) * (positions if positional else 1))
     members = sparse_members(inputs, reading.gradient, false_alarms=rate)
-    return _candidates(
-        tokens[members], places[members], torch.zeros(len(members)), positions=positions, positional=positional
-    )
+    residuals = reading.root.new_zeros(len(members))
+    return _candidates(tokens[members], places[members], residuals, positions=positions, positional=positional)
 
 
 def _placed(told: Tabled, shares: Tensor, ledger: Ledger, reading: Preference, model: Model) -> Candidates:
@@ -65,10 +64,11 @@ def _placed(told: Tabled, shares: Tensor, ledger: Ledger, reading: Preference, m
     strong is asked with the rest, until there is nothing such. The residual is 0 of pairs that hold energy of their own and 1 of others.
     """
     count, positions = shares.shape
-    tokens, places = told.tokens.repeat(positions), torch.arange(positions).repeat_interleave(count)
+    device = told.tokens.device
+    tokens, places = told.tokens.repeat(positions), torch.arange(positions, device=device).repeat_interleave(count)
     inputs = _inputs(tokens, places, reading.path, model)
     place = exchange_places(inputs.view(positions, count, -1), reading.gradient, ledger, shares.argmax(dim=1))
-    one_each = place * count + torch.arange(count)
+    one_each = place * count + torch.arange(count, device=device)
     rate = FALSE_ALARM_RATE / len(tokens)
     asked = members = one_each
     for _ in range(_SWEEPS):
@@ -79,7 +79,7 @@ def _placed(told: Tabled, shares: Tensor, ledger: Ledger, reading: Preference, m
         asked = torch.cat((one_each, members[~torch.isin(members, one_each)], more))
     bare = one_each[~torch.isin(tokens[one_each], tokens[members])]
     chosen = torch.cat((members, bare))
-    residuals = (torch.arange(len(chosen)) >= len(members)).float()
+    residuals = (torch.arange(len(chosen), device=device) >= len(members)).float()
     return _candidates(tokens[chosen], places[chosen], residuals, positions=positions, positional=True)
 
 
@@ -89,7 +89,8 @@ def _inputs(tokens: Tensor, places: Tensor, path: str, model: Model) -> Float[Te
     for place in places.unique().tolist():
         row = tokens[places == place].unsqueeze(1).expand(-1, place + 1)
         found[place] = linear_inputs(model.subject, (path,), row, parameters=model.parameters)[path][:, place]
-    inputs = torch.empty(len(tokens), next(iter(found.values())).shape[1], dtype=torch.float64)
+    some = next(iter(found.values()))
+    inputs = some.new_empty(len(tokens), some.shape[1], dtype=torch.float64)
     for place, rows in found.items():
         inputs[places == place] = torch.nn.functional.normalize(rows.double(), dim=1)
     return inputs

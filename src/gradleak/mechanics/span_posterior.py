@@ -48,10 +48,14 @@ class Question:
     records: int
     lengths: tuple[int, ...] | None = None
 
+    def tensor(self, ids: Sequence[object]) -> Tensor:
+        """Token ids where the options are."""
+        return self.options[0].new_tensor(ids)
+
     def withheld(self, length: int) -> Question:
         """The same without anything that the update told, its options included. Without evidence no length is likelier than one token, so
         records get a given one."""
-        nothing = (torch.empty(0, dtype=torch.int64),) * len(self.options)
+        nothing = (self.options[0][:0],) * len(self.options)
         lengths = self.lengths or (length,) * self.records
         return replace(self, evidence=None, options=nothing, closed=False, lengths=lengths)
 
@@ -86,9 +90,10 @@ class _Front:
     own: list[Tensor]
 
     @staticmethod
-    def empty(given: Sequence[Given]) -> _Front:
-        own = [torch.zeros(1, 0, each.frame.shape[0], dtype=torch.float64) for each in given]
-        return _Front(torch.empty(1, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.float64), own)
+    def empty(given: Sequence[Given], device: torch.device) -> _Front:
+        own = [each.frame.new_zeros(1, 0, each.frame.shape[0]) for each in given]
+        none = torch.empty(1, 0, dtype=torch.int64, device=device)
+        return _Front(none, torch.zeros(1, dtype=torch.float64, device=device), own)
 
 
 @dataclass(slots=True)
@@ -117,7 +122,7 @@ class _Ascent:
         more = [_Record(rows=_rows(evidence, ())) for _ in range(question.records - len(given))]
         begun = _Ascent(question, clock, given + more, far=evidence)
         if evidence is not None:
-            tokens = torch.cat([*question.options, *(torch.tensor(ids) for ids in start if ids)]).unique().tolist()
+            tokens = torch.cat([*question.options, *(question.tensor(ids) for ids in start if ids)]).unique().tolist()
             paths = [signal.path for signal in evidence.signals]
             begun.kept = Kept.of(evidence.model, paths, tokens, len(question.options)) if tokens else None
             begun.near = 0 if begun.kept is None else len(begun.kept.paths)
@@ -145,9 +150,9 @@ class _Ascent:
         kept = [record for record in self.state if record.ids]
         evidence, prior = self.question.evidence, self.question.prior
         return Answer(
-            records=tuple(torch.tensor(record.ids) for record in kept),
+            records=tuple(self.question.tensor(record.ids) for record in kept),
             log_evidence=evidence.together([record.rows for record in kept]) if evidence and kept else 0.0,
-            log_prior=sum(float(prior.each(torch.tensor([record.ids])).sum()) for record in kept),
+            log_prior=sum(float(prior.each(self.question.tensor([record.ids])).sum()) for record in kept),
             finished=finished,
         )
 
@@ -169,8 +174,8 @@ class _Ascent:
         """The record grown anew, if that is better."""
         given = self._given(i)
         fixed = None if self.question.lengths is None else self.question.lengths[i]
-        front = _Front.empty(given)
-        best, highest = torch.empty(0, dtype=torch.int64), -torch.inf
+        front = _Front.empty(given, self.question.options[0].device)
+        best, highest = front.ids[0], -torch.inf
         for p in range(fixed or len(self.question.options)):
             options = self._options(front.ids)
             if not len(options):
@@ -213,8 +218,8 @@ class _Ascent:
         given = self._given(i)
         for p in range(len(self.state[i].ids)):
             ids = self.state[i].ids
-            options = self._options(torch.tensor([ids[:p]], dtype=torch.int64).reshape(1, p))
-            trials = torch.tensor(ids).repeat(len(options), 1)
+            options = self._options(self.question.tensor([ids[:p]]).reshape(1, p))
+            trials = self.question.tensor(ids).repeat(len(options), 1)
             trials[:, p] = options
             self._take(i, given, [tuple(each) for each in self._plausible(trials, given).tolist()])
         if self.question.lengths is None:
@@ -235,9 +240,9 @@ class _Ascent:
         now = self.state[i]
         value = -torch.inf
         if now.ids:
-            value = float(self._value(given, torch.tensor([now.ids]), [rows.unsqueeze(0) for rows in now.rows]))
+            value = float(self._value(given, self.question.tensor([now.ids]), [rows.unsqueeze(0) for rows in now.rows]))
         for length in sorted({len(ids) for ids in proposals}):
-            ids = torch.tensor([each for each in dict.fromkeys(proposals) if len(each) == length])
+            ids = self.question.tensor([each for each in dict.fromkeys(proposals) if len(each) == length])
             rows = [] if self.question.evidence is None else self.question.evidence.rows(ids)
             values = self._value(given, ids, rows)
             at = int(values.argmax())
@@ -261,4 +266,4 @@ def _rows(evidence: Evidence | None, ids: Ids) -> list[Tensor]:
         return []
     if ids:
         return [rows[0] for rows in evidence.rows(torch.tensor([ids]))]
-    return [torch.zeros(0, signal.directions.shape[0], dtype=torch.float64) for signal in evidence.signals]
+    return [signal.directions.new_zeros(0, signal.directions.shape[0]) for signal in evidence.signals]

@@ -71,8 +71,8 @@ class RelativeSearch:
         count = len(tokens)
         pairs = Pairs(
             tokens=tokens.repeat(window),
-            places=torch.arange(window).repeat_interleave(count),
-            at=tuple(torch.arange(count * window).split(count)),
+            places=torch.arange(window, device=tokens.device).repeat_interleave(count),
+            at=tuple(torch.arange(count * window, device=tokens.device).split(count)),
         )
         columns = enough_columns(pairs.count, longest)
         equations = attention_equations(model, pairs, block, first, readers, columns=columns, rng=rng)
@@ -108,10 +108,9 @@ class RelativeSearch:
     def around(self, token: int) -> Int64[Tensor, " tokens"]:
         """How often every token stands in the sentence around ``token``."""
         equations, count = self.equations, len(self.tokens)
-        anchor = torch.tensor([[(self.longest - 1) * count + token]])
-        shares = select(
-            equations, self.layout, anchor, cost=torch.zeros(equations.pairs.count), steps=_STEPS, judge=None
-        ).shares
+        anchor = self.tokens.new_tensor([[(self.longest - 1) * count + token]])
+        free = equations.target.new_zeros(equations.pairs.count)
+        shares = select(equations, self.layout, anchor, cost=free, steps=_STEPS, judge=None).shares
         return shares[0].view(-1, count).sum(0).round().long()
 
     def _ordered(self, anchor: int, content: Int64[Tensor, " length"]) -> Int64[Tensor, " length"]:
@@ -124,6 +123,7 @@ class RelativeSearch:
         seen = scores - scores[own, self.longest - 1]
         cost = (seen - told.unsqueeze(1)).square().sum(-1)  # [words window]
         cost[occurs > 1] = 0.0
+        cost, occurs = cost.cpu(), occurs.cpu()
         rows = torch.arange(len(words)).repeat_interleave(occurs)
         size = len(content)
         best, order = torch.inf, content
@@ -135,14 +135,14 @@ class RelativeSearch:
             at = linear_sum_assignment(matrix.numpy())
             value = float(matrix[at].sum())
             if value < best:
-                best, order = value, words[rows][torch.tensor(at[1]).argsort()]
+                best, order = value, words[rows[torch.tensor(at[1]).argsort()]]
         return order
 
     def _scores(self, anchor: int, words: Int64[Tensor, " words"]) -> Float[Tensor, "words window heads"]:
         equations, count = self.equations, len(self.tokens)
-        places = torch.arange(len(equations.pairs.at))
+        places = torch.arange(len(equations.pairs.at), device=words.device)
         middle = (self.longest - 1) * count + anchor
-        weights = equations.weights(torch.tensor([middle]))[0].clamp(min=1e-300).log()
+        weights = equations.weights(words.new_tensor([middle]))[0].clamp(min=1e-300).log()
         return weights[places * count + words.unsqueeze(1)]
 
     def _shares(
@@ -155,17 +155,17 @@ class RelativeSearch:
         middle = (self.longest - 1) * len(self.tokens)
         values = self.equations.values[middle + words]  # [words heads columns]
         system = (values * guess.unsqueeze(2)).flatten(0, 1).T
-        whole = torch.eye(heads, dtype=torch.float64).repeat(1, len(words)) * guess.flatten()
+        whole = torch.eye(heads).to(guess).repeat(1, len(words)) * guess.flatten()
         system = torch.cat((system / self.equations.null, _HARD * whole))
         wanted = torch.cat(
             (self.equations.target[middle + anchor] / self.equations.null, _HARD * guess.new_ones(heads))
         )
         gap = wanted - system @ guess.new_ones(guess.numel())
-        change = torch.linalg.lstsq(system, gap.unsqueeze(1), driver="gelsd").solution
+        change = torch.linalg.pinv(system) @ gap
         return (guess * (1.0 + change.view_as(guess))).clamp(min=1e-12)
 
     def _misfit(self, rows: Int64[Tensor, "sentences length"]) -> Float[Tensor, " sentences"]:
-        numbers = torch.arange(rows.shape[1]) * len(self.tokens) + rows
+        numbers = torch.arange(rows.shape[1], device=rows.device) * len(self.tokens) + rows
         return self.equations.residuals(numbers).square().sum(1)
 
     def _polished(self, row: Int64[Tensor, " length"]) -> tuple[Int64[Tensor, " length"], bool]:
@@ -176,7 +176,7 @@ class RelativeSearch:
         """
         size = len(row)
         terms = size * self.equations.columns
-        orders = _neighbors(size)
+        orders = _neighbors(size).to(row.device)
         value = float(self._misfit(row[None]))
         while True:
             trials = row[orders]

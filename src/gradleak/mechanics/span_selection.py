@@ -58,7 +58,7 @@ class Layout:
         positions = max(lengths)
         ends = sorted(length - 1 for length in set(lengths))
         share = torch.nn.functional.one_hot(pairs.places, len(pairs.at)).double().T[:positions]
-        end = torch.zeros(positions, len(ends), dtype=torch.float64)
+        end = share.new_zeros(positions, len(ends))
         end[ends, range(len(ends))] = 1.0
         flow = torch.cat((share, torch.zeros_like(end)), dim=1)
         flow[1:, : pairs.count] -= share[:-1]
@@ -67,10 +67,11 @@ class Layout:
         rows = torch.cat((flow, last))
         if closing is not None:
             marks = share[ends] * (pairs.tokens == closing)
-            ties = torch.cat((marks, -torch.eye(len(ends), dtype=torch.float64)), dim=1)
-            spare = torch.cat((torch.zeros(len(rows), len(ends)), -torch.eye(len(ends)))).double()
+            unit = torch.eye(len(ends)).to(rows)
+            ties = torch.cat((marks, -unit), dim=1)
+            spare = torch.cat((rows.new_zeros(len(rows), len(ends)), -unit))
             rows = torch.cat((torch.cat((rows, ties)), spare), dim=1)
-        wanted = torch.zeros(len(rows), dtype=torch.float64)
+        wanted = rows.new_zeros(len(rows))
         wanted[0] = 1.0
         return Layout(matrix=rows, wanted=wanted, places=pairs.places, positions=positions)
 
@@ -80,13 +81,14 @@ class Layout:
         width, middle = len(pairs.at), len(pairs.at) // 2
         share = torch.nn.functional.one_hot(pairs.places, width).double().T
         # A position holds as much as the next one inwards minus what ended there.
-        inner = torch.where(torch.arange(width) < middle, torch.arange(width) + 1, torch.arange(width) - 1)
-        outer = torch.arange(width) != middle
+        place = torch.arange(width, device=share.device)
+        inner = torch.where(place < middle, place + 1, place - 1)
+        outer = place != middle
         falls = (share[inner] - share)[outer]
         rows = torch.cat((falls, share.sum(0, keepdim=True)))
-        slack = torch.eye(len(rows), dtype=torch.float64)
+        slack = torch.eye(len(rows)).to(rows)
         slack[:-1] *= -1.0
-        wanted = torch.zeros(len(rows), dtype=torch.float64)
+        wanted = rows.new_zeros(len(rows))
         wanted[-1] = longest
         return Layout(matrix=torch.cat((rows, slack), dim=1), wanted=wanted, places=pairs.places, positions=width)
 
@@ -115,7 +117,7 @@ class Selected:
 
 
 Judge = Callable[[Sequence[Tensor]], list[bool]]
-"""Decides on whole sentences, given as pair numbers of any length."""
+"""Decides on whole sentences, given as pair numbers of any length, on the host."""
 
 
 def select(
@@ -150,11 +152,11 @@ def select(
 
 
 def round_shares(layout: Layout, pairs: Pairs, shares: Float[Tensor, "batch pairs"]) -> list[Int64[Tensor, " length"]]:
-    """The largest share at every position, up to where less than half of a sentence is left."""
+    """The largest share at every position, up to where less than half of a sentence is left; on the host."""
     choices = torch.stack([at[shares[:, at].argmax(1)] for at in pairs.at[: layout.positions]], dim=1)
     mass = torch.stack([shares[:, at].sum(1) for at in pairs.at[: layout.positions]], dim=1)
-    lengths = (mass >= 0.5).int().cumprod(1).sum(1)
-    return [row[:length] for row, length in zip(choices, lengths.tolist(), strict=True)]
+    lengths = (mass >= 0.5).int().cumprod(1).sum(1, keepdim=True)
+    return [row[1 : 1 + int(row[0])] for row in torch.cat((lengths, choices), dim=1).cpu()]
 
 
 @dataclass(slots=True)
@@ -174,7 +176,7 @@ class _Interior:
     def start(equations: AttentionEquations, layout: Layout, anchors: Tensor, cost: Tensor) -> _Interior:
         free = layout.allowed(anchors)
         count = len(layout.places)
-        per_place = torch.zeros(len(anchors), len(equations.pairs.at), dtype=torch.float64)
+        per_place = layout.matrix.new_zeros(len(anchors), len(equations.pairs.at))
         per_place.index_add_(1, layout.places, free[:, :count].double())
         x = torch.where(free, 1.0, 0.0).double()
         x[:, :count] /= per_place.clamp(min=1.0)[:, layout.places]
@@ -188,12 +190,12 @@ class _Interior:
             x=x,
             dual=torch.where(free, _FIRST_DUAL, 0.0).double(),
             free=free,
-            live=torch.arange(len(anchors)),
+            live=torch.arange(len(anchors), device=anchors.device),
         )
 
     def run(self, steps: int, judge: Judge | None, plausible: float) -> Selected:
         count = len(self.layout.places)
-        accepted = torch.zeros(len(self.anchors), dtype=torch.bool)
+        accepted = self.free.new_zeros(len(self.anchors))
         spent = 0
         weights = self.equations.weights(self.anchors)
         tried: list[set[tuple[int, ...]]] = [set() for _ in self.anchors]
@@ -247,17 +249,17 @@ class _Interior:
         """Which live anchors have a rounding that is plausible, new to the anchor, and accepted."""
         rows = round_shares(self.layout, self.equations.pairs, shares)
         asked: list[int] = []
-        for index, row in enumerate(rows):
-            seen, key = tried[int(self.live[index])], tuple(row.tolist())
+        for index, (row, anchor) in enumerate(zip(rows, self.live.tolist(), strict=True)):
+            seen, key = tried[anchor], tuple(row.tolist())
             if key and key not in seen:
                 seen.add(key)
                 asked.append(index)
-        good = torch.zeros(len(rows), dtype=torch.bool)
+        good = [False] * len(rows)
         level = _mean_residuals(self.equations, [rows[i] for i in asked])
         asked = [i for i, value in zip(asked, level, strict=True) if value < plausible * self.equations.null]
         for index, verdict in zip(asked, judge([rows[i] for i in asked]) if asked else [], strict=True):
             good[index] = verdict
-        return good
+        return torch.tensor(good, device=shares.device)
 
 
 def _mean_residuals(equations: AttentionEquations, rows: Sequence[Tensor]) -> list[float]:
@@ -265,7 +267,7 @@ def _mean_residuals(equations: AttentionEquations, rows: Sequence[Tensor]) -> li
     level = [0.0] * len(rows)
     for length in {len(row) for row in rows}:
         same = [i for i, row in enumerate(rows) if len(row) == length]
-        values = equations.residuals(torch.stack([rows[i] for i in same])).mean(1)
+        values = equations.residuals(torch.stack([rows[i] for i in same]).to(equations.target.device)).mean(1)
         for i, value in zip(same, values.tolist(), strict=True):
             level[i] = value
     return level

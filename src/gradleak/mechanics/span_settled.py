@@ -102,7 +102,7 @@ def _chance(
     strange = vectors[:, values > (math.sqrt(features) + math.sqrt(columns)) ** 2]
     # Contexts do not answer for energy that none of them explains.
     energy = own_energy(unit - (unit @ strange) @ strange.T, gradient)
-    return torch.from_numpy(chdtrc(columns, energy.numpy())), strange.shape[1]
+    return torch.from_numpy(chdtrc(columns, energy.cpu().numpy())).to(energy), strange.shape[1]
 
 
 def own_energy(

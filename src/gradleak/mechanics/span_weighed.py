@@ -91,7 +91,7 @@ def _options(
         first,
         case.model,
         reading.root,
-        tokens=torch.arange(case.model.vocab_size),
+        tokens=torch.arange(case.model.vocab_size, device=reading.root.device),
         positions=positions,
         count=min(_SHORTLIST * first.space.features, _EACH * positions),
         rng=rng,
@@ -114,8 +114,8 @@ def _chosen(question: Question, pool: Sequence[Ids]) -> list[Ids]:
     """As many as there are records; each in turn adds most to those before it."""
     assert question.evidence is not None
     left, chosen = list(dict.fromkeys(pool)), list[Ids]()
-    rows = {ids: [seen[0] for seen in question.evidence.rows(torch.tensor([ids]))] for ids in left}
-    cost = {ids: float(question.prior.each(torch.tensor([ids])).sum()) for ids in left}
+    rows = {ids: [seen[0] for seen in question.evidence.rows(question.tensor([ids]))] for ids in left}
+    cost = {ids: float(question.prior.each(question.tensor([ids])).sum()) for ids in left}
     while left and len(chosen) < question.records:
         given = question.evidence.given([rows[ids] for ids in chosen])
         value = {
