@@ -56,6 +56,7 @@ from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.theory.placing_law import most_placed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +218,8 @@ def measure(
         "seed": seed,
         "threads": torch.get_num_threads(),
         "tokens": int(batch.mask.sum()),
+        "distinct": len(batch.inputs[batch.mask].unique()),
+        "width": subject.anatomy.hidden_size,
         **score(found, batch, subject.loss),
         "status": found.status.name,
         "message": found.message,
@@ -293,8 +296,23 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         for name in dict.fromkeys(Cell(**r["cell"]).name for r in mine):
             rows = [r for r in mine if Cell(**r["cell"]).name == name]
             lines.append(_row(name.removeprefix(f"{group}_").replace("_", " "), rows))
+        if group == "beyond":
+            lines += ["", *_limits(mine)]
     speed = [r for r in results if r["cell"]["group"] in {"speed", "reach"} and r["cell"]["data"] == "random"]
     return "\n".join(lines + ([_growth(speed)] if len(speed) > 3 else []))
+
+
+def _limits(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What theory allows, for every size."""
+    for size in dict.fromkeys((r["cell"]["batch"], r["cell"]["length"], r["width"]) for r in results):
+        batch, length, width = size
+        mine = [r for r in results if (r["cell"]["batch"], r["cell"]["length"], r["width"]) == size]
+        yield (
+            f"{batch} × {length}: what theory allows. A span tells at most {width - 1} inputs of {batch * length}, so nothing is proven by rank. The rows of the token "
+            f"table tell all {median(r['distinct'] for r in mine):.0f} tokens that occur; both tables determine the place of up to "
+            f"{most_placed(width, length)} that occur once each (`theory/placing_law.py`), and {batch * length - median(r['distinct'] for r in mine):.0f} "
+            "slots hold a token that occurs elsewhere, too, whose place they only make likely. Which tokens share a record no count tells: it is weighed.\n"
+        )
 
 
 _HEAD = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock
 from gradleak.core.batch import IGNORED, Batch
+from gradleak.mechanics.label_fit import fitted_labels
 from gradleak.mechanics.labels import labels_of_records
 from gradleak.mechanics.span_noise import significant_bits
 from gradleak.mechanics.training import ClientTrainer
 
-_MOST_ASSIGNMENTS = 256
 _REDUCTION_ULPS = 32
 """Sums over records and tokens in another order move a gradient by a few units in the last place, relative to its norm."""
 
@@ -56,14 +55,14 @@ def certify(
     clock: Clock,
     starts: Sequence[int] | None = None,
 ) -> Certificate | None:
-    """Recomputes the update of ``records``; unknown class labels are searched.
+    """Recomputes the update of ``records``; unknown class labels are read from it.
 
     Args:
         starts: how many positions of padding stand before each record; none if left out.
 
     Returns:
         The best certificate, or None where it cannot be computed: another number of records than the batch holds,
-        targets that the records do not tell (masked tokens), too many label assignments, only the first blocks of
+        targets that the records do not tell (masked tokens), too many records and classes to fit labels, only the first blocks of
         the model, or a client whose micro- or mini-batches make the unknown order of the records matter.
 
     Guarantees:
@@ -82,7 +81,7 @@ def certify(
         return None
     inputs, mask = _pad(records, before, seq_len, _pad_id(trainer))
     best: Certificate | None = None
-    for assignment in _assignments(update, trainer, inputs, mask, labels):
+    for assignment in _assignments(update, trainer, inputs, mask, labels, rng, clock):
         targets = inputs.masked_fill(~mask, IGNORED) if assignment is None else torch.tensor(assignment)
         made = trainer.update(Batch(inputs=inputs, mask=mask, labels=targets), rng)
         found = _compare(update, made, assignment)
@@ -112,21 +111,21 @@ def _assignments(
     inputs: Tensor,
     mask: Tensor,
     labels: Sequence[int] | None,
+    rng: torch.Generator,
+    clock: Clock,
 ) -> Iterator[tuple[int, ...] | None]:
-    """Label assignments to try, most promising first."""
+    """Label assignments to try: what the head tells, then what all tensors together tell."""
     if trainer.subject.loss == "causal-lm":
         yield None
         return
-    classes, batch = trainer.subject.classes, len(inputs)
     descent = trainer.training.share == "delta"
     told = labels_of_records(update, trainer.subject, inputs, mask, descent=descent)
+    # Known labels come in the order of the private batch, the records in any order.
     if told is not None and (labels is None or sorted(told) == sorted(labels)):
         yield told
-    if labels is not None:
-        # Known labels come in the order of the private batch, the records in any order.
-        yield from dict.fromkeys(itertools.islice(itertools.permutations(labels), _MOST_ASSIGNMENTS))
-    elif classes**batch <= _MOST_ASSIGNMENTS:
-        yield from itertools.product(range(classes), repeat=batch)
+    fitted = fitted_labels(update, trainer, inputs, mask, known=labels, rng=rng, clock=clock)
+    if fitted is not None and fitted != told:
+        yield fitted
 
 
 def _compare(update: Mapping[str, Tensor], made: Mapping[str, Tensor], labels: tuple[int, ...] | None) -> Certificate:

@@ -88,7 +88,8 @@ def _signal(
     """The update of a table beyond what it would be without any gradient."""
     if name is None or name not in update:
         return None
-    return update[name].float() - (trainer.idle(name, batch_size) if trainer is not None else 0.0)
+    rows = update[name].float()
+    return rows if trainer is None else rows - trainer.idle(name, batch_size)
 
 
 def _used(table: Float[Tensor, "positions model"]) -> tuple[Int64[Tensor, " used"] | None, float]:

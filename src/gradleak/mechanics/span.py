@@ -57,6 +57,7 @@ class Subspace:
         inputs: number of directions that the layer's inputs are seen to have: the rank, unless the space is one that they
             merely lie in.
         scaled: the space in units in which noise is white, where noise differs by feature.
+        guessed: whether the size of the noise was read from the spectrum. A space that is full looks the same.
     """
 
     basis: Float[Tensor, "features rank"]
@@ -67,6 +68,7 @@ class Subspace:
     edge: float
     inputs: int
     scaled: Scaled | None = None
+    guessed: bool = False
 
     @property
     def rank(self) -> int:
@@ -193,7 +195,7 @@ def column_space(
             for gradient, std in zip(gradients, noise_std, strict=True)
         ]
         white = whiten(gradients, estimated)
-        found = from_gram(white.columns, spread=1.0)
+        return replace(_space(from_gram(white.columns, spread=1.0), white), guessed=True)
     return _space(found, white)
 
 

@@ -4,6 +4,8 @@ searches.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -64,13 +66,13 @@ def beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> R
     joined = join_placed(case.update, case.model, records=case.batch_size, positions=case.seq_len, rng=rng, clock=clock)
     records = () if joined is None else joined.supported()
     if joined is None or not covers_half(records, bag.records[0]):
-        return bag
+        return replace(bag, status=Status.BUDGET_SPENT) if clock.spent() else bag
     undecided = case.batch_size * case.seq_len - sum(len(record) for record in records)
     return Reconstruction(
         records=records,
         status=Status.UNDECIDED if joined.finished else Status.BUDGET_SPENT,
-        message=f"{reason} Tokens were placed by the gradients of the token and position tables and joined by what the first "
-        f"blocks prefer: {len(records)} sequences, likely and not proven; up to {undecided} tokens cannot be told.",
+        message=f"{reason} Tokens were placed by the gradients of the token and position tables and joined by the kinship of their error "
+        f"signals and by what the first blocks prefer: {len(records)} sequences, likely and not proven; up to {undecided} tokens cannot be told.",
         adapted=case.adapted(),
         statistics={"tested": float(joined.tested), "distinct_tokens": float(bag.records[0].numel())},
     )

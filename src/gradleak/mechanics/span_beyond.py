@@ -6,6 +6,7 @@ are trained. Must not know encoders, labels or losses.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,6 +16,8 @@ from gradleak.core.attack import Clock
 from gradleak.mechanics.embedding_channel import EmbeddingChannel
 from gradleak.mechanics.span_context import Grid
 from gradleak.mechanics.span_joint import Joined, grow_jointly
+from gradleak.mechanics.span_kin import Kin
+from gradleak.mechanics.span_ledger import Held, fill_anew
 from gradleak.mechanics.span_placement import place_tokens
 from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import Candidates, Model
@@ -42,13 +45,23 @@ def join_placed(
     ids, used = channel.support.ids, channel.places[:positions]
     if len(used) < 2:
         return None
-    shares = place_tokens(channel.rows[ids], used)
+    rows = channel.rows[ids]
+    del channel
+    shares = place_tokens(rows, used, clock=clock)
+    kin = Kin.of(rows, ids, model.vocab_size)
     preferred = preferences(update, model, lambda _: 0.0, blocks=_BLOCKS)
     placed = _placed(ids, shares)
     if not preferred or not placed.tokens[0].numel():  # nothing to begin a sentence with
         return None
     grid = Grid.of(placed, model.vocab_size, rng)
-    return grow_jointly(grid, preferred, model, records=records, clock=clock)
+    joined = grow_jointly(grid, preferred, model, records=records, clock=clock, kin=kin)
+    return _settled(joined, shares, kin) if len({len(s) for s in joined.sequences}) == 1 else joined
+
+
+def _settled(joined: Joined, shares: Tensor, kin: Kin) -> Joined:
+    tokens, evidence = torch.stack(joined.sequences), torch.stack(joined.evidence)
+    held = fill_anew(Held(tokens=kin.numbers[tokens], evidence=evidence), shares, kin)
+    return replace(joined, sequences=tuple(kin.ids[held.tokens]), evidence=tuple(held.evidence))
 
 
 def _placed(tokens: Int64[Tensor, " tokens"], shares: Float[Tensor, "tokens positions"]) -> Candidates:

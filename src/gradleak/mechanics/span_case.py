@@ -27,6 +27,7 @@ from gradleak.models import Subject
 
 _UNKNOWN_TOKENS = 1024
 """Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
+_ROWS = 1024
 _ROUNDING = 0.4247 * 2.0**-24
 """Standard deviation of one float32 rounding in units of the rms."""
 
@@ -110,6 +111,16 @@ class SpanCase:
         token explains is a token missed, or noise."""
         plain = self.model.parameters is None and self.readable is self.update
         return plain and not self.departure.dropout and not self.pruned
+
+    @property
+    def silent(self) -> bool:
+        """Whether no noise sits on the update: rows of the token table that no token reached are exactly zero, others have no zeros."""
+        rows = self.update.get(self.subject.anatomy.token_embedding or "")
+        if rows is None or self.stages or not self.still:
+            return False
+        filled = torch.cat([(part != 0).sum(dim=1) for part in rows.split(_ROWS)])
+        live = filled[filled > 0]
+        return 0 < len(live) <= len(rows) // 2 and int(live.median()) == rows.shape[1]
 
     def adapted(self) -> tuple[str, ...]:
         """Stages that the search accounts for: another model, clients, scaling (which moves no span), noise of a known size."""

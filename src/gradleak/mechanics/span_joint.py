@@ -16,6 +16,7 @@ from gradleak.core.attack import Clock
 from gradleak.mechanics.heads import Heads, read_heads
 from gradleak.mechanics.probe import chunks
 from gradleak.mechanics.span_context import Grid
+from gradleak.mechanics.span_kin import Kin
 from gradleak.mechanics.span_preference import Preference, evidence, weigh_rows
 from gradleak.mechanics.span_readers import Model
 from gradleak.mechanics.span_reading import Stream, read_stream
@@ -42,8 +43,8 @@ class Joined:
     finished: bool
 
     def supported(self) -> tuple[Int64[Tensor, " length"], ...]:
-        """Sequences up to the first token that the evidence does not favor; of one token alone nothing is known."""
-        ends = [int((certain > 0).long().cumprod(0).sum()) + 1 for certain in (e[1:] for e in self.evidence)]
+        """Sequences up to the last token that the evidence favors; of one token alone nothing is known."""
+        ends = [1 + max((certain[1:] > 0).nonzero().flatten().tolist(), default=-1) + 1 for certain in self.evidence]
         return tuple(ids[:end] for ids, end in zip(self.sequences, ends, strict=True) if end > 1)
 
 
@@ -54,6 +55,7 @@ def grow_jointly(
     *,
     records: int,
     clock: Clock,
+    kin: Kin | None = None,
 ) -> Joined:
     """One token at a time, for all records at once.
 
@@ -61,24 +63,29 @@ def grow_jointly(
         grid: candidates per position.
         preferred: layers in the order of the model.
         records: number of sequences wanted; up to twice as many prefixes are followed where tokens repeat.
+        kin: of the tokens; once the time is spent it alone says how prefixes go on.
     """
     near = Near.of(grid, preferred, model)
-    rows = _first(grid, preferred, model)[:records]
+    rows = _first(grid, preferred, model, clock)[: 2 * records if kin else records]
     certain = torch.zeros(len(rows), 1, dtype=torch.float64, device=rows.device)
-    tested, finished = grid.counts[0], True
+    tested = grid.counts[0]
     for p in range(1, grid.length):
-        finished = not clock.spent()
-        if not finished or not grid.counts[p]:
+        if not grid.counts[p]:
             break
         clock.progress(p / grid.length, f"position {p + 1} of {grid.length}, {len(rows)} prefixes")
-        found = weigh_continuations(grid, rows, near, preferred, model)
+        found = weigh_continuations(grid, rows, near, preferred, model, clock=clock, kin=kin)
+        if found is None:
+            break
         tested += found.numel()
         parents, children = _chosen(found, at_most=2 * records)
         rows = torch.cat((rows[parents], children.unsqueeze(1)), dim=1)
         certain = torch.cat((certain[parents], found[parents, children].unsqueeze(1)), dim=1)
     chosen = _distinct(rows, certain, records)
     return Joined(
-        sequences=tuple(grid.ids(rows[chosen])), evidence=tuple(certain[chosen]), tested=tested, finished=finished
+        sequences=tuple(grid.ids(rows[chosen])),
+        evidence=tuple(certain[chosen]),
+        tested=tested,
+        finished=not clock.spent(),
     )
 
 
@@ -100,9 +107,11 @@ def _distinct(
     return torch.tensor(chosen, device=rows.device)
 
 
-def _first(grid: Grid, preferred: Sequence[Preference], model: Model) -> Int64[Tensor, "candidates one"]:
+def _first(grid: Grid, preferred: Sequence[Preference], model: Model, clock: Clock) -> Int64[Tensor, "candidates one"]:
     """Candidates of the first position, likeliest first: their weights summed in units of each layer's spread."""
-    weights = weigh_rows(preferred, model, grid.tokens[: grid.counts[0], :1])
+    weights = weigh_rows(preferred, model, grid.tokens[: grid.counts[0], :1], clock)
+    if weights is None:
+        return torch.arange(grid.counts[0], device=grid.tokens.device).unsqueeze(1)
     centered = weights - weights.median(dim=0).values
     spread = centered.abs().median(dim=0).values.clamp(min=1e-6)
     return (centered / spread).sum(dim=1).argsort().unsqueeze(1)
@@ -115,38 +124,79 @@ def weigh_continuations(
     preferred: Sequence[Preference],
     model: Model,
     *,
+    clock: Clock,
+    kin: Kin | None = None,
     strangers: int = 0,
-) -> Float[Tensor, "prefixes tokens"]:
-    """Evidence for each continuation: the first attention weighs all, every layer those that stand out.
+) -> Float[Tensor, "prefixes tokens"] | None:
+    """Evidence for each continuation: what costs least weighs all of them, what costs more the prefixes that it leaves open.
 
     Args:
+        kin: asked first, where given.
         strangers: random tokens weighed beside the candidates, at most ``DECOYS``: where candidates are few they show what
             a wrong continuation looks like.
+
+    Returns:
+        What was known when the time was spent; None if that is nothing.
     """
     place = rows.shape[1]
     count = grid.counts[place]
     tokens = grid.tokens[: count + strangers, place]
-    if near is None:
-        return evidence(_table(grid.ids(rows), tokens, preferred, model, None))[:, :count]
-    first = evidence(near.weigh(rows, len(tokens)))[:, :count]
-    two = first.topk(min(2, count), dim=1).values
-    open_ = (two[:, 0] - two[:, -1] < _CLEAR).nonzero().flatten() if count > 1 else two.new_zeros(0).long()
+    told = None if kin is None else kin.weigh(grid.ids(rows), tokens)
+    found = None if told is None else evidence(told)[:, :count]
+    if near is not None:
+        some, open_ = _asked(found, rows)
+        made = near.weigh(rows[some], len(tokens), clock) if len(open_) else None
+        if made is not None:
+            both = made if told is None else torch.cat((told[some], made), dim=-1)
+            found = _replaced(found, evidence(both)[:, :count], some, open_)
+        elif len(open_):
+            return found
+    some, open_ = _asked(found, rows)
     if not len(open_):
-        return first
-    closer = torch.zeros_like(first, dtype=torch.bool)
-    closer.scatter_(1, first.topk(min(_CLOSER, count), dim=1).indices, True)
+        return found
+    closer = torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
+    if found is not None:
+        closer = torch.zeros_like(closer).scatter_(1, found.topk(min(_CLOSER, count), dim=1).indices, True)
     few = closer[open_].any(dim=0).nonzero().flatten()
     asked = torch.cat((few, torch.arange(count, len(tokens), device=few.device)))
-    # What a token brings to any prefix is told by prefixes that it does not belong to as well as by others.
-    spread = torch.linspace(0, len(rows) - 1, min(_REFERENCES, len(rows)), device=rows.device).long()
-    some = torch.cat((open_, spread)).unique()
     wanted = torch.ones(len(some), len(asked), dtype=torch.bool, device=rows.device)
-    wanted[:, : len(few)] = closer[some][:, few]
-    wanted[torch.isin(some, spread)] = True
-    found = evidence(_table(grid.ids(rows[some]), tokens[asked], preferred, model, wanted))[:, : len(few)]
-    result = first.clone()
-    result[open_] = -torch.inf
-    result[open_.unsqueeze(1), few] = found[torch.isin(some, open_)]
+    # What a token brings to any prefix is told by prefixes that it does not belong to as well as by others.
+    wanted[:, : len(few)] = closer[some][:, few] | torch.isin(some, _references(rows)).unsqueeze(1)
+    made = _table(grid.ids(rows[some]), tokens[asked], preferred, model, wanted, clock)
+    if made is None:
+        return found
+    both = made if told is None else torch.cat((made, told[some][:, asked]), dim=-1)
+    last = torch.full((len(some), count), -torch.inf, dtype=torch.float64, device=rows.device)
+    last[:, few] = evidence(both)[:, : len(few)]
+    return _replaced(found, last, some, open_)
+
+
+def _references(prefixes: Int64[Tensor, "prefixes length"]) -> Int64[Tensor, " references"]:
+    return torch.linspace(0, len(prefixes) - 1, min(_REFERENCES, len(prefixes)), device=prefixes.device).long()
+
+
+def _asked(
+    found: Float[Tensor, "prefixes tokens"] | None, prefixes: Int64[Tensor, "prefixes length"]
+) -> tuple[Tensor, Tensor]:
+    """Prefixes that are weighed next: the second those that are open, the first with them some for comparison."""
+    if found is None:
+        every = torch.arange(len(prefixes), device=prefixes.device)
+        return every, every
+    two = found.topk(min(2, found.shape[1]), dim=1).values
+    open_ = (two[:, 0] - two[:, -1] < _CLEAR).nonzero().flatten() if found.shape[1] > 1 else two.new_zeros(0).long()
+    return torch.cat((open_, _references(prefixes))).unique(), open_
+
+
+def _replaced(
+    found: Float[Tensor, "prefixes tokens"] | None,
+    later: Float[Tensor, "some tokens"],
+    some: Int64[Tensor, " some"],
+    open_: Int64[Tensor, " open"],
+) -> Float[Tensor, "prefixes tokens"]:
+    if found is None:
+        return later
+    result = found.clone()
+    result[open_] = later[torch.isin(some, open_)]
     return result
 
 
@@ -177,10 +227,15 @@ class Near:
         both = (output, behind) if stream is not None and behind is not None else (output,)
         return Near(heads=heads, preferred=both, stream=stream)
 
-    def weigh(self, rows: Int64[Tensor, "prefixes length"], count: int) -> Float[Tensor, "prefixes extensions layers"]:
+    def weigh(
+        self, rows: Int64[Tensor, "prefixes length"], count: int, clock: Clock
+    ) -> Float[Tensor, "prefixes extensions layers"] | None:
+        """None if the time was spent before the end."""
         extensions = torch.arange(count, device=rows.device)
         found: list[Tensor] = []
         for part in chunks(len(rows), 3 * count * self.heads.width):
+            if clock.spent():
+                return None
             attended = self.heads.extend(rows[part], extensions)
             weights = [self.preferred[0].weigh(attended)]
             if self.stream is not None:
@@ -191,14 +246,15 @@ class Near:
 
 
 def _table(
-    starts: Tensor, tokens: Tensor, preferred: Sequence[Preference], model: Model, wanted: Tensor | None
-) -> Float[Tensor, "prefixes tokens layers"]:
-    """Weights of the wanted continuations; NaN elsewhere."""
-    every = torch.ones(len(starts), len(tokens), dtype=torch.bool, device=tokens.device)
-    which = every if wanted is None else wanted
-    parents, children = which.nonzero(as_tuple=True)
-    made = weigh_rows(preferred, model, torch.cat((starts[parents], tokens[children].unsqueeze(1)), dim=1))
-    table = made.new_full((*which.shape, len(preferred)), torch.nan)
+    starts: Tensor, tokens: Tensor, preferred: Sequence[Preference], model: Model, wanted: Tensor, clock: Clock
+) -> Float[Tensor, "prefixes tokens layers"] | None:
+    """Weights of the wanted continuations; NaN elsewhere; None if the time was spent before the end."""
+    parents, children = wanted.nonzero(as_tuple=True)
+    sequences = torch.cat((starts[parents], tokens[children].unsqueeze(1)), dim=1)
+    made = weigh_rows(preferred, model, sequences, clock)
+    if made is None:
+        return None
+    table = made.new_full((*wanted.shape, len(preferred)), torch.nan)
     table[parents, children] = made
     return table
 

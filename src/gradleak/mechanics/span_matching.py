@@ -33,13 +33,15 @@ def match_jointly(grid: Grid, preferred: Sequence[Preference], model: Model, *, 
     rows = torch.arange(grid.counts[0], device=device).unsqueeze(1)
     certain = torch.zeros(len(rows), 1, dtype=torch.float64, device=device)
     ended: list[tuple[Tensor, Tensor]] = []
-    tested, finished = grid.counts[0], True
+    tested = grid.counts[0]
     for p in range(1, grid.length):
-        finished = not clock.spent()
-        if not finished or not grid.counts[p]:
+        if not grid.counts[p]:
             break
         clock.progress(p / grid.length, f"position {p + 1} of {grid.length}, {len(rows)} prefixes")
-        found = weigh_continuations(grid, rows, near, preferred, model, strangers=DECOYS).clamp(min=_NEVER)
+        found = weigh_continuations(grid, rows, near, preferred, model, clock=clock, strangers=DECOYS)
+        if found is None:
+            break
+        found = found.clamp(min=_NEVER)
         tested += found.numel()
         parents, children = (side.to(device) for side in _matched(found.cpu(), records=records - len(ended)))
         over = torch.ones(len(rows), dtype=torch.bool, device=device).index_fill(0, parents, False)
@@ -51,7 +53,7 @@ def match_jointly(grid: Grid, preferred: Sequence[Preference], model: Model, *, 
         sequences=tuple(ids for ids, _ in ended),
         evidence=tuple(each for _, each in ended),
         tested=tested,
-        finished=finished,
+        finished=not clock.spent(),
     )
 
 

@@ -17,13 +17,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradleak.core.attack import Clock
+
 _STEPS = 400
 _CUT = 1e-13
 """Energies below this part of the largest are float32 rounding."""
 
 
 def place_tokens(
-    rows: Float[Tensor, "tokens features"], places: Float[Tensor, "positions features"], *, noise: float = 0.0
+    rows: Float[Tensor, "tokens features"],
+    places: Float[Tensor, "positions features"],
+    *,
+    noise: float = 0.0,
+    clock: Clock | None = None,
 ) -> Float[Tensor, "tokens positions"]:
     """The share of each token at each position; by Douglas-Rachford steps between equations and simplices.
 
@@ -31,6 +37,7 @@ def place_tokens(
         rows: gradient of the token table at the tokens that occur.
         places: gradient of the position table.
         noise: standard deviation per entry of ``rows``; 0 if the equations hold exactly.
+        clock: when its time is spent, the shares are as they are.
     """
     table, wanted = rows.double(), places.double()
     values, vectors = torch.linalg.eigh(table.T @ table)
@@ -43,6 +50,8 @@ def place_tokens(
     equations, right = table @ root, wanted @ root
     point = table.new_full((len(table), len(wanted)), 1.0 / len(wanted))
     for _ in range(_STEPS):
+        if clock is not None and clock.spent():
+            break
         inside = _to_simplex(point)
         reflected = 2 * inside - point
         reflected = reflected - equations @ (length.unsqueeze(1) * (equations.T @ reflected - right.T))

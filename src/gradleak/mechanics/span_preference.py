@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from gradleak.core.attack import Clock
 from gradleak.mechanics.probe import chunks, linear_inputs
 from gradleak.mechanics.span_noise import whiten
 from gradleak.mechanics.span_readers import Model, NoiseOf
@@ -73,12 +74,14 @@ def preferences(
 
 
 def weigh_rows(
-    preferred: Sequence[Preference], model: Model, rows: Int64[Tensor, "rows seq"]
-) -> Float[Tensor, "rows layers"]:
-    """log q at the last position of each row, layer by layer."""
+    preferred: Sequence[Preference], model: Model, rows: Int64[Tensor, "rows seq"], clock: Clock
+) -> Float[Tensor, "rows layers"] | None:
+    """log q at the last position of each row, layer by layer; None if the time was spent before the end."""
     width = model.subject.anatomy.hidden_size
     found: list[Tensor] = []
     for part in chunks(len(rows), rows.shape[1] * width * _FLOATS_EACH):
+        if clock.spent():
+            return None
         inputs = linear_inputs(model.subject, [p.path for p in preferred], rows[part], parameters=model.parameters)
         found.append(torch.stack([p.weigh(inputs[p.path][:, -1]) for p in preferred], dim=1))
     return torch.cat(found)

@@ -19,7 +19,7 @@ from torch import Tensor
 from gradleak.mechanics.row_noise import row_noise, rows_above
 
 _FALSE_ALARM = 0.05
-_ROWS = 8192
+_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
