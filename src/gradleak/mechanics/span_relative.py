@@ -10,13 +10,13 @@ without any position, and
 
     log s_h(v) − log s_h(u) = log w_h(u, v, δ) − log w_h(u, u, 0)
 
-has one number per head for the one unknown δ. An assignment of tokens to positions settles the distances together;
-exchanges of two positions settle what is left, as where a token occurs twice.
+has one number per head for the one unknown δ; where v occurs more than once, shares of its copies add up. An assignment of tokens
+to positions settles the distances together; exchanges of two positions settle what is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,11 @@ _STEPS = 20
 """Interior-point steps per token; set by hand."""
 _ORDERS = 3
 """Tokens whose shares are asked for an order before a content is given up; set by hand."""
+_ANY_ORDERS = 8
+"""Random orders to begin with where shares lead to none that stands out; set by hand."""
+_COPIES = 4
+"""Rounds in which copies of one word share its attention out among them."""
+_NEVER = 1e6
 _SAME = 1e-5
 """Relative difference below which queries or keys of two positions count as equal: rounding."""
 _HARD = 1e3
@@ -99,11 +104,21 @@ class RelativeSearch:
             return content
         anchors = held[counts[held] == 1].tolist()
         anchors.sort(key=lambda each: each != token)
-        for row in [self._ordered(anchor, content) for anchor in anchors[:_ORDERS]] or [content]:
+        for row in self._starts(anchors[:_ORDERS], content):
             row, clear = self._polished(row)
             if clear:
                 return row
         return None
+
+    def _starts(
+        self, anchors: Sequence[int], content: Int64[Tensor, " length"]
+    ) -> Iterator[Int64[Tensor, " length"]]:
+        """Orders to begin with: what the shares of some anchors tell; then, where that leads nowhere, any."""
+        for anchor in anchors:
+            yield self._ordered(anchor, content)
+        rng = torch.Generator().manual_seed(0)
+        for _ in range(_ANY_ORDERS):
+            yield content[torch.randperm(len(content), generator=rng).to(content.device)]
 
     def around(self, token: int) -> Int64[Tensor, " tokens"]:
         """How often every token stands in the sentence around ``token``."""
@@ -114,29 +129,22 @@ class RelativeSearch:
         return shares[0].view(-1, count).sum(0).round().long()
 
     def _ordered(self, anchor: int, content: Int64[Tensor, " length"]) -> Int64[Tensor, " length"]:
-        """The content in the order that the anchor's shares tell; tokens that occur twice fill what is left."""
+        """The content in the order that the anchor's shares tell."""
         words, occurs = content.unique(return_counts=True)
         scores = self._scores(anchor, words)  # [words window heads]
         shares = self._shares(anchor, words, occurs, scores)
         own = int((words == anchor).nonzero())
-        told = (shares / shares[own]).log()
-        seen = scores - scores[own, self.longest - 1]
-        cost = (seen - told.unsqueeze(1)).square().sum(-1)  # [words window]
-        cost[occurs > 1] = 0.0
-        cost, occurs = cost.cpu(), occurs.cpu()
-        rows = torch.arange(len(words)).repeat_interleave(occurs)
+        told = (shares / shares[own]).log().cpu()
+        seen = (scores - scores[own, self.longest - 1]).cpu()
+        rows = torch.arange(len(words)).repeat_interleave(occurs.cpu())
         size = len(content)
-        best, order = torch.inf, content
-        for place in range(size):
-            # The anchor at ``place``: distances run from −place.
-            start = self.longest - 1 - place
-            matrix = cost[rows, start : start + size]
-            matrix[rows == own] = torch.where(torch.arange(size) == place, 0.0, 1e6).double()
-            at = linear_sum_assignment(matrix.numpy())
-            value = float(matrix[at].sum())
-            if value < best:
-                best, order = value, words[rows[torch.tensor(at[1]).argsort()]]
-        return order
+        # The anchor at ``place``: distances run from −place.
+        tried = [
+            _assigned(seen[rows, start : start + size], told[rows], rows, own=own, place=place)
+            for place, start in ((p, self.longest - 1 - p) for p in range(size))
+        ]
+        _, order = min(tried, key=lambda one: one[0])
+        return words[rows[order]]
 
     def _scores(self, anchor: int, words: Int64[Tensor, " words"]) -> Float[Tensor, "words window heads"]:
         equations, count = self.equations, len(self.tokens)
@@ -166,7 +174,7 @@ class RelativeSearch:
 
     def _misfit(self, rows: Int64[Tensor, "sentences length"]) -> Float[Tensor, " sentences"]:
         numbers = torch.arange(rows.shape[1], device=rows.device) * len(self.tokens) + rows
-        return self.equations.residuals(numbers).square().sum(1)
+        return self.equations.residuals(numbers).square().clamp(min=1e-300).log().mean(1).exp()
 
     def _polished(self, row: Int64[Tensor, " length"]) -> tuple[Int64[Tensor, " length"], bool]:
         """Moves single tokens and exchanges two until nothing helps, and whether the order then stands out.
@@ -187,6 +195,40 @@ class RelativeSearch:
             if not float(values.min()) < value:
                 return row, float(values.min()) > value * fdtri(terms, terms, 1.0 - FALSE_ALARM_RATE)
             value, row = float(values.min()), trials[values.argmin()]
+
+
+def _assigned(
+    seen: Float[Tensor, "tokens places heads"],
+    told: Float[Tensor, "tokens heads"],
+    word: Int64[Tensor, " tokens"],
+    *,
+    own: int,
+    place: int,
+) -> tuple[float, Int64[Tensor, " places"]]:
+    """The token at every place, and by how much shares are missed, if the anchor stands at ``place``.
+
+    What copies of one word get adds up. So each copy is asked for what the others leave of the word's share; at first all copies
+    count as if they stood together.
+
+    Args:
+        seen: logarithm of what a token gets at a place; told: of what its word gets, both beside the anchor's own.
+        word: of each token; own: the anchor's.
+    """
+    alone, same = seen.exp(), word.unsqueeze(1) == word
+    others = alone * (same.sum(1) - 1).view(-1, 1, 1)
+    best, order = torch.inf, torch.arange(len(word))
+    for _ in range(_COPIES):
+        cost = ((alone + others).log() - told.unsqueeze(1)).square().sum(-1)
+        cost[word == own] = torch.where(torch.arange(len(word)) == place, 0.0, _NEVER).to(cost)
+        at = torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
+        held = alone[torch.arange(len(word)), at]
+        every = same.to(held) @ held
+        value = float((every.log() - told).square().sum())
+        if not value < best:
+            break
+        best, order = value, at.argsort()
+        others = (every - held).unsqueeze(1)
+    return best, order
 
 
 def _neighbors(size: int) -> Int64[Tensor, "orders size"]:
