@@ -12,7 +12,7 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.mechanics.span_attention import AttentionEquations, Pairs
-from gradleak.mechanics.span_relative import RelativeSearch, _neighbors
+from gradleak.mechanics.span_relative import RelativeSearch, _assigned, _neighbors, _renamed
 from gradleak.mechanics.span_selection import Layout
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
@@ -71,6 +71,24 @@ def test_neighbors_are_every_exchange_and_every_move_once() -> None:
     assert {(1, 2, 0, 3), (3, 1, 2, 0), (1, 2, 3, 0)} <= orders
 
 
+def test_words_that_occur_equally_often_change_places_with_all_their_copies() -> None:
+    assert _renamed(torch.tensor([4, 5, 4, 5, 6, 7])).tolist() == [[5, 4, 5, 4, 6, 7]]
+    assert not len(_renamed(torch.tensor([4, 5, 4, 6])))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_of_a_word_share_its_attention_out_among_them(seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    word = torch.tensor([0, 1, 1, 2, 3, 3, 3, 4])
+    bias = torch.randn(5, 24, generator=rng, dtype=torch.float64)
+    seen = bias[word].unsqueeze(1) + torch.randn(8, 24, generator=rng, dtype=torch.float64).mul(0.3)
+    place = torch.randperm(8, generator=rng)
+    held = torch.zeros(5, 24, dtype=torch.float64).index_add(0, word, seen[torch.arange(8), place].exp())
+    value, order = _assigned(seen, held.log()[word], word, own=0, place=int(place[0]))
+    assert torch.equal(word[order], word[place.argsort()])
+    assert value < 1e-20
+
+
 def test_a_window_holds_sentences_around_its_middle_without_gaps() -> None:
     layout = synthetic(torch.arange(5), 0).layout
     constraints, window = layout.matrix[:, : len(layout.places)], 2 * LONGEST - 1
@@ -112,11 +130,15 @@ def test_rotary_encoders_give_their_sentences_back(kind: str) -> None:
     assert found.status is Status.EXACT
 
 
-@pytest.mark.parametrize("seed", (12, 13))
-def test_where_tokens_occur_in_several_places_nothing_wrong_is_proposed(seed: int) -> None:
-    found, batch = attacked("nomic_bert", seed, 22, (10, 8))
-    assert any(len(record.unique()) < len(record) for record in batch.records())
-    assert found.records and told(found.records) <= told(batch.records())
+@pytest.mark.parametrize("kind", ["modernbert", "nomic_bert"])
+def test_where_most_tokens_occur_in_several_places_most_sentences_come_back_and_nothing_wrong(kind: str) -> None:
+    right = 0
+    for seed in (12, 13, 14):
+        found, batch = attacked(kind, seed, 22, (10, 8))
+        assert all(len(record.unique()) < len(record) for record in batch.records())
+        assert found.records and (not found.ordered or told(found.records) <= told(batch.records()))
+        right += len(told(found.records) & told(batch.records()))
+    assert right >= 3
 
 
 def test_a_model_without_positions_gives_the_tokens_of_each_record_and_claims_no_order() -> None:

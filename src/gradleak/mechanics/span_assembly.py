@@ -260,6 +260,11 @@ class Assembly:
         return every or not found.decided.unexplained
 
     def _decided(self, found: _Found) -> Decided:
+        if not self.candidates.positional and len(found.sentences) == self.batch_size:
+            # Each of them stands out from its neighbors, too.
+            every = self._decision(found).of_all(list(found.sentences))
+            if every is not None:
+                return every
         likely = sorted(found.pool, key=found.pool.__getitem__)[:_POOL]
         return self._decision(found).choose(likely, self.batch_size)
 

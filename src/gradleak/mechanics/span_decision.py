@@ -131,6 +131,13 @@ class Decision:
         chosen = [s for i, s in enumerate(chosen) if self._needed(s, chosen[:i] + chosen[i + 1 :])]
         return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
 
+    def of_all(self, sentences: Sequence[Ids]) -> Decided | None:
+        """These sentences as they are, if each of them explains something that the others do not."""
+        self._run(sentences)
+        if not all(self._needed(s, [other for other in sentences if other != s]) for s in sentences):
+            return None
+        return Decided(sentences=tuple(sentences), unexplained=self._left(sentences))
+
     def refine(
         self, decided: Decided, options: Sequence[Int64[Tensor, " tokens"]], fixed: Collection[int], clock: Clock
     ) -> Decided:

@@ -104,15 +104,18 @@ class RelativeSearch:
             return content
         anchors = held[counts[held] == 1].tolist()
         anchors.sort(key=lambda each: each != token)
-        for row in self._starts(anchors[:_ORDERS], content):
-            row, clear = self._polished(row)
-            if clear:
+        best, least = None, torch.inf
+        for start in self._starts(anchors[:_ORDERS], content):
+            row, clear = self._polished(start)
+            if clear and len(held) == len(content):
                 return row
-        return None
+            value = float(self._misfit(row[None]))
+            if value < least:
+                # Words that occur more than once have orders far from each other that fit nearly alike: all starts are compared.
+                best, least = row if clear else None, value
+        return best
 
-    def _starts(
-        self, anchors: Sequence[int], content: Int64[Tensor, " length"]
-    ) -> Iterator[Int64[Tensor, " length"]]:
+    def _starts(self, anchors: Sequence[int], content: Int64[Tensor, " length"]) -> Iterator[Int64[Tensor, " length"]]:
         """Orders to begin with: what the shares of some anchors tell; then, where that leads nowhere, any."""
         for anchor in anchors:
             yield self._ordered(anchor, content)
@@ -177,7 +180,7 @@ class RelativeSearch:
         return self.equations.residuals(numbers).square().clamp(min=1e-300).log().mean(1).exp()
 
     def _polished(self, row: Int64[Tensor, " length"]) -> tuple[Int64[Tensor, " length"], bool]:
-        """Moves single tokens and exchanges two until nothing helps, and whether the order then stands out.
+        """Moves single tokens, exchanges two, or two words wherever they stand, until nothing helps, and whether the order then stands out.
 
         Errors of the equations count as independent, so the best order stands out if its misfit is below that of every
         neighbor by more than a quotient of two variances of as many terms would be by chance.
@@ -187,7 +190,7 @@ class RelativeSearch:
         orders = _neighbors(size).to(row.device)
         value = float(self._misfit(row[None]))
         while True:
-            trials = row[orders]
+            trials = torch.cat((row[orders], _renamed(row)))
             trials = trials[(trials != row).any(1)]
             if not len(trials):
                 return row, True
@@ -241,3 +244,12 @@ def _neighbors(size: int) -> Int64[Tensor, "orders size"]:
             moved.insert(j, moved.pop(i))
             orders |= {tuple(swapped), tuple(moved)}
     return torch.tensor(sorted(orders))
+
+
+def _renamed(row: Int64[Tensor, " length"]) -> Int64[Tensor, "orders length"]:
+    """Orders in which two words that occur equally often have changed places, all their copies at once."""
+    words, number, occurs = row.unique(return_inverse=True, return_counts=True)
+    one, other = torch.triu_indices(len(words), len(words), 1, device=row.device)
+    alike = (occurs[one] == occurs[other]) & (occurs[one] > 1)
+    one, other = one[alike].unsqueeze(1), other[alike].unsqueeze(1)
+    return torch.where(number == one, words[other], torch.where(number == other, words[one], row))
