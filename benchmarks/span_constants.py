@@ -60,6 +60,8 @@ DECODER = {
 }
 ENCODER = {
     "span_selection": ("_LOOSE", "_HARD", "_FIRST_DUAL", "_TO_THE_WALL", "_DONE", "_WARM_UP", "PLAUSIBLE", "RANDOM"),
+    "span_assembly": ("_ENUMERATE_AT_MOST", "_NULL_SENTENCES", "_STEPS", "_PRICE", "_MORE_ANCHORS", "_GROWTH", "_POOL"),
+    "span_attention": ("_EQUATIONS_PER_POSITION", "_NULL_ROWS"),
 }
 SHARES = ("_FILLED", "_TO_THE_WALL")
 
@@ -124,6 +126,7 @@ def outcome(cases: Sequence[tuple[Batch, Observation]]) -> tuple[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "span_constants.md")
+    parser.add_argument("--kinds", default="decoder,encoder", help="comma-separated")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     stream = span.text_stream()
@@ -133,6 +136,8 @@ def main() -> None:
         "Printed by `python benchmarks/span_constants.py`.",
     ]
     for kind, names in (("decoder", DECODER), ("encoder", ENCODER)):
+        if kind not in asked.kinds.split(","):
+            continue
         cases = [observe(cell, stream) for cell in cells()[kind]]
         outcome(cases)
         plain, spent = outcome(cases)
