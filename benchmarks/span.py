@@ -107,6 +107,7 @@ def cells() -> list[Cell]:
     found += [
         Cell(group="noise", batch=b, length=16, stage=f"gaussian(relative_std={s})") for b in (4, 16) for s in levels
     ]
+    found += [Cell(group="noise", batch=b, length=16, data="text", stage="gaussian(relative_std=0.1)") for b in (4, 16)]
     sizes = [(1, 16), (1, 32), (4, 16), (8, 16), (16, 16), (8, 32)]
     found += [Cell(group="encoder", batch=b, length=n, model="minilm", full=True) for b, n in sizes]
     sizes = [(2, 32), (4, 16), (8, 16), (16, 16)]

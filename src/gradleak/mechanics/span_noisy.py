@@ -18,7 +18,7 @@ from gradleak.mechanics.span_context import Grid
 from gradleak.mechanics.span_growth import Grown
 from gradleak.mechanics.span_matching import match_jointly
 from gradleak.mechanics.span_noise import Noise, noise_in
-from gradleak.mechanics.span_pairs import noisy_candidates
+from gradleak.mechanics.span_pairs import noisy_candidates, with_ambiguous
 from gradleak.mechanics.span_preference import preferences
 from gradleak.mechanics.span_readers import Candidates, NoiseOf, Reader
 from gradleak.mechanics.span_settled import settle
@@ -95,7 +95,7 @@ def explain_noisy(
             continue
         count = sum(ids.numel() for ids in pairs.tokens)
         if growth is not None:
-            again = growth(pairs)
+            again = growth(with_ambiguous(pairs, case.model, first.path) if pairs.positional else pairs)
             tested += again.tested
             found.append(explained(again.sequences, tested=tested, finished=again.finished, joined=count))
         if pairs.positional:
@@ -110,11 +110,14 @@ def explain_noisy(
 
 
 def _readings(case: SpanCase) -> list[Mapping[str, Tensor]]:
-    """The update with the tables' gradients, which are quick to read, and without: a token that stands twice may mislead them."""
+    """The update with the tables' gradients, which are quick to read; without that of positions, which a token that stands twice
+    misleads; and without both."""
     anatomy = case.subject.anatomy
-    tables = {anatomy.token_embedding, anatomy.position_embedding} & set(case.readable)
-    plain = {name: tensor for name, tensor in case.readable.items() if name not in tables}
-    return [case.readable, plain] if tables else [plain]
+    found: list[Mapping[str, Tensor]] = [case.readable]
+    for table in (anatomy.position_embedding, anatomy.token_embedding):
+        if table in found[-1]:
+            found.append({name: tensor for name, tensor in found[-1].items() if name != table})
+    return found
 
 
 def _pairs(

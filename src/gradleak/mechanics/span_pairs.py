@@ -5,9 +5,11 @@ their order in records: pairs of token and position that together explain the fi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
+from scipy.special import chdtri
 from torch import Tensor
 
 from gradleak.mechanics.probe import linear_inputs
@@ -15,6 +17,7 @@ from gradleak.mechanics.span_candidates import nearest_pairs
 from gradleak.mechanics.span_places import Ledger, exchange_places
 from gradleak.mechanics.span_preference import Preference
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, NoiseOf, Reader
+from gradleak.mechanics.span_settled import DEPENDENT
 from gradleak.mechanics.span_sparse import eliminate, sparse_members, stand_out
 from gradleak.mechanics.span_tabled import Tabled
 
@@ -44,7 +47,8 @@ def noisy_candidates(
         return None
     told = Tabled.of(update, model.subject.anatomy, positions=positions)
     if told is not None and told.shares is not None and told.ledger is not None:
-        return _placed(told, told.shares, told.ledger, reading, model)
+        rate = FALSE_ALARM_RATE / (len(told.tokens) * positions)
+        return _placed(told.tokens, told.shares, told.ledger, reading, model, rate=rate)
     known = torch.arange(model.vocab_size, device=reading.root.device) if told is None else told.tokens
     count = _SHORTLIST * first.space.features
     tokens, places = nearest_pairs(first, model, reading.root, tokens=known, positions=positions, count=count, rng=rng)
@@ -52,11 +56,51 @@ def noisy_candidates(
     inputs = _inputs(tokens, places, reading.path, model)
     rate = FALSE_ALARM_RATE / (len(known) * (positions if positional else 1))
     members = sparse_members(inputs, reading.gradient, false_alarms=rate)
-    residuals = reading.root.new_zeros(len(members))
-    return _candidates(tokens[members], places[members], residuals, positions=positions, positional=positional)
+    found = _candidates(
+        tokens[members],
+        places[members],
+        reading.root.new_zeros(len(members)),
+        positions=positions,
+        positional=positional,
+    )
+    if not positional or not len(members):
+        return found
+    again = _replaced(tokens[members], places[members], reading, model, positions=positions, rate=rate)
+    return max(found, again, key=lambda one: _explained(one, reading, model, rate))
 
 
-def _placed(told: Tabled, shares: Tensor, ledger: Ledger, reading: Preference, model: Model) -> Candidates:
+def _replaced(
+    tokens: Tensor, places: Tensor, reading: Preference, model: Model, *, positions: int, rate: float
+) -> Candidates:
+    """The tokens of a sparse search, each at one place first, the strongest of those it was found at."""
+    known, row = tokens.unique(return_inverse=True)
+    # Members come the strongest first; of a token the first place stays.
+    shares = reading.gradient.new_zeros(len(known), positions)
+    shares[row, places] = 1.0 / torch.arange(1, len(tokens) + 1, dtype=shares.dtype, device=shares.device)
+    nothing = Ledger(rows=shares.new_zeros(len(known), 1), places=shares.new_zeros(positions, 1))
+    found = _placed(known, shares, nothing, reading, model, rate=rate)
+    own = [residuals == 0 for residuals in found.residuals]
+    return replace(
+        found,
+        tokens=tuple(ids[kept] for ids, kept in zip(found.tokens, own, strict=True)),
+        residuals=tuple(residuals[kept] for residuals, kept in zip(found.residuals, own, strict=True)),
+    )
+
+
+def _explained(found: Candidates, reading: Preference, model: Model, rate: float) -> float:
+    """Energy of the gradient that pairs with energy of their own explain, less what each must hold."""
+    tokens = torch.cat(found.tokens)
+    if not len(tokens):
+        return 0.0
+    places = torch.cat([torch.full_like(ids, place) for place, ids in enumerate(found.tokens)])
+    frame = torch.linalg.qr(_inputs(tokens, places, reading.path, model).T).Q
+    energy = float((frame.T @ reading.gradient).square().sum())
+    return energy - len(tokens) * float(chdtri(reading.gradient.shape[1], rate))
+
+
+def _placed(
+    known: Tensor, shares: Tensor, ledger: Ledger, reading: Preference, model: Model, *, rate: float
+) -> Candidates:
     """Every token at its likeliest place, and pairs beyond that hold energy of their own.
 
     Places are those that the tables and the first attention's gradient together make likeliest. Where a token stands a second
@@ -64,12 +108,11 @@ def _placed(told: Tabled, shares: Tensor, ledger: Ledger, reading: Preference, m
     strong is asked with the rest, until there is nothing such. The residual is 0 of pairs that hold energy of their own and 1 of others.
     """
     count, positions = shares.shape
-    device = told.tokens.device
-    tokens, places = told.tokens.repeat(positions), torch.arange(positions, device=device).repeat_interleave(count)
+    device = known.device
+    tokens, places = known.repeat(positions), torch.arange(positions, device=device).repeat_interleave(count)
     inputs = _inputs(tokens, places, reading.path, model)
     place = exchange_places(inputs.view(positions, count, -1), reading.gradient, ledger, shares.argmax(dim=1))
     one_each = place * count + torch.arange(count, device=device)
-    rate = FALSE_ALARM_RATE / len(tokens)
     asked = members = one_each
     for _ in range(_SWEEPS):
         members = asked[eliminate(inputs[asked], reading.gradient, false_alarms=rate)]
@@ -81,6 +124,28 @@ def _placed(told: Tabled, shares: Tensor, ledger: Ledger, reading: Preference, m
     chosen = torch.cat((members, bare))
     residuals = (torch.arange(len(chosen), device=device) >= len(members)).float()
     return _candidates(tokens[chosen], places[chosen], residuals, positions=positions, positional=True)
+
+
+def with_ambiguous(found: Candidates, model: Model, path: str) -> Candidates:
+    """Also the pairs that depend on these: where tokens repeat, any of (v, p), (v, q), (w, p), (w, q) follows from the other three.
+
+    The first attention cannot tell which of them are in the batch (rank law); what reads their order can.
+    """
+    positions = len(found.tokens)
+    known = torch.cat(found.tokens).unique()
+    if not len(known):
+        return found
+    tokens = known.repeat(positions)
+    places = torch.arange(positions, device=known.device).repeat_interleave(len(known))
+    inputs = _inputs(tokens, places, path, model)
+    member = torch.cat([torch.isin(known, ids) for ids in found.tokens])
+    frame = torch.linalg.qr(inputs[member].T).Q
+    outside = 1.0 - (inputs @ frame).square().sum(dim=1)
+    within = (outside < DEPENDENT) | member
+    if bool((within == member).all()):
+        return found
+    residuals = outside.new_zeros(int(within.sum())).float()
+    return _candidates(tokens[within], places[within], residuals, positions=positions, positional=True)
 
 
 def _inputs(tokens: Tensor, places: Tensor, path: str, model: Model) -> Float[Tensor, "pairs features"]:
