@@ -110,14 +110,10 @@ def explain_noisy(
 
 
 def _readings(case: SpanCase) -> list[Mapping[str, Tensor]]:
-    """The update with the tables' gradients, which are quick to read; without that of positions, which a token that stands twice
-    misleads; and without both."""
-    anatomy = case.subject.anatomy
-    found: list[Mapping[str, Tensor]] = [case.readable]
-    for table in (anatomy.position_embedding, anatomy.token_embedding):
-        if table in found[-1]:
-            found.append({name: tensor for name, tensor in found[-1].items() if name != table})
-    return found
+    """The update, and it without the gradient of the position table, which a token that stands twice misleads."""
+    table = case.subject.anatomy.position_embedding
+    without = {name: tensor for name, tensor in case.readable.items() if name != table}
+    return [case.readable, without] if table in case.readable else [case.readable]
 
 
 def _pairs(
