@@ -15,7 +15,14 @@ from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.language_prior import check_prior
 from gradleak.mechanics.span_assembly import Assembly
-from gradleak.mechanics.span_bag import bag_of_embeddings, beyond, covers_half, missing_inputs, tokens_only
+from gradleak.mechanics.span_bag import (
+    bag_of_embeddings,
+    beyond,
+    covers_half,
+    missing_inputs,
+    mostly_unexplained,
+    tokens_only,
+)
 from gradleak.mechanics.span_blurred import drowned, is_blurred, under_noise
 from gradleak.mechanics.span_candidates import candidates_of
 from gradleak.mechanics.span_case import SpanCase, closing_token, lengths_of_sentences
@@ -110,7 +117,9 @@ class Span(Attack):
                 adapted=case.adapted(),
                 statistics=statistics_of(first, (), candidates),
             )
-        readers = context_readers(case.readable, case.model, expected_rank=first.space.inputs, **evidence)
+        # A space that the inputs merely lie in counts none of them.
+        count = 0 if first.left_out else first.space.inputs
+        readers = context_readers(case.readable, case.model, expected_rank=count, **evidence)
         if not readers:
             return tokens_only(
                 case,
@@ -129,6 +138,9 @@ class Span(Attack):
             if not outcome.records:
                 why = "no sequence of them passes behind the first attention"
                 return tokens_only(case, candidates, statistics, why + _blind_spot(case, first))
+            if mostly_unexplained(case, outcome.statistics.get("missed_directions", 0.0), readers[-1]):
+                why = "most directions behind the first attention belong to none of the sequences that pass"
+                return tokens_only(case, candidates, statistics, why)
             if missing := missing_inputs(outcome.records, first, candidates):
                 why = f"the sequences that pass behind the first attention lack {missing} inputs"
                 return tokens_only(case, candidates, statistics, why)

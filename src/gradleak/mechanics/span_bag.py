@@ -23,12 +23,19 @@ def tokens_only(case: SpanCase, candidates: Candidates, statistics: dict[str, fl
     return Reconstruction(
         records=(candidates.nearest[: candidates.length()].clone() if single else bag,),
         ordered=single,
-        status=Status.CONVERGED,
+        status=Status.UNDECIDED if case.pruned else Status.CONVERGED,
         message=f"{bag.numel()} tokens pass at the first attention, but {why}: "
         + ("the nearest token at each position, unconfirmed." if single else "a bag of tokens, without order."),
         adapted=case.adapted(),
         statistics=statistics,
     )
+
+
+def mostly_unexplained(case: SpanCase, missed: float, proof: Reader) -> bool:
+    """Whether more directions are missed than explained, and strangers may pass by chance: in a space that fills more than half of its
+    width, or one of an undone AdamW step, whose noise has many sizes."""
+    crowded = case.undone is not None or 2 * proof.space.rank > proof.space.features
+    return crowded and 2 * missed > proof.space.inputs
 
 
 def missing_inputs(records: tuple[Tensor, ...], first: Reader, candidates: Candidates) -> int:
@@ -61,7 +68,9 @@ def bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
 def beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
     """What the tables of tokens and positions tell where the spans are full: sentences, or a bag of tokens; None if nothing."""
     bag = bag_of_embeddings(case, reason)
-    if bag is None or case.pruned or case.batch_size is None or case.seq_len is None:
+    # Inputs that lost features at the client, and tables that lost entries, prefer wrong joints as much as right ones.
+    unjoined = case.pruned or case.departure.dropout
+    if bag is None or unjoined or case.batch_size is None or case.seq_len is None:
         return bag
     joined = join_placed(case.update, case.model, records=case.batch_size, positions=case.seq_len, rng=rng, clock=clock)
     records = () if joined is None else joined.supported()

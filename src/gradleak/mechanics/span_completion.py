@@ -65,16 +65,17 @@ class Completed:
     def space(self, features: int) -> Subspace:
         """The column space. Of a feature that is not determined nothing is known, so its axis belongs to the space."""
         known = thin_space([self.left], noise_std=[self.noise], summands=0)
-        others = torch.ones(features, dtype=torch.bool)
+        others = self.rows.new_ones(features, dtype=torch.bool)
         others[self.rows] = False
-        axes = torch.eye(features, dtype=torch.float64)[:, others]
-        basis = torch.zeros(features, known.rank, dtype=torch.float64)
+        axes = torch.eye(features, dtype=torch.float64, device=others.device)[:, others]
+        basis = axes.new_zeros(features, known.rank)
         basis[self.rows] = known.basis
         return replace(
             known,
             basis=torch.cat((basis, axes), dim=1),
             singular=torch.cat((known.singular, known.singular.new_full((axes.shape[1],), math.inf))),
             inputs=known.rank,
+            edge=noise_edge(features, known.rank),
             scaled=None if axes.shape[1] else known.scaled,
         )
 
@@ -147,7 +148,7 @@ def complete(gradient: Float[Tensor, "features outputs"], *, summands: int, expe
     full = gradient.double()
     full = full / (full.square().sum(0) / present.sum(0).clamp(min=1)).sqrt().clamp(min=1e-300)
     rng = torch.Generator().manual_seed(gradient.shape[0] + gradient.shape[1])
-    held = (torch.rand(full.shape, generator=rng) < _HELD) & present
+    held = (torch.rand(full.shape, generator=rng) < _HELD).to(present.device) & present
     block = _Block(
         values=full[rows][:, columns], fitted=(present & ~held)[rows][:, columns], held=held[rows][:, columns]
     )
@@ -249,7 +250,7 @@ class _Block:
     def _widened(self, fit: _Fit, more: int, rng: torch.Generator) -> _Fit:
         """With the directions of which most is left on the fitted survivors."""
         left = (self.values - fit.left @ fit.right.T) * self.fitted
-        mixed = left @ torch.randn(left.shape[1], 2 * more, generator=rng, dtype=left.dtype)
+        mixed = left @ torch.randn(left.shape[1], 2 * more, generator=rng, dtype=left.dtype).to(left.device)
         frame = torch.linalg.qr(left @ (left.T @ mixed)).Q
         new = frame @ torch.linalg.svd(frame.T @ left, full_matrices=False)[0][:, :more]
         return replace(fit, left=torch.cat((torch.linalg.qr(fit.left).Q, new), dim=1))
@@ -277,7 +278,7 @@ def solve_columns(
 ) -> Float[Tensor, "columns rank"]:
     """The combination of the factor's columns that fits each column of ``values`` best where it is present."""
     weight, rank = present.to(factor.dtype), factor.shape[1]
-    upper, lower = torch.triu_indices(rank, rank)
+    upper, lower = torch.triu_indices(rank, rank, device=factor.device)
     sums = weight.T @ (factor[:, upper] * factor[:, lower])
     gram = sums.new_empty(len(sums), rank, rank)
     gram[:, upper, lower] = sums

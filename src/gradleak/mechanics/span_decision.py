@@ -53,12 +53,13 @@ class _Place:
     """One reader's space, in units in which its noise is white, with the metric C^(−1/2) √m.
 
     Attributes:
+        energies: of the directions that inputs are seen to have; axes that merely belong to the space have none.
         rows: what features are divided by; None where all have the same noise.
     """
 
     space: Subspace
     basis: Float[Tensor, "features rank"]
-    energies: Float[Tensor, "features rank"]
+    energies: Float[Tensor, "features seen"]
     shrink: Float[Tensor, " rank"]
     outputs: float
     rows: Float[Tensor, " features"] | None
@@ -71,7 +72,7 @@ class _Place:
         return _Place(
             space=space,
             basis=white.basis,
-            energies=white.basis * singular,
+            energies=(white.basis * singular)[:, singular.isfinite()],
             shrink=1.0 - (math.sqrt(outputs) / singular).clamp(max=1.0),
             outputs=outputs,
             rows=None if space.scaled is None else space.scaled.rows,

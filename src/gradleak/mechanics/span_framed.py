@@ -46,7 +46,7 @@ def framed(case: SpanCase, first: Reader) -> Reader:
         edge=first.space.edge,
         inputs=basis.shape[1],
     )
-    return replace(first, space=space)
+    return replace(first, space=space, left_out=True)
 
 
 def _spanned(rows: Tensor) -> Tensor:
