@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.heads_law import Projected, projections_by_law
-from gradleak.mechanics.probe import StopForward, chunks, linear_inputs, run_quietly
+from gradleak.mechanics.probe import LargestTensor, StopForward, chunks, linear_inputs, run_quietly
 from gradleak.models import Subject
 from gradleak.models.interception import AttentionCall, intercepted
 
@@ -134,7 +134,7 @@ def read_heads(
     """
 
     def project(rows: Tensor) -> Projected | None:
-        calls = _calls(subject, rows, parameters)
+        calls = _calls(subject, rows, parameters, needed.numel)
         if calls is None:
             return None
         return (
@@ -143,7 +143,8 @@ def read_heads(
             torch.cat([call.value.transpose(1, 2) for call in calls]),
         )
 
-    first = _calls(subject, rows[:1], parameters)
+    with LargestTensor() as needed:
+        first = _calls(subject, rows[:1], parameters)
     maps = [each.module for each in subject.anatomy.blocks[0].readers_of_input()]
     made = (projections_by_law(subject, maps, rows, project, parameters) or project(rows)) if first else None
     if first is None or made is None:
@@ -179,8 +180,14 @@ def relative_rotations(
     return turned.permute(1, 2, 0)
 
 
-def _calls(subject: Subject, rows: Tensor, parameters: Mapping[str, Tensor] | None) -> list[AttentionCall] | None:
-    """What the first attention is called with for all rows, some at a time; None if it is not called through the library."""
+def _calls(
+    subject: Subject, rows: Tensor, parameters: Mapping[str, Tensor] | None, needed: int = 0
+) -> list[AttentionCall] | None:
+    """What the first attention is called with for all rows, some at a time; None if it is not called through the library.
+
+    Args:
+        needed: numbers in the largest tensor that the model makes of a row, as far as that is known.
+    """
     calls: list[AttentionCall] = []
 
     def keep(call: AttentionCall) -> None:
@@ -188,7 +195,7 @@ def _calls(subject: Subject, rows: Tensor, parameters: Mapping[str, Tensor] | No
         raise StopForward
 
     with intercepted(subject.module, keep):
-        for part in chunks(len(rows), 4 * subject.anatomy.hidden_size * rows.shape[1]):
+        for part in chunks(len(rows), max(needed, 4 * subject.anatomy.hidden_size * rows.shape[1])):
             before = len(calls)
             run_quietly(subject, rows[part], parameters=parameters)
             if len(calls) == before:

@@ -7,10 +7,12 @@ written again here. Must not know gradients, updates or attacks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradleak.models import Subject
 
@@ -106,6 +108,23 @@ def chunks(count: int, floats_each: int) -> Iterator[slice]:
     step = max(1, _FLOATS_PER_CHUNK // max(1, floats_each))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
+
+
+class LargestTensor(TorchDispatchMode):
+    """While entered, ``numel`` grows to the size of the largest tensor that is made: what a row needs, told by running one.
+
+    Most layers make few numbers per token; recurrences that are computed in blocks of fixed length make as many for a token as for a block.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.numel = max(self.numel, made.numel())
+        return made
 
 
 def reads_position(subject: Subject, path: str, ids: Int64[Tensor, " tokens"], *, positions: int) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.first_input import FirstInput, read_first_input
-from gradleak.mechanics.probe import chunks, reads_context, reads_position
+from gradleak.mechanics.probe import LargestTensor, chunks, reads_context, reads_position
 from gradleak.mechanics.span import Subspace
 from gradleak.mechanics.span_case import SpanCase
 from gradleak.mechanics.span_null import Null, accept, fit_null
@@ -362,7 +362,9 @@ class _Replayed:
 
     @property
     def floats_each(self) -> int:
-        return self.width * self.reader.space.features
+        with LargestTensor() as needed:
+            self.model.inputs((self.reader,), torch.zeros(1, self.width, dtype=torch.int64))
+        return max(needed.numel, self.width * self.reader.space.features)
 
     def judge(self, ids: Int64[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
         (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
@@ -386,7 +388,7 @@ class _Replayed:
     def _rough(self) -> Iterator[tuple[Int64[Tensor, " tokens"], Float[Tensor, "tokens positions"]]]:
         """Tokens, some at a time, with what a few columns make of their residuals."""
         sketch = self.reader.space.sketch(_SKETCH_COLUMNS, self.rng)
-        for part in chunks(self.model.vocab_size, self.width * self.reader.space.features):
+        for part in chunks(self.model.vocab_size, self.floats_each):
             ids = torch.arange(part.start, part.stop, device=sketch.device)
             (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
             length = z.norm(dim=-1)

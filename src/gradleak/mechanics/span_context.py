@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.heads import Heads, read_heads
-from gradleak.mechanics.probe import chunks
+from gradleak.mechanics.probe import LargestTensor, chunks
 from gradleak.mechanics.span_null import LogNull, log_odds
 from gradleak.mechanics.span_readers import (
     FALSE_ALARM_RATE,
@@ -223,7 +223,9 @@ class Replayed:
     def _last_inputs(self, rows: Tensor) -> list[Float[Tensor, "rows features"]]:
         width = max(reader.space.features for reader in self.readers)
         parts: list[list[Tensor]] = [[] for _ in self.readers]
-        for part in chunks(len(rows), (self.start + rows.shape[1]) * width * _ACTIVATIONS):
+        with LargestTensor() as needed:
+            self.model.inputs_behind(self.start, self.readers, rows[:1])
+        for part in chunks(len(rows), max(needed.numel, (self.start + rows.shape[1]) * width * _ACTIVATIONS)):
             made = self.model.inputs_behind(self.start, self.readers, rows[part])
             for store, value in zip(parts, made, strict=True):
                 store.append(value[:, -1])
