@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.mechanics.language_prior import check_prior
-from gradleak.mechanics.span_assembly import Assembly
+from gradleak.mechanics.span_assembly import Assembled, Assembly
 from gradleak.mechanics.span_bag import (
     bag_of_embeddings,
     beyond,
@@ -23,12 +24,13 @@ from gradleak.mechanics.span_bag import (
     mostly_unexplained,
     tokens_only,
 )
-from gradleak.mechanics.span_blurred import drowned, is_blurred, under_noise
+from gradleak.mechanics.span_blurred import drowned, under_noise
 from gradleak.mechanics.span_candidates import candidates_of
 from gradleak.mechanics.span_case import SpanCase, closing_token, lengths_of_sentences
 from gradleak.mechanics.span_context import Attended, Grid, Replayed, open_first
 from gradleak.mechanics.span_framed import framed, too_few
 from gradleak.mechanics.span_growth import Grown, grow
+from gradleak.mechanics.span_hidden import candidate_sets, may_hide
 from gradleak.mechanics.span_outcome import Outcome, conclude, outcome_of_assembly, outcome_of_growth, statistics_of
 from gradleak.mechanics.span_readers import Candidates, Reader, context_readers, first_reader, hides_first
 
@@ -108,7 +110,9 @@ class Span(Attack):
     def _search(
         self, case: SpanCase, first: Reader, evidence: Mapping[str, Any], rng: torch.Generator, clock: Clock
     ) -> Reconstruction:
-        candidates = candidates_of(case, first, rng)
+        decoder = case.subject.anatomy.kind == "decoder"
+        sets = iter((candidates_of(case, first, rng),)) if decoder else candidate_sets(case, first, rng)
+        candidates = next(sets)
         if not candidates.length():
             return drowned(case, first, rng, clock) or Reconstruction(
                 status=Status.NOTHING_FOUND,
@@ -129,10 +133,10 @@ class Span(Attack):
                 + _blind_spot(case, first)
                 + too_few(case, next(iter(case.subject.anatomy.maps_behind()))),
             )
-        if case.subject.anatomy.kind == "decoder":
+        if decoder:
             outcome = self._grow(case, first, candidates, readers, rng, clock)
         else:
-            outcome = self._assemble(case, first, candidates, readers, rng, clock)
+            candidates, outcome = self._assemble(case, first, chain((candidates,), sets), readers, rng, clock)
         statistics = statistics_of(first, readers, candidates) | dict(outcome.statistics)
         if outcome.status is not Status.BUDGET_SPENT:
             if not outcome.records:
@@ -175,7 +179,7 @@ class Span(Attack):
 
         if not candidates.tokens[0].numel() and hides_first(case.subject.anatomy, first):
             candidates = open_first(candidates, readers, case.model, rng)
-        blurred = is_blurred(case, first, candidates)
+        blurred = may_hide(case, first, candidates.null_cut)
         # Inputs that moved, or lost features to dropout, leave directions that are no tokens.
         counted = not blurred and case.model.parameters is None and not case.departure.dropout
         directions = readers[-1].space.inputs if counted else 0
@@ -188,24 +192,31 @@ class Span(Attack):
         self,
         case: SpanCase,
         first: Reader,
-        candidates: Candidates,
+        sets: Iterable[Candidates],
         readers: tuple[Reader, ...],
         rng: torch.Generator,
         clock: Clock,
-    ) -> Outcome:
+    ) -> tuple[Candidates, Outcome]:
+        """The candidates that explain the batch first, or else those that give most sentences, and what came of them."""
         closing = closing_token(case.subject)
-        assembled = Assembly(
-            candidates=candidates,
-            first=first,
-            readers=readers,
-            model=case.model,
-            block=case.subject.anatomy.blocks[0],
-            batch_size=case.batch_size,
-            lengths=lengths_of_sentences(case, candidates, closing),
-            closing=closing,
-            rounds=self.rounds,
-        ).run(rng=rng, clock=clock)
-        return outcome_of_assembly(assembled, case.batch_size)
+        found: list[tuple[Candidates, Assembled]] = []
+        for candidates in sets:
+            assembly = Assembly(
+                candidates=candidates,
+                first=first,
+                readers=readers,
+                model=case.model,
+                block=case.subject.anatomy.blocks[0],
+                batch_size=case.batch_size,
+                lengths=lengths_of_sentences(case, candidates, closing),
+                closing=closing,
+                rounds=self.rounds,
+            )
+            found.append((candidates, assembly.run(rng=rng, clock=clock)))
+            if found[-1][1].complete or clock.spent():
+                break
+        candidates, assembled = max(found, key=lambda each: (each[1].complete, len(each[1].sentences)))
+        return candidates, outcome_of_assembly(assembled, case.batch_size)
 
 
 def _full(first: Reader) -> str:

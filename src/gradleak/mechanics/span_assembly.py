@@ -66,13 +66,17 @@ class Assembled:
 
 @dataclass(slots=True)
 class _Found:
+    rng: torch.Generator
+    clock: Clock
     sentences: dict[Ids, float] = field(default_factory=dict)
     rejected: set[Ids] = field(default_factory=set)
     calibrations: dict[int, Calibration] = field(default_factory=dict)
     pool: dict[Ids, float] = field(default_factory=dict)
     looked_at: int = 0
     decision: Decision | None = None
+    chosen: set[Ids] = field(default_factory=set)
     decided: Decided | None = None
+    wide: tuple[Int64[Tensor, " tokens"], ...] | None = None
     tested: int = 0
     steps: int = 0
 
@@ -115,7 +119,7 @@ class Assembly:
 
     def run(self, *, rng: torch.Generator, clock: Clock) -> Assembled:
         """Tries every length by enumeration where that is cheap, then searches until all sentences are found."""
-        found = _Found()
+        found = _Found(rng=rng, clock=clock)
         hard = [length for length in self.lengths if not self._enumerate(length, found, rng)]
         if not hard or (self._enough(found) and not self._blurred()):
             return self._result(found, None, finished=True)
@@ -148,7 +152,8 @@ class Assembly:
         else:
             finished = self._solve(equations, hard, found, rng, clock)
         if self._blurred() and not self._settled(found):
-            self._refine(found, rng, clock)
+            # Last resort, if fewer are chosen than there are records.
+            found.decided = self._refined(self._decided(found), found)
         return self._result(found, equations, finished=finished)
 
     def _center(self, search: RelativeSearch, found: _Found, rng: torch.Generator, clock: Clock) -> bool:
@@ -175,7 +180,7 @@ class Assembly:
         words = pairs.tokens.cpu()
 
         def judge(rows: Sequence[Tensor]) -> list[bool]:
-            ids = [words[row] for row in rows]
+            ids = [self._closed(words[row]) for row in rows]
             self._verify(ids, found, rng)
             return [tuple(one.tolist()) in found.sentences for one in ids]
 
@@ -206,6 +211,12 @@ class Assembly:
             if self._settled(found):
                 break
         return True
+
+    def _closed(self, ids: Int64[Tensor, " length"]) -> Int64[Tensor, " length"]:
+        """The sentence with the closing token at its end, where that may stand there: shares that are not done round to others."""
+        if self.closing is not None and bool((self.candidates.tokens[len(ids) - 1] == self.closing).any()):
+            return torch.cat((ids[:-1], ids.new_tensor([self.closing])))
+        return ids
 
     def _schedule(self, pairs: Pairs, longest: int) -> Iterator[tuple[int, _Family]]:
         """Turn and family, small ones first. One without a choice is left out: all sentences share its only pair.
@@ -260,35 +271,46 @@ class Assembly:
         return every or not found.decided.unexplained
 
     def _decided(self, found: _Found) -> Decided:
+        """The likeliest of the pool; where as many as there are records leave less than one, they are wrong in few tokens and refined."""
         if not self.candidates.positional and len(found.sentences) == self.batch_size:
             # Each of them stands out from its neighbors, too.
             every = self._decision(found).of_all(list(found.sentences))
             if every is not None:
                 return every
         likely = sorted(found.pool, key=found.pool.__getitem__)[:_POOL]
-        return self._decision(found).choose(likely, self.batch_size)
+        chosen = self._decision(found).choose(likely, self.batch_size)
+        if found.decided is not None and set(chosen.sentences) == found.chosen:
+            return found.decided
+        found.chosen = set(chosen.sentences)
+        near = len(chosen.sentences) == self.batch_size and chosen.unexplained < max(self.lengths)
+        return self._refined(chosen, found) if near else chosen
+
+    def _refined(self, decided: Decided, found: _Found) -> Decided:
+        """With the candidates; where that leaves less than one record, with tokens that the first test had to leave out, too."""
+        decided = self._decision(found).refine(decided, self.candidates.tokens, self.closing, found.clock)
+        if 0 < decided.unexplained < max(self.lengths):
+            decided = self._decision(found).refine(decided, self._wide(found), self.closing, found.clock)
+        self._verify([torch.tensor(ids) for ids in decided.sentences], found, found.rng)
+        return decided
+
+    def _wide(self, found: _Found) -> tuple[Tensor, ...]:
+        """Candidates per position, with tokens that the first test had to leave out."""
+        if found.wide is None:
+            near = find_candidates(
+                self.first,
+                self.model,
+                positions=len(self.candidates.tokens),
+                rng=found.rng,
+                false_per_position=_FALSE_PER_POSITION,
+            )
+            both = zip(near.tokens, self.candidates.tokens, strict=True)
+            found.wide = tuple(torch.cat(tokens).unique() for tokens in both)
+        return found.wide
 
     def _decision(self, found: _Found) -> Decision:
         if found.decision is None:
             found.decision = Decision.of(self.model, self.readers)
         return found.decision
-
-    def _refine(self, found: _Found, rng: torch.Generator, clock: Clock) -> None:
-        """Last resort for a blurred batch that is not explained: tokens that the first test had to leave out."""
-        if not found.pool:
-            return
-        decided = self._decided(found)
-        if decided.unexplained:
-            wide = find_candidates(
-                self.first,
-                self.model,
-                positions=len(self.candidates.tokens),
-                rng=rng,
-                false_per_position=_FALSE_PER_POSITION,
-            )
-            fixed = () if self.closing is None else (self.closing,)
-            decided = self._decision(found).refine(decided, wide.tokens, fixed, clock)
-        found.decided = decided
 
     def _accepted(self, found: _Found) -> list[Ids]:
         """Sentences of which every position passes; of a blurred batch those that it needs, too, and all of them if they
@@ -303,9 +325,11 @@ class Assembly:
     def _result(self, found: _Found, equations: AttentionEquations | None, *, finished: bool) -> Assembled:
         ranked = self._accepted(found)
         confidence: tuple[Tensor, ...] = ()
+        complete = self._settled(found) if self._blurred() else self._share(found) >= 1.0
         if equations is not None:
             told = [(ids, self._confidence(equations, ids, ranked, found)) for ids in ranked]
             told = [(ids, sure) for ids, sure in told if float(sure.min()) > 0.5]
+            complete = complete and len(told) == len(ranked)
             ranked, confidence = [ids for ids, _ in told], tuple(sure for _, sure in told)
         return Assembled(
             sentences=tuple(self.candidates.nearest.new_tensor(ids) for ids in ranked),
@@ -313,15 +337,14 @@ class Assembly:
             tested=found.tested,
             steps=found.steps,
             finished=finished,
-            complete=self._settled(found) if self._blurred() else self._share(found) >= 1.0,
+            complete=complete,
         )
 
     def _confidence(
         self, equations: AttentionEquations, ids: Ids, every: Sequence[Ids], found: _Found
     ) -> Float[Tensor, " length"]:
-        if all(equations.pairs.holds(place, token) for place, token in enumerate(ids)):
+        if not self._blurred():
             return equations.confidence(ids)
-        # Refined: a token is no candidate, and the equations are not written for it.
         others = [other for other in every if other != ids]
         return self._decision(found).confidence(ids, others, self.candidates.tokens)
 

@@ -14,6 +14,7 @@ from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.mechanics.span_case import SpanCase
 from gradleak.mechanics.span_confidence import token_confidence
 from gradleak.mechanics.span_growth import Grown
+from gradleak.mechanics.span_hidden import may_hide
 from gradleak.mechanics.span_noisy import Explained, explain_noisy, measured_noise
 from gradleak.mechanics.span_outcome import Outcome, conclude, passed_every_test, status_of
 from gradleak.mechanics.span_preference import preferences
@@ -21,19 +22,8 @@ from gradleak.mechanics.span_readers import Candidates, Reader
 from gradleak.mechanics.span_tabled import Tabled
 from gradleak.mechanics.span_weighed import weighed
 
-_BLURRED = 30.0
-"""Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""
 _PLACES = 2
 """Places that are asked how probable a token is: the first behind the first attention, in the order of their cost."""
-
-
-def is_blurred(case: SpanCase, first: Reader, candidates: Candidates) -> bool:
-    """Whether noise may have hidden directions of tokens, and a joint search can look for them.
-
-    Inputs that drifted over local steps or lost features to dropout leave directions that are no tokens, and an undone AdamW
-    step noise of many sizes: none is sought jointly.
-    """
-    return case.still and _has_room(first) and candidates.null_cut <= _BLURRED * first.space.blur
 
 
 def under_noise(
@@ -97,14 +87,9 @@ def _confidence_of_bag(case: SpanCase, bag: Tensor) -> tuple[Tensor, ...]:
     return passed_every_test((bag,)) if known else ()
 
 
-def _has_room(first: Reader) -> bool:
-    """A joint search needs dimensions that no token explains: what fills more than half is not sought among all pairs."""
-    return 2 * first.space.rank <= first.space.features
-
-
 def drowned(case: SpanCase, first: Reader, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
     """What a joint search tells where noise is such that no token passes on its own; None if nothing stands out."""
-    if case.subject.anatomy.kind != "decoder" or not _has_room(first) or not case.still:
+    if case.subject.anatomy.kind != "decoder" or not may_hide(case, first, 0.0):
         return None
     nothing = Outcome(records=(), status=Status.NOTHING_FOUND, message="", statistics={})
     outcome = under_noise(case, first, nothing, None, rng, clock)

@@ -25,8 +25,6 @@ from gradleak.mechanics.span_null import Null, accept, fit_null
 from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Candidates, Model, Reader
 
 _PROBED_TOKENS = 4
-_NEAR_PER_POSITION = 0.25
-"""Non-members let through at each position where members are known to be missing; set by hand, 1 found the same."""
 _FIRST_WINDOW = 32
 _NULL_PAIRS = 4096
 _SKETCH_COLUMNS, _SCREEN_COLUMNS = 32, 8
@@ -78,25 +76,13 @@ def candidates_of(case: SpanCase, first: Reader, rng: torch.Generator) -> Candid
         )
     longest = case.subject.anatomy.max_positions or 1_000_000
     if case.seq_len is not None:
-        return _as_many_as_directions(case, first, min(case.seq_len, longest), rng)
+        return find_candidates(first, case.model, positions=min(case.seq_len, longest), rng=rng)
     window = min(_FIRST_WINDOW, longest)
     while True:
         found = find_candidates(first, case.model, positions=window, rng=rng)
         if not found.positional or found.length() < window or window == longest:
             return found
         window = min(2 * window, longest)
-
-
-def _as_many_as_directions(case: SpanCase, first: Reader, positions: int, rng: torch.Generator) -> Candidates:
-    """Candidates; those nearest behind the cut, too, where an encoder's are fewer than the directions that the space holds.
-
-    Then noise has hidden members. A decoder's are sought all at once, and need no candidates here.
-    """
-    found = find_candidates(first, case.model, positions=positions, rng=rng)
-    pairs = sum(ids.numel() for ids in found.tokens)
-    if case.subject.anatomy.kind == "decoder" or not found.positional or pairs >= first.space.inputs:
-        return found
-    return find_candidates(first, case.model, positions=positions, rng=rng, false_per_position=_NEAR_PER_POSITION)
 
 
 def find_candidates(
@@ -122,7 +108,8 @@ def find_candidates(
     sample = torch.randperm(model.vocab_size, generator=rng)[: max(64, _NULL_PAIRS // width)]
     null, typical = _null_of(test, sample)
     cut = null.cut(FALSE_ALARM_RATE / (model.vocab_size * width)) if space.rest else 0.0
-    if not cut > typical:
+    near = bool(false_per_position) and 2 * space.rank <= space.features
+    if not cut > typical and not near:
         raise NotApplicableError(
             f"The gradients of the first attention span {space.rank} of {space.features} dimensions with "
             f"relative noise {typical:.1e}: a token of the batch cannot be told from any other. The batch holds more "
@@ -132,7 +119,7 @@ def find_candidates(
     blurred = cut < _CLEAR * typical
     if blurred and isinstance(test, _Factored):
         test = test.sharpened()
-    if blurred and false_per_position and 2 * space.rank <= space.features:
+    if blurred and near:
         # Later tests reject a few non-members per position, as long as their spaces leave room outside.
         cut = max(cut, null.cut(false_per_position / model.vocab_size))
     ids = test.screen(cut if blurred else math.sqrt(min(space.worst, cut) * cut))

@@ -14,7 +14,7 @@ is the log-likelihood ratio of Wilks: large where the update has energy of its o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,7 @@ class Decision:
     readers: tuple[Reader, ...]
     places: tuple[_Place, ...]
     rows: dict[Ids, tuple[Tensor, ...]]
+    framed: tuple[tuple[Ids, ...], list[tuple[Tensor, Tensor]]] | None = None
 
     @staticmethod
     def of(model: Model, readers: Sequence[Reader]) -> Decision:
@@ -118,7 +119,8 @@ class Decision:
         chosen: list[Ids] = []
         open_pool = list(pool)
         while open_pool and self._left(chosen) and (at_most is None or len(chosen) < at_most):
-            best = max(open_pool, key=self._evidence(chosen))
+            scores = self._scores(open_pool, chosen)
+            best = max(open_pool, key=scores.__getitem__)
             open_pool.remove(best)
             if self._needed(best, chosen):
                 chosen.append(best)
@@ -126,7 +128,8 @@ class Decision:
             before = list(chosen)
             for slot in range(len(chosen)):
                 others = chosen[:slot] + chosen[slot + 1 :]
-                chosen[slot] = max([s for s in pool if s not in others], key=self._evidence(others))
+                scores = self._scores([s for s in pool if s not in others], others)
+                chosen[slot] = max(scores, key=scores.__getitem__)
             if chosen == before:
                 break
         chosen = [s for i, s in enumerate(chosen) if self._needed(s, chosen[:i] + chosen[i + 1 :])]
@@ -140,22 +143,26 @@ class Decision:
         return Decided(sentences=tuple(sentences), unexplained=self._left(sentences))
 
     def refine(
-        self, decided: Decided, options: Sequence[Int64[Tensor, " tokens"]], fixed: Collection[int], clock: Clock
+        self, decided: Decided, options: Sequence[Int64[Tensor, " tokens"]], closing: int | None, clock: Clock
     ) -> Decided:
-        """Exchanges single tokens for candidates of their position, the other sentences given, while that adds evidence;
-        sentences with the least evidence first, until nothing is unexplained.
+        """Exchanges single tokens for candidates of their position, or tokens of two positions, or moves the end by one, the other
+        sentences given, while that adds evidence; sentences with the least evidence first, until nothing is unexplained.
 
         Args:
             options: candidates per position.
-            fixed: tokens that stay where they are.
+            closing: the token that ends every sentence, or None.
         """
+        if not decided.unexplained:
+            return decided
         self._run(decided.sentences)
+        allowed = [ids.tolist() for ids in options]
         chosen = list(decided.sentences)
         for _ in range(_SWEEPS):
             before = list(chosen)
-            chosen.sort(key={s: self._evidence([t for t in before if t != s])(s) for s in before}.__getitem__)
+            chosen.sort(key={s: self._scores([s], [t for t in before if t != s])[s] for s in before}.__getitem__)
             for slot in range(len(chosen)):
-                chosen[slot] = self._refined(chosen[slot], chosen[:slot] + chosen[slot + 1 :], options, fixed, clock)
+                others = chosen[:slot] + chosen[slot + 1 :]
+                chosen[slot] = self._refined(chosen[slot], others, allowed, closing, clock)
                 if clock.spent() or not self._left(chosen):
                     return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
             if set(chosen) == set(before):
@@ -163,18 +170,20 @@ class Decision:
         return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
 
     def _refined(
-        self, ids: Ids, others: Sequence[Ids], options: Sequence[Tensor], fixed: Collection[int], clock: Clock
+        self, ids: Ids, others: Sequence[Ids], allowed: Sequence[Sequence[int]], closing: int | None, clock: Clock
     ) -> Ids:
-        """One sentence with the best token at every position, one after the other, as long as that changes it."""
-        evidence = self._evidence(others)
+        """One sentence with the best change at every position, one after the other, as long as that changes it.
+
+        A token costs what it takes to name it among the candidates of its position, so that no sentence grows on noise.
+        """
         for _ in range(_SWEEPS):
             before = ids
-            for place in (p for p, token in enumerate(before) if token not in fixed):
+            for place in range(len(before)):
                 if clock.spent():
                     return ids
-                tried = [(*ids[:place], token, *ids[place + 1 :]) for token in options[place].tolist()]
-                tried = [each for each in tried if each not in others]
-                ids = max([ids, *tried], key=self._scores([ids, *tried], evidence).__getitem__)
+                tried = [each for each in _changed(ids, place, allowed, closing) if each not in others]
+                scores = self._scores([ids, *tried], others)
+                ids = max(scores, key=lambda each: len(each) * scores[each] - _nats(each, allowed))
             if ids == before:
                 break
         return ids
@@ -183,26 +192,32 @@ class Decision:
         self, ids: Ids, others: Sequence[Ids], options: Sequence[Int64[Tensor, " tokens"]]
     ) -> Float[Tensor, " length"]:
         """Posterior probability of every token among ``options`` of its position, all else given, from a uniform prior."""
-        self._run([ids, *others])
-        evidence = self._evidence(others)
         sure = torch.ones(len(ids), dtype=torch.float64)
         for place, token in enumerate(ids):
             tried = [(*ids[:place], t, *ids[place + 1 :]) for t in options[place].tolist() if t != token]
-            scores = list(self._scores([ids, *tried], evidence).values())
+            scores = list(self._scores([ids, *tried], others).values())
             sure[place] = (len(ids) * torch.tensor(scores, dtype=torch.float64)).softmax(0)[0]
         return sure
 
-    def _scores(self, sentences: Sequence[Ids], evidence: Callable[[Ids], float]) -> dict[Ids, float]:
-        """Evidence of each; rows of those that are new are not kept, there are many."""
+    def _scores(self, sentences: Sequence[Ids], others: Sequence[Ids]) -> dict[Ids, float]:
+        """Λ per row of each, given the others; what was run of those that are new is kept of the best only, there are many."""
         known = set(self.rows)
-        self._run(sentences)
-        scores = {ids: evidence(ids) for ids in sentences}
-        best = max(scores, key=scores.__getitem__)
-        self.rows = {ids: rows for ids, rows in self.rows.items() if ids in known or ids == best}
-        return scores
+        self._run([*sentences, *others])
+        scores: dict[Ids, float] = {}
+        frames = self._frames(others)
+        for length in dict.fromkeys(len(ids) for ids in sentences):
+            same = [ids for ids in sentences if len(ids) == length]
+            total = self.places[0].basis.new_zeros(len(same))
+            for i, (place, (plain, metric)) in enumerate(zip(self.places, frames, strict=True)):
+                rows = torch.stack([self.rows[ids][i] for ids in same])
+                total += place.outputs * (_log_volume(rows, plain) - _log_volume(place.measured(rows), metric))
+            scores |= dict(zip(same, (total / length).tolist(), strict=True))
+        kept = known | {*others, max(scores, key=scores.__getitem__)}
+        self.rows = {ids: rows for ids, rows in self.rows.items() if ids in kept}
+        return {ids: scores[ids] for ids in sentences}
 
     def _run(self, pool: Sequence[Ids]) -> None:
-        """Sentences of one length at a time."""
+        """Runs what was not run, sentences of one length at a time."""
         new = [ids for ids in dict.fromkeys(pool) if ids not in self.rows]
         for length in {len(ids) for ids in new}:
             same = [ids for ids in new if len(ids) == length]
@@ -211,8 +226,17 @@ class Decision:
                 unit = [place.units(z) for place, z in zip(self.places, seen, strict=True)]
                 self.rows |= {ids: tuple(z[i] for z in unit) for i, ids in enumerate(same[part])}
 
+    def _frames(self, sentences: Sequence[Ids]) -> list[tuple[Tensor, Tensor]]:
+        """Per place, what the sentences span there, as it is and measured; kept for the next question about the same ones."""
+        if self.framed is None or self.framed[0] != tuple(sentences):
+            places = range(len(self.places))
+            frames = [(self._frame(sentences, i), self._frame(sentences, i, measured=True)) for i in places]
+            self.framed = tuple(sentences), frames
+        return self.framed[1]
+
     def _frame(self, sentences: Sequence[Ids], place: int, *, measured: bool = False) -> Float[Tensor, "features rows"]:
         """An orthonormal basis of all rows of the sentences."""
+        self._run(sentences)
         rows = [self.rows[ids][place] for ids in sentences]
         if not rows:
             return self.places[place].basis.new_zeros(self.places[place].space.features, 0)
@@ -232,20 +256,33 @@ class Decision:
                 return True
         return False
 
-    def _evidence(self, others: Sequence[Ids]):
-        """Λ per row of a sentence, given the others."""
-        frames = [(self._frame(others, i), self._frame(others, i, measured=True)) for i in range(len(self.places))]
 
-        def of(ids: Ids) -> float:
-            total = 0.0
-            for place, rows, (plain, metric) in zip(self.places, self.rows[ids], frames, strict=True):
-                total += place.outputs * (_log_volume(rows, plain) - _log_volume(place.measured(rows), metric))
-            return total / len(ids)
+def _changed(ids: Ids, place: int, allowed: Sequence[Sequence[int]], closing: int | None) -> list[Ids]:
+    """Sentences that differ from this one in the token of ``place``, or hold it later and what stood there now, or end elsewhere."""
+    if place >= len(ids):
+        return []
+    last = len(ids) - 1
+    if place == last and closing is not None:
+        longer = [(*ids[:last], token, closing) for token in allowed[last]] if len(ids) < len(allowed) else []
+        return longer + ([(*ids[: last - 1], closing)] if last > 1 else [])
+    found = [(*ids[:place], token, *ids[place + 1 :]) for token in allowed[place]]
+    for other in range(place + 1, len(ids) - (closing is not None)):
+        one, two = ids[place], ids[other]
+        if two in allowed[place] and one in allowed[other]:
+            found.append((*ids[:place], two, *ids[place + 1 : other], one, *ids[other + 1 :]))
+    if place == last:
+        found += [(*ids, token) for token in allowed[last + 1]] if len(ids) < len(allowed) else []
+        found += [ids[:last]] if last > 1 else []
+    return [each for each in found if each != ids]
 
-        return of
+
+def _nats(ids: Ids, allowed: Sequence[Sequence[int]]) -> float:
+    return sum(math.log(max(1, len(allowed[place]))) for place in range(len(ids)))
 
 
-def _log_volume(rows: Float[Tensor, "rows features"], frame: Float[Tensor, "features others"]) -> float:
-    """½ log det of the Gram matrix of what the rows have outside the frame."""
+def _log_volume(
+    rows: Float[Tensor, "sentences rows features"], frame: Float[Tensor, "features others"]
+) -> Float[Tensor, " sentences"]:
+    """½ log det of the Gram matrix of what the rows of each sentence have outside the frame."""
     own = rows - (rows @ frame) @ frame.T
-    return float(torch.linalg.qr(own.T, mode="r").R.diagonal().abs().clamp(min=_DEPENDENT).log().sum())
+    return torch.linalg.qr(own.mT, mode="r").R.diagonal(dim1=1, dim2=2).abs().clamp(min=_DEPENDENT).log().sum(1)

@@ -53,10 +53,10 @@ def noisy_candidates(
     count = _SHORTLIST * first.space.features
     tokens, places = nearest_pairs(first, model, reading.root, tokens=known, positions=positions, count=count, rng=rng)
     positional = bool(places.any())
-    inputs = _inputs(tokens, places, reading.path, model)
+    inputs = unit_inputs(tokens, places, reading.path, model)
     rate = FALSE_ALARM_RATE / (len(known) * (positions if positional else 1))
     members = sparse_members(inputs, reading.gradient, false_alarms=rate)
-    found = _candidates(
+    found = by_position(
         tokens[members],
         places[members],
         reading.root.new_zeros(len(members)),
@@ -93,7 +93,7 @@ def _explained(found: Candidates, reading: Preference, model: Model, rate: float
     if not len(tokens):
         return 0.0
     places = torch.cat([torch.full_like(ids, place) for place, ids in enumerate(found.tokens)])
-    frame = torch.linalg.qr(_inputs(tokens, places, reading.path, model).T).Q
+    frame = torch.linalg.qr(unit_inputs(tokens, places, reading.path, model).T).Q
     energy = float((frame.T @ reading.gradient).square().sum())
     return energy - len(tokens) * float(chdtri(reading.gradient.shape[1], rate))
 
@@ -110,7 +110,7 @@ def _placed(
     count, positions = shares.shape
     device = known.device
     tokens, places = known.repeat(positions), torch.arange(positions, device=device).repeat_interleave(count)
-    inputs = _inputs(tokens, places, reading.path, model)
+    inputs = unit_inputs(tokens, places, reading.path, model)
     place = exchange_places(inputs.view(positions, count, -1), reading.gradient, ledger, shares.argmax(dim=1))
     one_each = place * count + torch.arange(count, device=device)
     asked = members = one_each
@@ -123,7 +123,7 @@ def _placed(
     bare = one_each[~torch.isin(tokens[one_each], tokens[members])]
     chosen = torch.cat((members, bare))
     residuals = (torch.arange(len(chosen), device=device) >= len(members)).float()
-    return _candidates(tokens[chosen], places[chosen], residuals, positions=positions, positional=True)
+    return by_position(tokens[chosen], places[chosen], residuals, positions=positions, positional=True)
 
 
 def with_ambiguous(found: Candidates, model: Model, path: str) -> Candidates:
@@ -137,7 +137,7 @@ def with_ambiguous(found: Candidates, model: Model, path: str) -> Candidates:
         return found
     tokens = known.repeat(positions)
     places = torch.arange(positions, device=known.device).repeat_interleave(len(known))
-    inputs = _inputs(tokens, places, path, model)
+    inputs = unit_inputs(tokens, places, path, model)
     member = torch.cat([torch.isin(known, ids) for ids in found.tokens])
     frame = torch.linalg.qr(inputs[member].T).Q
     outside = 1.0 - (inputs @ frame).square().sum(dim=1)
@@ -145,10 +145,10 @@ def with_ambiguous(found: Candidates, model: Model, path: str) -> Candidates:
     if bool((within == member).all()):
         return found
     residuals = outside.new_zeros(int(within.sum())).float()
-    return _candidates(tokens[within], places[within], residuals, positions=positions, positional=True)
+    return by_position(tokens[within], places[within], residuals, positions=positions, positional=True)
 
 
-def _inputs(tokens: Tensor, places: Tensor, path: str, model: Model) -> Float[Tensor, "pairs features"]:
+def unit_inputs(tokens: Tensor, places: Tensor, path: str, model: Model) -> Float[Tensor, "pairs features"]:
     """Unit inputs of the first attention, in float64; what other tokens a row holds does not matter."""
     found: dict[int, Tensor] = {}
     for place in places.unique().tolist():
@@ -161,7 +161,7 @@ def _inputs(tokens: Tensor, places: Tensor, path: str, model: Model) -> Float[Te
     return inputs
 
 
-def _candidates(tokens: Tensor, places: Tensor, residuals: Tensor, *, positions: int, positional: bool) -> Candidates:
+def by_position(tokens: Tensor, places: Tensor, residuals: Tensor, *, positions: int, positional: bool) -> Candidates:
     """By position; the same at all of them where positions do not enter the input."""
     found = [places == place for place in range(positions)] if positional else [places == 0] * positions
     return Candidates(

@@ -114,6 +114,10 @@ class Candidates:
     null_cut: float
     positional: bool
 
+    def count(self) -> int:
+        """Number of pairs of token and position."""
+        return sum(ids.numel() for ids in self.tokens)
+
     def length(self) -> int:
         """Number of leading positions up to the last one with a candidate."""
         filled = [p for p, ids in enumerate(self.tokens) if ids.numel()]
