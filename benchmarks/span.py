@@ -121,7 +121,7 @@ def cells() -> list[Cell]:
     for b, n, d, full in sizes:
         base = Cell(group="encoder-noise", batch=b, length=n, model="minilm", data=d, full=full)
         found += [replace(base, dtype=t) for t in kinds] + [replace(base, stage="quantize(dtype=int8)")]
-        found += [replace(base, stage=f"gaussian(relative_std={s})") for s in (1e-3, 1e-2)]
+        found += [replace(base, stage=f"gaussian(relative_std={s})") for s in levels]
     found += [Cell(group="fedavg", batch=16, length=16, share="delta", steps=10, lr=5e-4)]
     return found
 

@@ -63,7 +63,8 @@ def noisy_candidates(
         positions=positions,
         positional=positional,
     )
-    if not positional or not len(members):
+    if told is not None or not positional or not len(members):
+        # Tokens that a table tells are sought at all positions at once, which places them better than one place first.
         return found
     again = _replaced(tokens[members], places[members], reading, model, positions=positions, rate=rate)
     return max(found, again, key=lambda one: _explained(one, reading, model, rate))
