@@ -7,15 +7,22 @@ import torch
 
 from gradleak.attacks.span import Span
 from gradleak.audit.catalogue import Catalogue
+from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_decision import Decision
-from gradleak.mechanics.span_readers import Model, context_readers
+from gradleak.mechanics.span_candidates import candidates_of
+from gradleak.mechanics.span_case import SpanCase
+from gradleak.mechanics.span_decision import Decided, Decision
+from gradleak.mechanics.span_hidden import candidate_sets
+from gradleak.mechanics.span_readers import Candidates, Model, context_readers, first_reader
 from gradleak.mechanics.training import ClientTrainer, LocalTraining
-from gradleak.models import load_subject
+from gradleak.models import Subject, load_subject
+
+REPEATING = ("the cat saw the dog and the dog saw the cat .", "a dog and a cat saw the tree near the house .")
+"""Words stand at several positions, and positions hold several of them: pairs (word, position) depend on each other."""
 
 
 @pytest.mark.parametrize(
@@ -63,3 +70,66 @@ def test_a_sentence_that_another_explains_is_not_chosen() -> None:
     assert set(found.sentences) == set(true)
     assert found.unexplained == 0
     assert decision.choose([wrong, true[0], true[2]], at_most=3).unexplained > 0
+
+
+def shown(stage: str, seed: int) -> tuple[Subject, Batch, SpanCase, Observation]:
+    subject = load_subject("minilm", loss="classification")
+    assert subject.tokenizer is not None
+    ids, mask = subject.tokenizer.encode(list(REPEATING), 14)
+    batch = Batch(inputs=ids, mask=mask, labels=torch.tensor([0, 1]))
+    channel = Channel(
+        trainer=ClientTrainer(subject=subject, training=LocalTraining()), stages=Catalogue().make_stages(stage)
+    )
+    facts = {"subject": subject, "batch_size": 2, "seq_len": ids.shape[1]}
+    observation = Observation(update=channel.observe(batch, derive(seed)), knowledge=Knowledge(facts=facts))
+    return subject, batch, SpanCase.of(observation.update, facts), observation
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("stage", ["gaussian(relative_std=0.1)", "quantize(dtype=int8)"])
+def test_words_that_repeat_are_placed_under_strong_noise(stage: str, seed: int) -> None:
+    _, batch, _, observation = shown(stage, seed)
+    found = Span()(observation, rng=derive(seed, "attack"))
+    assert found.status is Status.CONVERGED
+    assert {tuple(r.tolist()) for r in found.records} == {tuple(r.tolist()) for r in batch.records()}
+
+
+def pairs(found: Candidates) -> set[tuple[int, int]]:
+    return {(place, token) for place, ids in enumerate(found.tokens) for token in ids.tolist()}
+
+
+def test_pairs_that_noise_hides_are_sought_together() -> None:
+    alone, together, true = 0, 0, 0
+    for seed in range(3):
+        _, batch, case, _ = shown("gaussian(relative_std=0.1)", seed)
+        first = first_reader(
+            case.readable, case.model, noise_std=case.noise_std, summands=case.summands, departure=case.departure
+        )
+        truth = {(place, token) for record in batch.records() for place, token in enumerate(record.tolist())}
+        joint = pairs(next(candidate_sets(case, first, derive(seed))))
+        assert len(joint) < len(truth) * batch.inputs.shape[1] / 4, "far fewer than every word everywhere"
+        together += len(truth & joint)
+        alone += len(truth & pairs(candidates_of(case, first, derive(seed))))
+        true += len(truth)
+    assert together >= 0.95 * true
+    assert alone < together
+
+
+@pytest.mark.parametrize("wrong", ["token", "order", "closing inside", "too long", "too short"])
+def test_a_sentence_wrong_in_little_is_put_right_by_its_evidence(wrong: str) -> None:
+    _, batch, case, _ = shown("gaussian(relative_std=0.1)", 0)
+    readers = context_readers(case.readable, case.model, noise_std=case.noise_std, summands=case.summands)
+    one, two = (tuple(record.tolist()) for record in batch.records())
+    closing = one[-1]
+    changed = {
+        "token": (*one[:3], one[1], *one[4:]),
+        "order": (*one[:4], one[5], one[4], *one[6:]),
+        "closing inside": (*one[:5], closing, *one[6:]),
+        "too long": (*one[:-1], one[4], closing),
+        "too short": (*one[:-2], closing),
+    }[wrong]
+    words = torch.tensor(sorted({*one, *two}))
+    decision = Decision.of(case.model, readers)
+    decided = Decided(sentences=(changed, two), unexplained=1)
+    found = decision.refine(decided, [words] * 16, closing, Clock())
+    assert set(found.sentences) == {one, two}
