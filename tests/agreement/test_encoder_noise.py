@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -80,7 +82,7 @@ def shown(stage: str, seed: int) -> tuple[Subject, Batch, SpanCase, Observation]
     channel = Channel(
         trainer=ClientTrainer(subject=subject, training=LocalTraining()), stages=Catalogue().make_stages(stage)
     )
-    facts = {"subject": subject, "batch_size": 2, "seq_len": ids.shape[1]}
+    facts: dict[str, Any] = {"subject": subject, "batch_size": 2, "seq_len": ids.shape[1]}
     observation = Observation(update=channel.observe(batch, derive(seed)), knowledge=Knowledge(facts=facts))
     return subject, batch, SpanCase.of(observation.update, facts), observation
 
