@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -82,9 +80,14 @@ def shown(stage: str, seed: int) -> tuple[Subject, Batch, SpanCase, Observation]
     channel = Channel(
         trainer=ClientTrainer(subject=subject, training=LocalTraining()), stages=Catalogue().make_stages(stage)
     )
-    facts: dict[str, Any] = {"subject": subject, "batch_size": 2, "seq_len": ids.shape[1]}
+    facts = {"subject": subject, "batch_size": 2, "seq_len": ids.shape[1]}
     observation = Observation(update=channel.observe(batch, derive(seed)), knowledge=Knowledge(facts=facts))
-    return subject, batch, SpanCase.of(observation.update, facts), observation
+    return (
+        subject,
+        batch,
+        SpanCase.of(observation.update, observation.knowledge.view(Span.needs | Span.uses)),
+        observation,
+    )
 
 
 @pytest.mark.parametrize("seed", range(2))
