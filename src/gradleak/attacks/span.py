@@ -138,10 +138,13 @@ class Span(Attack):
         else:
             candidates, outcome = self._assemble(case, first, chain((candidates,), sets), readers, rng, clock)
         statistics = statistics_of(first, readers, candidates) | dict(outcome.statistics)
-        if outcome.status is not Status.BUDGET_SPENT:
-            if not outcome.records:
-                why = "no sequence of them passes behind the first attention"
-                return tokens_only(case, candidates, statistics, why + _blind_spot(case, first))
+        spent = outcome.status is Status.BUDGET_SPENT
+        if not outcome.records and (not spent or not decoder):
+            why = "the budget ended before any" if spent else "no"
+            why += " sequence of them passes behind the first attention" + _blind_spot(case, first)
+            bag = tokens_only(case, candidates, statistics, why)
+            return replace(bag, status=Status.BUDGET_SPENT) if spent else bag
+        if not spent:
             if mostly_unexplained(case, outcome.statistics.get("missed_directions", 0.0), readers[-1]):
                 why = "most directions behind the first attention belong to none of the sequences that pass"
                 return tokens_only(case, candidates, statistics, why)

@@ -53,6 +53,7 @@ class Assembled:
         finished: False if the clock ran out first.
         ordered: False if the model's first attention does not tell where a token stands: sentences are bags of tokens then.
         complete: True if the sentences explain every direction of the context spaces: nothing else is in the batch.
+        missed: directions that stand out of noise and belong to none of the sentences; 0 where they are not counted.
     """
 
     sentences: tuple[Int64[Tensor, " length"], ...]
@@ -62,6 +63,7 @@ class Assembled:
     finished: bool
     ordered: bool = True
     complete: bool = False
+    missed: int = 0
 
 
 @dataclass(slots=True)
@@ -257,7 +259,7 @@ class Assembly:
 
     def _settled(self, found: _Found) -> bool:
         """Whether all is found. In a blurred batch it is if the sentences together leave nothing unexplained, or if as many as
-        there are records pass at every position, each of them needed."""
+        there are records pass at every position and leave less than one record, each of them needed."""
         if not self._blurred():
             return self._enough(found)
         grown = len(found.pool) >= max(1.0, _GROWTH * found.looked_at)
@@ -268,7 +270,7 @@ class Assembly:
             return False
         chosen = found.decided.sentences
         every = len(chosen) == self.batch_size and all(ids in found.sentences for ids in chosen)
-        return every or not found.decided.unexplained
+        return found.decided.unexplained < (max(self.lengths) if every else 1)
 
     def _decided(self, found: _Found) -> Decided:
         """The likeliest of the pool; where as many as there are records leave less than one, they are wrong in few tokens and refined."""
@@ -338,6 +340,7 @@ class Assembly:
             steps=found.steps,
             finished=finished,
             complete=complete,
+            missed=self._decision(found).left(ranked) if self._blurred() and not complete else 0,
         )
 
     def _confidence(

@@ -118,7 +118,7 @@ class Decision:
         self._run(pool)
         chosen: list[Ids] = []
         open_pool = list(pool)
-        while open_pool and self._left(chosen) and (at_most is None or len(chosen) < at_most):
+        while open_pool and self.left(chosen) and (at_most is None or len(chosen) < at_most):
             scores = self._scores(open_pool, chosen)
             best = max(open_pool, key=scores.__getitem__)
             open_pool.remove(best)
@@ -133,14 +133,14 @@ class Decision:
             if chosen == before:
                 break
         chosen = [s for i, s in enumerate(chosen) if self._needed(s, chosen[:i] + chosen[i + 1 :])]
-        return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
+        return Decided(sentences=tuple(chosen), unexplained=self.left(chosen))
 
     def of_all(self, sentences: Sequence[Ids]) -> Decided | None:
         """These sentences as they are, if each of them explains something that the others do not."""
         self._run(sentences)
         if not all(self._needed(s, [other for other in sentences if other != s]) for s in sentences):
             return None
-        return Decided(sentences=tuple(sentences), unexplained=self._left(sentences))
+        return Decided(sentences=tuple(sentences), unexplained=self.left(sentences))
 
     def refine(
         self, decided: Decided, options: Sequence[Int64[Tensor, " tokens"]], closing: int | None, clock: Clock
@@ -163,11 +163,11 @@ class Decision:
             for slot in range(len(chosen)):
                 others = chosen[:slot] + chosen[slot + 1 :]
                 chosen[slot] = self._refined(chosen[slot], others, allowed, closing, clock)
-                if clock.spent() or not self._left(chosen):
-                    return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
+                if clock.spent() or not self.left(chosen):
+                    return Decided(sentences=tuple(chosen), unexplained=self.left(chosen))
             if set(chosen) == set(before):
                 break
-        return Decided(sentences=tuple(chosen), unexplained=self._left(chosen))
+        return Decided(sentences=tuple(chosen), unexplained=self.left(chosen))
 
     def _refined(
         self, ids: Ids, others: Sequence[Ids], allowed: Sequence[Sequence[int]], closing: int | None, clock: Clock
@@ -245,7 +245,8 @@ class Decision:
         left, size, _ = torch.linalg.svd(torch.nn.functional.normalize(every, dim=1).T, full_matrices=False)
         return left[:, size > _DEPENDENT]
 
-    def _left(self, sentences: Sequence[Ids]) -> int:
+    def left(self, sentences: Sequence[Ids]) -> int:
+        """Directions above the noise that the sentences do not explain, the most of any place."""
         return max(place.unexplained(self._frame(sentences, i)) for i, place in enumerate(self.places))
 
     def _needed(self, ids: Ids, others: Sequence[Ids]) -> bool:

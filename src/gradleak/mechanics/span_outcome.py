@@ -68,9 +68,15 @@ def outcome_of_assembly(assembled: Assembled, batch_size: int | None) -> Outcome
     notes = [f"{len(records)} sentences assembled" + (f" for {batch_size} records" if batch_size else "")]
     if batch_size is not None and len(records) < batch_size:
         notes.append("a repeated record is invisible; the search is not exhaustive")
+    if assembled.missed:
+        notes.append(f"at least {assembled.missed} directions of the update belong to tokens that were not found")
     if not assembled.ordered:
         notes.append("the first attention reads no positions: the tokens of each record, in any order")
-    statistics = {"tested": float(assembled.tested), "accepted": float(len(assembled.sentences))}
+    statistics = {
+        "tested": float(assembled.tested),
+        "accepted": float(len(assembled.sentences)),
+        "missed_directions": float(assembled.missed),
+    }
     if assembled.confidence:
         statistics |= {
             "least_confidence": min(float(sure.min()) for sure in assembled.confidence),
