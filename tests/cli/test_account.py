@@ -111,19 +111,21 @@ def test_a_clip_norm_is_suggested(gradleak: Callable[..., Any], tmp_path: Path) 
     assert rougher["smoothness_given"] and rougher["clip_norm"] == found["clip"]["clip_norm_range"][1]
 
 
-def test_takes_less_than_three_processor_seconds_and_no_torch() -> None:
-    code = (
+def test_takes_less_than_three_times_what_its_libraries_take_to_load_and_no_torch() -> None:
+    """Processor seconds on one thread, both measured here: threads that spin and a slow machine are not the command's."""
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+    def measured(code: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=alone)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system, done
+
+    seconds, done = measured(
         "import sys; from gradleak.cli.app import app\n"
         "try: app(['account', '--noise-multiplier', '1', '--sampling-rate', '0.01', '--steps', '1000'])\n"
         "except SystemExit: print('TORCH', 'torch' in sys.modules, file=sys.stderr)"
     )
-
-    def seconds() -> float:
-        before = os.times()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        after = os.times()
-        assert "TORCH False" in done.stderr and "1.828" in done.stdout
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    # What else runs on a machine costs processor seconds, too: one quick run of three shows what the command takes.
-    assert any(seconds() < 3.0 for _ in range(3))
+    libraries, _ = measured("import dp_accounting, scipy.stats, typer, rich, pydantic")
+    assert "TORCH False" in done.stderr and "1.828" in done.stdout
+    assert seconds < 3.0 * libraries
