@@ -79,4 +79,5 @@ def _picked(update: Mapping[str, Tensor], rng: torch.Generator) -> dict[str, Int
 
 
 def _read(update: Mapping[str, Tensor], picked: Mapping[str, Int64[Tensor, " entries"]]) -> Float[Tensor, " entries"]:
-    return torch.cat([update[name].flatten()[entries].double() for name, entries in picked.items()])
+    """On the host, whose least squares take matrices without full rank."""
+    return torch.cat([update[name].flatten()[entries].double().cpu() for name, entries in picked.items()])
