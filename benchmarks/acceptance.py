@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 
-from gradleak.privacy import closed_forms, gaussian
-from gradleak.privacy.accountant import account, pld_curve, success
-from gradleak.privacy.calibrate import calibrate
-from gradleak.privacy.events import describe
-from gradleak.privacy.goals import EpsilonAtMost
-from gradleak.privacy.plan import Plan
-from gradleak.privacy.plan_file import make_plan
-from gradleak.privacy.views import resolve
+from gradleak.privacy.accounting import closed_forms, gaussian
+from gradleak.privacy.accounting.accountant import account, pld_curve, success
+from gradleak.privacy.accounting.events import describe
+from gradleak.privacy.goals.calibrate import calibrate
+from gradleak.privacy.goals.goals import EpsilonAtMost
+from gradleak.privacy.plan.file import make_plan
+from gradleak.privacy.plan.plan import Plan
+from gradleak.privacy.plan.views import resolve
 
 Row = tuple[str, str, str, float]
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradleak.privacy import closed_forms
-from gradleak.privacy.accountant import account, success
+from gradleak.privacy.accounting import closed_forms
+from gradleak.privacy.accounting.accountant import account, success
+from gradleak.privacy.goals.suggest import compare
 from gradleak.privacy.lint import lint
-from gradleak.privacy.plan import Phase, Plan
-from gradleak.privacy.plan_file import make_plan, read_plan
-from gradleak.privacy.suggest import compare
+from gradleak.privacy.plan.file import make_plan, read_plan
+from gradleak.privacy.plan.plan import Phase, Plan
 
 PLANS = Path(__file__).parent / "plans"
 

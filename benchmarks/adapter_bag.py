@@ -28,7 +28,7 @@ from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import LoRA, Subject, load_subject, with_lora
 
 LLAMA = {"hidden_size": 768, "num_attention_heads": 12, "vocab_size": 32000}

@@ -27,8 +27,8 @@ from torch import Tensor
 from adapter_bag import Setting, student
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.first_input import read_first_input
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.first_input import read_first_input
 from gradleak.models import LoRA, Subject
 
 RECORDS, LENGTH = 8, 16

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from gradleak.audit.prepare import Request, prepare
-from gradleak.audit.runner import run
-from gradleak.audit.store import RunFolder
-from gradleak.report.compare import Difference, compare
+from gradleak.harness.request.prepare import Request, prepare
+from gradleak.harness.running.runner import run
+from gradleak.harness.running.store import RunFolder
+from gradleak.report.conclusions.compare import Difference, compare
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 DEFENSES = (

@@ -3,7 +3,7 @@
     python benchmarks/attacks.py --model minilm --batch-sizes 1,2,4 --out runs/bench       # hours on two cores
     python benchmarks/attacks.py --table runs/bench/*                                      # prints the tables again
 
-Every cell is an ordinary audit (``gradleak.audit.prepare`` and ``run``), so an interrupted benchmark resumes. Texts
+Every cell is an ordinary audit (``gradleak.harness.request.prepare`` and ``run``), so an interrupted benchmark resumes. Texts
 are drawn at random from the shipped messages; seeds 0 … repeats − 1 were not chosen. The adversary is the same for
 all attacks: it knows the protocol, the defense, the batch size and the padded length, neither labels nor lengths.
 """
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from gradleak.audit.prepare import Request, prepare
-from gradleak.audit.runner import run
-from gradleak.audit.store import RunFolder, read_records
 from gradleak.core.record import Record
-from gradleak.report.summary import Pooled, cells
+from gradleak.harness.request.prepare import Request, prepare
+from gradleak.harness.running.runner import run
+from gradleak.harness.running.store import RunFolder, read_records
+from gradleak.report.conclusions.pooling import Pooled, cells
 
 SMALL: Mapping[str, object] = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 DEFENSES = (

@@ -20,12 +20,12 @@ from scipy.stats import fisher_exact
 from torch import Tensor
 
 from chart import Axis, Series, write_chart
+from gradleak.attacks.attention_exact.refine import AttentionMatching
+from gradleak.attacks.attention_exact.solve import mixed_values, recover
 from gradleak.core.attack import Clock
-from gradleak.mechanics.attention import Attention, Heads
-from gradleak.mechanics.attention_exact import mixed_values, recover
-from gradleak.mechanics.attention_matching import AttentionMatching
-from gradleak.mechanics.least_squares import DenseLinearized, LevenbergMarquardt
-from gradleak.mechanics.search import LBFGS, Stopping
+from gradleak.matching.optimizers import LBFGS, Stopping
+from gradleak.mechanics.attention.softmax import Attention, Heads
+from gradleak.mechanics.derivatives.least_squares import DenseLinearized, LevenbergMarquardt
 
 PAGES = Path(__file__).parent.parent / "docs" / "theory"
 TRIALS = 20

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 
 from gradleak.core.batch import Batch
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.privacy import auditing, bayes, gaussian, reconstruction
-from gradleak.privacy.bayes import Rate
-from gradleak.privacy.bug_zoo import BUGS, CORRECT, Claim, examine, flagged, predict
-from gradleak.privacy.canaries import SquareLoss
-from gradleak.privacy.step_audit import audit_step, releases_needed
+from gradleak.privacy.accounting import gaussian, reconstruction
+from gradleak.privacy.auditing import lower_bounds as auditing
+from gradleak.privacy.auditing.canaries import SquareLoss
+from gradleak.privacy.auditing.one_step import audit_step, releases_needed
+from gradleak.privacy.auditing.planted_bugs import BUGS, CORRECT, Claim, examine, flagged, predict
+from gradleak.privacy.bounds import bayes
+from gradleak.privacy.bounds.bayes import Rate
 
 DELTA = 1e-5
 SETTINGS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 260, "n_positions": 16}

@@ -14,9 +14,9 @@ from scipy.optimize import minimize
 
 from chart import write_lines
 from gradleak.core.rng import derive
-from gradleak.mechanics import sgd_bounds
-from gradleak.theory.noisy_sgd import AttentionScores, LogisticRegression, Run, run
-from gradleak.theory.smoothness import smoothness
+from gradleak.privacy.training_cost import sgd_bounds
+from gradleak.theory.convergence.noisy_sgd import AttentionScores, LogisticRegression, Run, run
+from gradleak.theory.convergence.smoothness import smoothness
 
 PLOTS = Path(__file__).parents[1] / "docs" / "theory"
 RECORDS, PARAMETERS, BATCH, STEPS = 500, 20, 50, 2000

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 from chart import write_lines
-from gradleak.mechanics.training import LocalTraining
+from gradleak.mechanics.client.trainer import LocalTraining
 from gradleak.models import load_subject
-from gradleak.theory.data_spectrum import DataSpectrum
-from gradleak.theory.predict import predict
-from gradleak.theory.prediction import Noise
-from gradleak.theory.stand_in import stand_in_batch
+from gradleak.theory.identifiability.jacobian_spectrum import DataSpectrum
+from gradleak.theory.prediction.predict import predict
+from gradleak.theory.prediction.stand_in import stand_in_batch
+from gradleak.theory.prediction.types import Noise
 
 PLOTS = Path(__file__).parents[1] / "docs" / "theory"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from gradleak.audit.utility import Interval, interval
+from gradleak.harness.utility.training import Interval, interval
 
 FILE = Path(__file__).parent / "results" / "defenses.jsonl"
 

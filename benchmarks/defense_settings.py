@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradleak.audit import catalogue
 from gradleak.core.errors import SpecError
+from gradleak.harness.request import catalogue
 
 CHOSEN: Mapping[str, tuple[str, ...]] = {
     "clip": ("clip(max_norm=1.0)", "clip(max_norm=1.0)+gaussian(noise_multiplier=0.01)"),

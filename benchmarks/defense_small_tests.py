@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from defense_records import text
 from defense_worlds import CLASSES, SIDE, Net, digits, subject_of
-from gradleak.audit import catalogue
-from gradleak.audit.utility import interval
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel, Memory
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request import catalogue
+from gradleak.harness.utility.training import interval
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
 VOCAB, WIDTH, TOKENS = 300, 64, 12

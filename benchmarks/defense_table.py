@@ -13,10 +13,10 @@ from pathlib import Path
 
 from defense_notes import ELSEWHERE, NOTED, Noted
 from defense_records import Cell, over_seeds, read, text
-from gradleak.audit import catalogue
-from gradleak.audit.utility import Interval, drop
+from gradleak.harness.request import catalogue
+from gradleak.harness.utility.training import Interval, drop
 from gradleak.privacy.claim import claim
-from gradleak.report.words import guarantee
+from gradleak.report.conclusions.words import guarantee
 
 PAGE = Path(__file__).parents[1] / "docs" / "defense_table.md"
 WHO = ("naive", "informed")

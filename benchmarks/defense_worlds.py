@@ -20,8 +20,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from gradleak.attacks.identification import Identification
-from gradleak.audit import catalogue
-from gradleak.audit.prepare import Prepared, Request, prepare
 from gradleak.core.attack import Attack, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
@@ -31,7 +29,9 @@ from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import ModelStage
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request import catalogue
+from gradleak.harness.request.prepare import Prepared, Request, prepare
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.metrics._pixels import mean_squared_error
 from gradleak.models import Anatomy, Subject, load_subject
 from gradleak.models.anatomy import LinearMap

@@ -43,11 +43,11 @@ from defense_worlds import (
     smallest_batch,
     text_scene,
 )
-from gradleak.audit.prepare import read_chain
-from gradleak.audit.utility import Schedule, train
-from gradleak.audit.utility_tasks import TASKS
 from gradleak.core.errors import GradleakError
 from gradleak.core.knowledge import Place
+from gradleak.harness.request.prepare import read_chain
+from gradleak.harness.utility.tasks import TASKS
+from gradleak.harness.utility.training import Schedule, train
 
 ROUNDS: Mapping[str, int] = {"topics": 60, "digits": 120}
 LIMIT = 60.0

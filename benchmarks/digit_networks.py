@@ -11,12 +11,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from gradleak.audit.utility_tasks import make_task
 from gradleak.core.batch import Batch, TrainingData
 from gradleak.core.rng import derive
 from gradleak.core.stage import Client
 from gradleak.defenses._obscuring import gradient_at, own_weights
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.utility.tasks import make_task
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject
 from gradleak.models.anatomy import Anatomy
 

@@ -12,10 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gradleak.audit.bound_store import read_bounds
-from gradleak.audit.store import read_records
-from gradleak.report.bounds import sections
+from gradleak.harness.bounds.store import read_bounds
+from gradleak.harness.running.store import read_records
 from gradleak.report.frontier import read_sweep
+from gradleak.report.page.bounds import sections
 
 COMMAND = (
     "audit minilm --attacks span --frontier 'dpsgd(max_norm=1.0, noise_multiplier={knob})' --knobs 0.003,0.03,0.1,0.3,1 "

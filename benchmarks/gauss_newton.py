@@ -20,10 +20,10 @@ from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.jacobian import update_jacobian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.jacobian import update_jacobian
 from gradleak.models import Subject, load_subject
-from gradleak.theory.error_bounds import estimated_bounds
+from gradleak.theory.error.bounds import estimated_bounds
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ATTACKS: dict[str, Attack] = {

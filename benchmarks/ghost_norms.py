@@ -26,8 +26,8 @@ def measure(way: str, records: int, tokens: int) -> dict[str, Any]:
     from gradleak.core.batch import Batch, TrainingData
     from gradleak.core.rng import derive
     from gradleak.defenses.dpsgd import DPSGD
-    from gradleak.mechanics.ghost import GhostGradients
-    from gradleak.mechanics.training import ClientTrainer, LocalTraining
+    from gradleak.mechanics.client.ghost_norms import GhostGradients
+    from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
     from gradleak.models import Subject, load_subject
 
     if way == "whole":

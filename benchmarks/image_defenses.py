@@ -36,7 +36,6 @@ from digit_networks import (
 )
 from gradleak.attacks.dia import DIA
 from gradleak.attacks.dlg import DLG
-from gradleak.audit.utility import interval
 from gradleak.core.batch import TrainingData
 from gradleak.core.channel import Channel
 from gradleak.core.knowledge import Knowledge
@@ -49,7 +48,8 @@ from gradleak.defenses.ats import ATS, Policy, read_policies, search, write_poli
 from gradleak.defenses.dropout import Dropout
 from gradleak.defenses.learning_to_obscure import LearningToObscure
 from gradleak.defenses.refiner import Refiner, blended, evaluation_network, noisiness
-from gradleak.mechanics.training import ClientTrainer
+from gradleak.harness.utility.training import interval
+from gradleak.mechanics.client.trainer import ClientTrainer
 
 
 def rank(trainer: ClientTrainer, client: Client, wanted: Mapping[str, Tensor], *, keyed: bool) -> int:

@@ -19,8 +19,8 @@ from gradleak.attacks.inverting_gradients import InvertingGradients
 from gradleak.attacks.tag import TAG
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.knowledge import View
-from gradleak.mechanics import inversion
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.matching import engine as inversion
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
 SENTENCE = "the patient was admitted with chest pain ."

@@ -32,14 +32,14 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from gradleak.attacks.span import Span
-from gradleak.audit.store import write_atomically
 from gradleak.core.attack import Clock
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import GradleakError, ModelError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.running.store import write_atomically
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 from span import score
 

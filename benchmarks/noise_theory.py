@@ -20,13 +20,13 @@ from chart import Axis, Series, write_chart
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.errors import ModelError
 from gradleak.core.rng import derive
-from gradleak.mechanics.attention import Attention, data_jacobian
-from gradleak.mechanics.jacobian import Jacobian, attention_jacobian, flatten, update_jacobian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.attention.softmax import Attention, data_jacobian
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.jacobian import Jacobian, attention_jacobian, flatten, update_jacobian
 from gradleak.models import Subject, load_subject
-from gradleak.theory.error_bounds import estimated_bounds, exact_bounds
-from gradleak.theory.influence import influence
-from gradleak.theory.noise_meter import measure_noise
+from gradleak.theory.error.bounds import estimated_bounds, exact_bounds
+from gradleak.theory.error.influence import influence
+from gradleak.theory.noise.meter import measure_noise
 
 PAGES = Path(__file__).parent.parent / "docs" / "theory"
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}

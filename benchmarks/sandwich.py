@@ -15,10 +15,12 @@ import torch
 from scipy.stats import norm
 
 from gradleak.core.batch import Batch
-from gradleak.mechanics.gram import gram_matrix
+from gradleak.mechanics.client.gram import gram_matrix
 from gradleak.models import load_subject
-from gradleak.privacy import bayes, reconstruction, sandwich
-from gradleak.privacy.candidates import Candidates
+from gradleak.privacy.accounting import reconstruction
+from gradleak.privacy.bounds import bayes
+from gradleak.privacy.bounds import chain as sandwich
+from gradleak.privacy.bounds.candidates import Candidates
 
 SETTINGS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 990, "n_positions": 16}
 CANDIDATES, TOKENS = 512, 12

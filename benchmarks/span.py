@@ -44,9 +44,6 @@ from scipy.optimize import linear_sum_assignment
 from transformers import AutoTokenizer
 
 from gradleak.attacks.span import Span
-from gradleak.audit.catalogue import Catalogue
-from gradleak.audit.intervals import clopper_pearson
-from gradleak.audit.store import write_atomically
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.channel import Channel
@@ -54,9 +51,12 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.judging.intervals import clopper_pearson
+from gradleak.harness.request.catalogue import Catalogue
+from gradleak.harness.running.store import write_atomically
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.theory.placing_law import most_placed
+from gradleak.theory.noise.placement_limit import most_placed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,15 +29,15 @@ from torch import Tensor
 from gradleak.attacks.sign_span import rank_tokens
 from gradleak.attacks.span import Span
 from gradleak.attacks.token_support import TokenSupport
-from gradleak.audit.intervals import clopper_pearson
 from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.first_input import read_first_input
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.judging.intervals import clopper_pearson
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.first_input import read_first_input
 from gradleak.models import Subject, load_subject
 
 LR, EPS = 1e-3, 1e-8

@@ -27,8 +27,6 @@ from scipy.optimize import linear_sum_assignment, minimize
 
 from chart import Axis, Series, write_chart
 from gradleak.attacks.span import Span
-from gradleak.audit import catalogue
-from gradleak.audit.intervals import clopper_pearson
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
@@ -36,10 +34,13 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics import span_blurred, span_confidence
-from gradleak.mechanics.span_readers import FALSE_ALARM_RATE
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.judging.intervals import clopper_pearson
+from gradleak.harness.request import catalogue
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.span import strategy as span_blurred
+from gradleak.span.likelihood import confidence as span_confidence
+from gradleak.span.reading.readers import FALSE_ALARM_RATE
 from span import Cell, make_batch, text_stream
 
 BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0 + 1e-9)

@@ -28,13 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import span
 from chart import Axis, Series, write_chart
 from gradleak.attacks.span import Span
-from gradleak.audit.store import write_atomically
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.running.store import write_atomically
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 HERE = Path(__file__).parent

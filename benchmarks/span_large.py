@@ -25,13 +25,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradleak.audit.captured import attack_observation
-from gradleak.audit.catalogue import make_attacks
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.captured.attack import attack_observation
+from gradleak.harness.request.catalogue import make_attacks
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 from gradleak.models.extent import cut_config, shapes_without_weights
 

@@ -33,18 +33,18 @@ from torch import Tensor
 
 from chart import Axis, Series, write_chart
 from gradleak.core.rng import derive
-from gradleak.mechanics.probe import linear_inputs
-from gradleak.mechanics.span_noise import noise_in
-from gradleak.mechanics.span_pairs import noisy_candidates
-from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Model, first_reader
-from gradleak.mechanics.span_settled import own_energy
-from gradleak.mechanics.span_sparse import eliminate
-from gradleak.mechanics.tokens import token_support
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.embeddings.support import token_support
+from gradleak.mechanics.probing.probe import linear_inputs
+from gradleak.mechanics.subspace.noise_level import noise_in
 from gradleak.models import Subject, load_subject
-from gradleak.theory.flow import flow_through
-from gradleak.theory.place_test import Places
-from gradleak.theory.token_test import TokenTest, mean_power, strengths
+from gradleak.span.likelihood.energy_test import own_energy
+from gradleak.span.noise.pair_search import noisy_candidates
+from gradleak.span.noise.sparse_selection import eliminate
+from gradleak.span.reading.readers import FALSE_ALARM_RATE, Model, first_reader
+from gradleak.theory.identifiability.gradient_flow import flow_through
+from gradleak.theory.noise.position_power import Places
+from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 from span import Cell, make_batch
 
 PLOT = Path(__file__).parents[1] / "docs" / "theory" / "span-noise.svg"

@@ -39,10 +39,10 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.language_prior import load_prior
-from gradleak.mechanics.span_posterior import Question, likeliest
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.span.language.prior import load_prior
+from gradleak.span.with_prior.posterior import Question, likeliest
 from span_noise import with_interval
 
 SIZES = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 30522, "initializer_range": 0.05}

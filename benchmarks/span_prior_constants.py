@@ -20,10 +20,10 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics import span_posterior
-from gradleak.mechanics.span_weighed import agreeing
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.span.with_prior import posterior as span_posterior
+from gradleak.span.with_prior.attribution import agreeing
 
 SIZES = {
     "n_embd": 64,

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradleak.audit.store import write_atomically
+from gradleak.harness.running.store import write_atomically
 from span_situations import Row, measure, table
 
 _SEEDS = (40, 41, 42)

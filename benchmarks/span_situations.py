@@ -26,10 +26,6 @@ from typing import Any
 import torch
 
 from gradleak.attacks.span import Span
-from gradleak.audit.catalogue import Catalogue
-from gradleak.audit.intervals import clopper_pearson
-from gradleak.audit.shares import parse_share
-from gradleak.audit.store import write_atomically
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.channel import Channel
@@ -37,7 +33,11 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer
+from gradleak.harness.judging.intervals import clopper_pearson
+from gradleak.harness.request.catalogue import Catalogue
+from gradleak.harness.request.shares import parse_share
+from gradleak.harness.running.store import write_atomically
+from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.models import Anatomy, Subject, load_subject
 
 _SEEDS = 3

@@ -12,15 +12,16 @@ import torch
 
 from chart import write_lines
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import LocalTraining
+from gradleak.mechanics.client.trainer import LocalTraining
 from gradleak.models import load_subject
-from gradleak.theory import detectability, null_law, rounding
-from gradleak.theory.input_law import InputLaw
-from gradleak.theory.predict import predict
-from gradleak.theory.prediction import Noise
-from gradleak.theory.rank_law import token_position_graph
-from gradleak.theory.stand_in import stand_in_batch
-from gradleak.theory.token_test import TokenTest, mean_power, strengths
+from gradleak.theory.identifiability.input_kinds import InputLaw
+from gradleak.theory.identifiability.rank import token_position_graph
+from gradleak.theory.noise import detectability, rounding
+from gradleak.theory.noise import null as null_law
+from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
+from gradleak.theory.prediction.predict import predict
+from gradleak.theory.prediction.stand_in import stand_in_batch
+from gradleak.theory.prediction.types import Noise
 from span_toy import recalls
 
 PLOTS = Path(__file__).parents[1] / "docs" / "theory"

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
-from gradleak.theory.flow import flow_through
-from gradleak.theory.token_test import TokenTest, mean_power, strengths
+from gradleak.theory.identifiability.gradient_flow import flow_through
+from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 
 VOCAB, WIDTH, TOKENS = 2000, 128, 16
 

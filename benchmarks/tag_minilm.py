@@ -27,8 +27,8 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.framing import Framing
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.framing import Framing
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 SENTENCE = "the patient was admitted with chest pain ."

@@ -22,7 +22,7 @@ import torch
 from gradleak.attacks.tag import TAG
 from gradleak.core.rng import derive
 from gradleak.models import Subject, load_subject
-from gradleak.report.compare import student
+from gradleak.report.conclusions.compare import student
 from tag_minilm import capture, score
 
 LENGTH = 10

@@ -26,17 +26,17 @@ from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.clip import Clip
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.attention import Attention, data_jacobian
-from gradleak.mechanics.jacobian import Jacobian, flatten, update_jacobian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.attention.softmax import Attention, data_jacobian
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.jacobian import Jacobian, flatten, update_jacobian
 from gradleak.models import Subject, load_subject
-from gradleak.privacy.gaussian import epsilon
-from gradleak.theory.error_bounds import exact_bounds
-from gradleak.theory.first_test import FirstTest, first_test
-from gradleak.theory.flow import flow_through
-from gradleak.theory.influence import influence
-from gradleak.theory.noise_forecast import forecast
-from gradleak.theory.stand_in import stand_in_batch
+from gradleak.privacy.accounting.gaussian import epsilon
+from gradleak.theory.error.bounds import exact_bounds
+from gradleak.theory.error.influence import influence
+from gradleak.theory.identifiability.gradient_flow import flow_through
+from gradleak.theory.identifiability.membership import FirstTest, first_test
+from gradleak.theory.noise.forecast import forecast
+from gradleak.theory.prediction.stand_in import stand_in_batch
 
 CHART = Path(__file__).parent.parent / "docs" / "theory" / "token-recall.svg"
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}

@@ -36,11 +36,11 @@ import tokenizers
 import torch
 import transformers
 
-from gradleak.audit.capture import TENSORS, Manifest, write_capture
-from gradleak.audit.store import write_atomically
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.captured.files import TENSORS, Manifest, write_capture
+from gradleak.harness.running.store import write_atomically
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 from gradleak.models.tokenizer import demo_model_path
 

@@ -16,7 +16,6 @@ from gradleak.core.version import VERSION
 
 if TYPE_CHECKING:
     from gradleak.api import Audit, attack, audit, capture
-    from gradleak.audit.capture import load_observation, save_observation
     from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Status
     from gradleak.core.batch import Batch
     from gradleak.core.errors import GradleakError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from gradleak.core.record import Record
     from gradleak.core.stage import Stage
     from gradleak.core.update import Update
+    from gradleak.harness.captured.files import load_observation, save_observation
     from gradleak.models import load_subject
 
 __version__ = VERSION
@@ -46,9 +46,9 @@ _HOMES = {
     "Update": "gradleak.core.update",
     "attack": "gradleak.api",
     "capture": "gradleak.api",
-    "load_observation": "gradleak.audit.capture",
+    "load_observation": "gradleak.harness.captured.files",
     "load_subject": "gradleak.models",
-    "save_observation": "gradleak.audit.capture",
+    "save_observation": "gradleak.harness.captured.files",
 }
 
 __all__ = [
@@ -78,7 +78,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "audit":  # a package that can be called; importing it binds the name
-        return import_module("gradleak.audit")
+        return import_module("gradleak.harness")
     if name not in _HOMES:
         raise AttributeError(f"module 'gradleak' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

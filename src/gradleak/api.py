@@ -19,27 +19,27 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from gradleak.audit import defaults
-from gradleak.audit.capture import Manifest, write_capture
-from gradleak.audit.captured import Finding, attack_capture, attack_observation
-from gradleak.audit.catalogue import make_attacks
-from gradleak.audit.data import Pool, draw_batch
-from gradleak.audit.fingerprint import fingerprint
-from gradleak.audit.plan import Call, DataSource, Plan
-from gradleak.audit.prepare import LOSSES, Request, make_plan, read_chain, read_methods
-from gradleak.audit.runner import run
-from gradleak.audit.shares import adapted, parse_share
-from gradleak.audit.sources import FixedSource, Others, public_texts
-from gradleak.audit.store import RunFolder, read_plan
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import DataError, UnknownNameError, UsageError
 from gradleak.core.observation import Observation
 from gradleak.core.record import Record
 from gradleak.core.rng import derive
+from gradleak.harness.captured.attack import Finding, attack_capture, attack_observation
+from gradleak.harness.captured.files import Manifest, write_capture
+from gradleak.harness.request import defaults
+from gradleak.harness.request.catalogue import make_attacks
+from gradleak.harness.request.data import Pool, draw_batch
+from gradleak.harness.request.fingerprint import fingerprint
+from gradleak.harness.request.plan import Call, DataSource, Plan
+from gradleak.harness.request.prepare import LOSSES, Request, make_plan, read_chain, read_methods
+from gradleak.harness.request.shares import adapted, parse_share
+from gradleak.harness.request.sources import FixedSource, Others, public_texts
+from gradleak.harness.running.runner import run
+from gradleak.harness.running.store import RunFolder, read_plan
 from gradleak.models import Subject, load_subject
 from gradleak.report import write
-from gradleak.report.terminal import table as render_table
-from gradleak.report.verdict import Verdict, verdict
+from gradleak.report.conclusions.verdict import Verdict, verdict
+from gradleak.report.terminal.table import table as render_table
 
 Records = Batch | Sequence[str] | Mapping[str, Any]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gradleak.core.errors import SpecError
-from gradleak.theory.adapters import adapter_verdict
-from gradleak.theory.counting import Uniqueness
+from gradleak.theory.identifiability.adapters import adapter_verdict
+from gradleak.theory.identifiability.counting import Uniqueness
 
 WIDTH = 40
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gradleak.audit.prepare import Request, prepare
-from gradleak.audit.runner import run
-from gradleak.audit.store import RunFolder
 from gradleak.core.record import Record
+from gradleak.harness.request.prepare import Request, prepare
+from gradleak.harness.running.runner import run
+from gradleak.harness.running.store import RunFolder
 
 pytestmark = pytest.mark.slow
 

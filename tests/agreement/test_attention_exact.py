@@ -15,7 +15,7 @@ from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 from gradleak.models.bare import BareAttention, bare_subject
 

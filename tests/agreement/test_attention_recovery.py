@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradleak.attacks.attention_exact.refine import AttentionMatching
+from gradleak.attacks.attention_exact.solve import mixed_values, recover, single_head
 from gradleak.attacks.gauss_newton import GaussNewton
 from gradleak.core.batch import Batch
 from gradleak.core.errors import NotApplicableError, UsageError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
-from gradleak.mechanics.attention import Attention, Heads
-from gradleak.mechanics.attention_exact import mixed_values, recover, single_head
-from gradleak.mechanics.attention_matching import AttentionMatching
-from gradleak.mechanics.least_squares import DenseLinearized, LevenbergMarquardt
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.attention.softmax import Attention, Heads
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.least_squares import DenseLinearized, LevenbergMarquardt
 from gradleak.models import load_subject
 
 

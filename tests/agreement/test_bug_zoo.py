@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from gradleak.core.batch import Batch
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.privacy.bayes import Rate
-from gradleak.privacy.bug_zoo import BUGS, CORRECT, Claim, examine, flagged, predict
-from gradleak.privacy.candidates import Candidates
+from gradleak.privacy.auditing.planted_bugs import BUGS, CORRECT, Claim, examine, flagged, predict
+from gradleak.privacy.bounds.bayes import Rate
+from gradleak.privacy.bounds.candidates import Candidates
 
 SETTINGS = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 260, "n_positions": 16}
 CANDIDATES, TOKENS = 64, 6

@@ -10,8 +10,8 @@ import torch
 from scipy.optimize import minimize
 
 from gradleak.core.errors import SpecError
-from gradleak.mechanics import sgd_bounds
-from gradleak.theory.noisy_sgd import AttentionScores, LogisticRegression, run
+from gradleak.privacy.training_cost import sgd_bounds
+from gradleak.theory.convergence.noisy_sgd import AttentionScores, LogisticRegression, run
 
 RECORDS, PARAMETERS, STEPS, BATCH = 500, 20, 1000, 50
 

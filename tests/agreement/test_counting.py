@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gradleak.core.errors import SpecError
-from gradleak.mechanics.attention import Heads, data_jacobian
-from gradleak.theory.counting import AttentionShape, Uniqueness, expected_rank, identify, unknowns
+from gradleak.mechanics.attention.softmax import Heads, data_jacobian
+from gradleak.theory.identifiability.counting import AttentionShape, Uniqueness, expected_rank, identify, unknowns
 
 
 def heads_of(width: int, heads: int, seed: int) -> Heads:

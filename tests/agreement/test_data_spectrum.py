@@ -10,13 +10,13 @@ import transformers
 from torch import Tensor
 
 from gradleak.core.batch import Batch, soft_labels
-from gradleak.mechanics.jacobian import update_jacobian
-from gradleak.mechanics.quadrature import spectrum
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.jacobian import update_jacobian
+from gradleak.mechanics.derivatives.quadrature import spectrum
 from gradleak.models import Subject, read_anatomy
-from gradleak.theory.data_spectrum import DataSpectrum, Resolution, data_spectrum
-from gradleak.theory.invariance import probe_invariances
-from gradleak.theory.stand_in import stand_in_batch
+from gradleak.theory.identifiability.jacobian_spectrum import DataSpectrum, Resolution, data_spectrum
+from gradleak.theory.identifiability.symmetries import probe_invariances
+from gradleak.theory.prediction.stand_in import stand_in_batch
 
 WIDTH = 12
 

@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from gradleak.attacks.span import Span
-from gradleak.audit.catalogue import Catalogue
 from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_candidates import candidates_of
-from gradleak.mechanics.span_case import SpanCase
-from gradleak.mechanics.span_decision import Decided, Decision
-from gradleak.mechanics.span_hidden import candidate_sets
-from gradleak.mechanics.span_readers import Candidates, Model, context_readers, first_reader
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.catalogue import Catalogue
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.span.candidates.membership import candidates_of
+from gradleak.span.encoder.joint_decision import Decided, Decision
+from gradleak.span.noise.encoder_candidates import candidate_sets
+from gradleak.span.reading.evidence import SpanCase
+from gradleak.span.reading.readers import Candidates, Model, context_readers, first_reader
 
 REPEATING = ("the cat saw the dog and the dog saw the cat .", "a dog and a cat saw the tree near the house .")
 """Words stand at several positions, and positions hold several of them: pairs (word, position) depend on each other."""

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from gradleak.core.batch import soft_labels
-from gradleak.mechanics.jacobian import Jacobian, flatten, update_jacobian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.jacobian import Jacobian, flatten, update_jacobian
 from gradleak.models import load_subject
-from gradleak.theory.error_bounds import exact_bounds
-from gradleak.theory.influence import influence
+from gradleak.theory.error.bounds import exact_bounds
+from gradleak.theory.error.influence import influence
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}
 NULL = 1e-5

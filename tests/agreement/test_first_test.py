@@ -18,13 +18,13 @@ from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.clip import Clip
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.theory.first_test import FirstTest, first_test
-from gradleak.theory.flow import flow_through
-from gradleak.theory.predict import predict
-from gradleak.theory.prediction import Noise
-from gradleak.theory.stand_in import stand_in_batch
+from gradleak.theory.identifiability.gradient_flow import flow_through
+from gradleak.theory.identifiability.membership import FirstTest, first_test
+from gradleak.theory.prediction.predict import predict
+from gradleak.theory.prediction.stand_in import stand_in_batch
+from gradleak.theory.prediction.types import Noise
 
 SIZES = {
     "hidden_size": 128,

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradleak.mechanics.attention import Attention, data_jacobian
-from gradleak.privacy import closed_forms, gaussian
-from gradleak.theory import detectability, token_test
-from gradleak.theory.token_test import TokenTest
+from gradleak.mechanics.attention.softmax import Attention, data_jacobian
+from gradleak.privacy.accounting import closed_forms, gaussian
+from gradleak.theory.noise import detectability
+from gradleak.theory.noise import token_power as token_test
+from gradleak.theory.noise.token_power import TokenTest
 
 
 def rng(seed: int) -> torch.Generator:

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from gradleak.attacks.identification import Identification
-from gradleak.audit.catalogue import make_stages
-from gradleak.audit.prepare import Request, prepare
-from gradleak.audit.runner import run
-from gradleak.audit.store import RunFolder
 from gradleak.core.attack import Reconstruction
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.catalogue import make_stages
+from gradleak.harness.request.prepare import Request, prepare
+from gradleak.harness.running.runner import run
+from gradleak.harness.running.store import RunFolder
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 DECOYS = 24

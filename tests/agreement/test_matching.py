@@ -10,14 +10,14 @@ import torch
 from gradleak.attacks.dlg import DLG
 from gradleak.attacks.inverting_gradients import InvertingGradients
 from gradleak.attacks.tag import TAG
-from gradleak.audit.catalogue import make_stages
 from gradleak.core.attack import Attack, Candidate
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.channel import Channel
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.catalogue import make_stages
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 VOCAB = 300

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from gradleak.core.batch import soft_labels
 from gradleak.core.errors import UsageError
-from gradleak.mechanics.attention import Attention, data_jacobian
-from gradleak.mechanics.jacobian import Jacobian, attention_jacobian, flatten, update_jacobian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.attention.softmax import Attention, data_jacobian
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.jacobian import Jacobian, attention_jacobian, flatten, update_jacobian
 from gradleak.models import load_subject
-from gradleak.privacy.cramer_rao import fisher_information, van_trees
-from gradleak.theory.error_bounds import estimated_bounds, exact_bounds
-from gradleak.theory.influence import influence, largest_eigenvalue
+from gradleak.privacy.bounds.cramer_rao import fisher_information, van_trees
+from gradleak.theory.error.bounds import estimated_bounds, exact_bounds
+from gradleak.theory.error.influence import influence, largest_eigenvalue
 
 
 def rng(seed: int) -> torch.Generator:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradleak.audit import catalogue
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request import catalogue
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.theory.noise_meter import NoiseReading, Verdict, measure_noise
+from gradleak.theory.noise.meter import NoiseReading, Verdict, measure_noise
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 300}
 MODELS = {"gpt2": "causal-lm", "mistral": "causal-lm", "qwen3": "causal-lm", "bert": "classification"}

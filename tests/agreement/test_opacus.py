@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from gradleak.core.errors import UsageError
 from gradleak.defenses.dpsgd import DPSGD
 from gradleak.integrations.opacus import plan_of
-from gradleak.mechanics.clipping import ClipTensor, NoisySum, square_norms
-from gradleak.privacy.accountant import account
+from gradleak.mechanics.client.clipping import ClipTensor, NoisySum, square_norms
+from gradleak.privacy.accounting.accountant import account
 from gradleak.privacy.lint import lint
 
 # Of Opacus itself: it hooks modules whose inputs need no gradient.

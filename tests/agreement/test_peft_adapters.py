@@ -10,12 +10,12 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.probe import linear_inputs
-from gradleak.mechanics.training import LocalTraining
+from gradleak.mechanics.client.trainer import LocalTraining
+from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import Subject, load_subject
-from gradleak.theory.counting import Uniqueness
-from gradleak.theory.predict import predict
-from gradleak.theory.prediction import Noise
+from gradleak.theory.identifiability.counting import Uniqueness
+from gradleak.theory.prediction.predict import predict
+from gradleak.theory.prediction.types import Noise
 
 TOKENS = 9
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}

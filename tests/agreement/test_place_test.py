@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradleak.core.rng import derive
-from gradleak.theory.place_test import Places
+from gradleak.theory.noise.position_power import Places
 
 TOKENS, POSITIONS, FEATURES, COLUMNS, DRAWS = 3, 3, 24, 60, 400
 

@@ -18,7 +18,7 @@ from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.defenses.ppp import PPP
 from gradleak.defenses.precode import PRECODE
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
 LENGTH = 8

@@ -21,12 +21,12 @@ from gradleak.core.stage import Stage
 from gradleak.core.update import Update
 from gradleak.defenses.clip import Clip
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
-from gradleak.theory.counting import Uniqueness
-from gradleak.theory.predict import predict
-from gradleak.theory.prediction import Noise, Prediction
-from gradleak.theory.stand_in import stand_in_batch
+from gradleak.theory.identifiability.counting import Uniqueness
+from gradleak.theory.prediction.predict import predict
+from gradleak.theory.prediction.stand_in import stand_in_batch
+from gradleak.theory.prediction.types import Noise, Prediction
 
 WIDTH, VOCAB = 48, 700
 

@@ -10,9 +10,9 @@ import transformers
 
 from gradleak.core.batch import Batch
 from gradleak.models import Subject, read_anatomy
-from gradleak.theory.flow import flow_through
-from gradleak.theory.input_law import read_input_law
-from gradleak.theory.rank_law import TokenPositionGraph, token_position_graph
+from gradleak.theory.identifiability.gradient_flow import flow_through
+from gradleak.theory.identifiability.input_kinds import read_input_law
+from gradleak.theory.identifiability.rank import TokenPositionGraph, token_position_graph
 
 WIDTH, VOCAB = 64, 300
 

@@ -10,12 +10,12 @@ import torch
 
 from gradleak.core.batch import Batch
 from gradleak.core.errors import UsageError
-from gradleak.mechanics.gram import gram_matrix
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.gram import gram_matrix
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.privacy import sandwich
-from gradleak.privacy.bayes import Rate
-from gradleak.privacy.candidates import Candidates, Matrix
+from gradleak.privacy.bounds import chain as sandwich
+from gradleak.privacy.bounds.bayes import Rate
+from gradleak.privacy.bounds.candidates import Candidates, Matrix
 
 MODELS = {"gpt2": "causal-lm", "bert": "classification", "llama": "causal-lm"}
 PRIORS = ("sentences", "token", "attribute")

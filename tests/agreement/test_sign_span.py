@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from gradleak.attacks.sign_span import SignSpan
-from gradleak.audit import catalogue
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request import catalogue
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
 

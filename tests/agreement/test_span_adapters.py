@@ -12,7 +12,7 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import LoRA, Subject, load_subject, with_lora
 
 SIZES = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 1000}

@@ -18,9 +18,9 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.span_readers import FALSE_ALARM_RATE
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
+from gradleak.span.reading.readers import FALSE_ALARM_RATE
 
 from ..oracle.test_span import make_batch, make_subject
 

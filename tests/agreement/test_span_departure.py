@@ -17,10 +17,10 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.span_case import SpanCase
-from gradleak.mechanics.span_readers import first_reader
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.span.reading.evidence import SpanCase
+from gradleak.span.reading.readers import first_reader
 
 SIZES = {"hidden_size": 160, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 500}
 LENGTHS = (8, 5, 6)

@@ -24,15 +24,15 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.language_prior import Uniform, load_prior
-from gradleak.mechanics.span_evidence import Evidence, Signal
-from gradleak.mechanics.span_noise import noise_in
-from gradleak.mechanics.span_posterior import Question, likeliest
-from gradleak.mechanics.span_preference import Preference, preferences
-from gradleak.mechanics.span_readers import Model
-from gradleak.mechanics.span_weighed import agreeing
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.subspace.noise_level import noise_in
 from gradleak.models import Subject, load_subject
+from gradleak.span.language.prior import Uniform, load_prior
+from gradleak.span.likelihood.marginal import Evidence, Signal
+from gradleak.span.likelihood.reading import Preference, preferences
+from gradleak.span.reading.readers import Model
+from gradleak.span.with_prior.attribution import agreeing
+from gradleak.span.with_prior.posterior import Question, likeliest
 
 RECORDS, LENGTH = 2, 8
 SETTINGS = {

@@ -8,9 +8,9 @@ import transformers
 
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_readers import Model, first_reader
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
+from gradleak.span.reading.readers import Model, first_reader
 
 
 def subject_of(kind: str) -> Subject:

@@ -8,14 +8,14 @@ import torch
 
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_noise import noise_in
-from gradleak.mechanics.span_pairs import noisy_candidates
-from gradleak.mechanics.span_readers import FALSE_ALARM_RATE, Model, first_reader
-from gradleak.mechanics.span_settled import own_energy
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.subspace.noise_level import noise_in
 from gradleak.models import Subject, load_subject
-from gradleak.theory.flow import flow_through
-from gradleak.theory.token_test import TokenTest, mean_power, strengths
+from gradleak.span.likelihood.energy_test import own_energy
+from gradleak.span.noise.pair_search import noisy_candidates
+from gradleak.span.reading.readers import FALSE_ALARM_RATE, Model, first_reader
+from gradleak.theory.identifiability.gradient_flow import flow_through
+from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 
 RECORDS, LENGTH, VOCAB, BATCHES = 3, 8, 1000, 8
 

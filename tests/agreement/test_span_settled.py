@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_settled import _chance
-from gradleak.theory.token_test import TokenTest, mean_power, strengths
+from gradleak.span.likelihood.energy_test import _chance
+from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 
 TOKENS, FEATURES, COLUMNS, TRIALS = 20, 64, 192, 12
 RATE = 1e-3

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from gradleak.theory.token_test import TokenTest, mean_power, strengths
+from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 
 VOCAB, WIDTH, COLUMNS, TOKENS = 4000, 128, 384, 12
 

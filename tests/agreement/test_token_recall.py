@@ -16,13 +16,13 @@ import transformers
 from torch import Tensor
 
 from gradleak.core.batch import Batch
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
-from gradleak.theory.flow import flow_through
-from gradleak.theory.predict import predict
-from gradleak.theory.prediction import Noise
-from gradleak.theory.stand_in import stand_in_batch
-from gradleak.theory.token_test import TokenTest, dies_at, strengths
+from gradleak.theory.identifiability.gradient_flow import flow_through
+from gradleak.theory.noise.token_power import TokenTest, dies_at, strengths
+from gradleak.theory.prediction.predict import predict
+from gradleak.theory.prediction.stand_in import stand_in_batch
+from gradleak.theory.prediction.types import Noise
 
 WIDTH, VOCAB, LENGTH = 48, 500, 8
 

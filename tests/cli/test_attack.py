@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import gradleak as package
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 SETTINGS = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}

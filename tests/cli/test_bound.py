@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from gradleak.audit.bound_store import read_bounds
 from gradleak.core.update import Update
 from gradleak.defenses.gaussian import Gaussian
+from gradleak.harness.bounds.store import read_bounds
 
 TINY = ("hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=64", "n_positions=32")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradleak.audit import bound as audit_bound
-from gradleak.audit.bound_store import read_bounds
-from gradleak.audit.release_law import ReleaseLaw
+from gradleak.harness.bounds import chain as audit_bound
+from gradleak.harness.bounds.release import ReleaseLaw
+from gradleak.harness.bounds.store import read_bounds
 
 SETTINGS = ("hidden_size=32", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=64")
 DPSGD = "dpsgd(max_norm=1.0, noise_multiplier={knob})"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gradleak.audit.catalogue import KINDS, names
+from gradleak.harness.request.catalogue import KINDS, names
 
 
 def test_list_names_every_method_of_every_kind(gradleak: Callable[..., Any]) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from gradleak.audit import frontier as audit_frontier
-from gradleak.audit.frontier import read_header, read_trained
-from gradleak.audit.store import read_records
-from gradleak.audit.utility import Interval
 from gradleak.core.errors import UsageError
+from gradleak.harness.running.store import read_records
+from gradleak.harness.utility import frontier as audit_frontier
+from gradleak.harness.utility.frontier import read_header, read_trained
+from gradleak.harness.utility.training import Interval
+from gradleak.report.conclusions.pooling import Pooled
+from gradleak.report.conclusions.recommend import Limits, recommend
 from gradleak.report.frontier import Point, Sweep, mark_front, read_sweep, remarks
-from gradleak.report.recommend import Limits, recommend
-from gradleak.report.summary import Pooled
 
 TEMPLATE = "gaussian(relative_std={knob})"
 
@@ -64,7 +64,7 @@ def test_a_frontier_that_names_no_attack_tries_one_that_reads_signs(
     def stop(prepared: Any, folder: Path, *, quiet: bool) -> None:
         raise Enough([call.type for call in prepared.plan.attacks])
 
-    monkeypatch.setattr("gradleak.cli.audit._run", stop)
+    monkeypatch.setattr("gradleak.cli.verbs.audit._run", stop)
     place = sweep.index("--attacks")
     with pytest.raises(Enough, match="sign_span"):
         gradleak(*sweep[:place], *sweep[place + 2 :], "--out", tmp_path / "run")

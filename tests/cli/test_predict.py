@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from gradleak.audit.capture import Manifest, write_capture
 from gradleak.core.attack import Attack
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.captured.files import Manifest, write_capture
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.theory.stand_in import stand_in_batch
+from gradleak.theory.prediction.stand_in import stand_in_batch
 
 Call = Callable[..., Any]
 TINY = ("hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=64")

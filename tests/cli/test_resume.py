@@ -98,7 +98,7 @@ def test_a_changed_plan_is_refused_and_names_the_change(
 
 
 def test_a_second_writer_is_refused(gradleak: Callable[..., Any], tiny: list[object], tmp_path: Path) -> None:
-    from gradleak.audit.store import RunFolder, read_plan
+    from gradleak.harness.running.store import RunFolder, read_plan
 
     out = tmp_path / "run"
     assert gradleak(*tiny, "--attacks", "token_support", "--out", out).exit_code == 0

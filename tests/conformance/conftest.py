@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from gradleak.audit import catalogue
 from gradleak.core.errors import SpecError
 from gradleak.core.specs import Spec, build
 from gradleak.core.stage import UpdateStage
+from gradleak.harness.request import catalogue
 
 BRIEF = {"steps": 2}
 """Arguments that say how long a defense works; its contract is the same after two steps, and the default takes long."""

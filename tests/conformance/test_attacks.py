@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradleak.audit import catalogue
 from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Status
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.channel import Channel
@@ -22,7 +21,8 @@ from gradleak.core.knowledge import FACTS, THREATS, Knowledge, knowledge_of
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.specs import Spec, parse_list, spec_of
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request import catalogue
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 from gradleak.models.bare import BareAttention, bare_subject
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradleak.audit import catalogue
-from gradleak.audit.catalogue import Catalogue
 from gradleak.core.attack import Status
 from gradleak.core.errors import GradleakError, UnknownNameError, UsageError
 from gradleak.core.knowledge import FACTS, THREATS, Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.specs import Spec, parse_chain
 from gradleak.core.update import Update
+from gradleak.harness.request import catalogue
+from gradleak.harness.request.catalogue import Catalogue
 from gradleak.models import load_subject
 
 GUIDE = Path(__file__).parents[2] / "docs" / "adding_an_attack.md"
@@ -90,7 +90,7 @@ def test_the_promised_names_are_there() -> None:
 def test_names_are_told_without_torch() -> None:
     """``gradleak --help`` and ``gradleak list`` must answer at once."""
     code = (
-        "import sys; from gradleak.audit import catalogue as c; [c.names(kind) for kind in c.KINDS]; "
+        "import sys; from gradleak.harness import catalogue as c; [c.names(kind) for kind in c.KINDS]; "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path), "PATH": ""})

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from gradleak.audit import catalogue
 from gradleak.core.batch import Batch
 from gradleak.core.specs import Spec
 from gradleak.core.stage import Client, ClientStage, Run, Stage, TrainingStage
 from gradleak.core.update import Update
-from gradleak.mechanics import clipping
+from gradleak.harness.request import catalogue
+from gradleak.mechanics.client import clipping
 from gradleak.privacy.claim import claim, plans_of
-from gradleak.privacy.views import refusal
+from gradleak.privacy.plan.views import refusal
 
 SHAPES = {"table": (200, 30), "matrix": (60, 50), "vector": (1000,)}
 ENTRIES = sum(math.prod(shape) for shape in SHAPES.values())

@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from gradleak.attacks.dlg import DLG
-from gradleak.audit import catalogue
-from gradleak.audit.capture import load_observation, save_observation
 from gradleak.core.attack import Candidate, Reconstruction
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.channel import Channel, Memory, deal
@@ -25,7 +23,9 @@ from gradleak.core.rng import derive
 from gradleak.core.specs import Spec, parse_chain
 from gradleak.core.stage import ClientStage, DataStage, ProtocolStage
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.captured.files import load_observation, save_observation
+from gradleak.harness.request import catalogue
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}

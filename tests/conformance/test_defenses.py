@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradleak.audit import catalogue
 from gradleak.core.specs import Spec, parse_chain, spec_of
 from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
+from gradleak.harness.request import catalogue
 
 SHAPES = {"table": (9, 4), "matrix": (5, 6), "vector": (7,), "stack": (2, 3, 4)}
 LOCATE = Spec(type="clip", args={"max_norm": 1.0})

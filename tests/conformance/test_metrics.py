@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradleak.audit import catalogue
 from gradleak.core.errors import DataError
 from gradleak.core.metric import Comparison, Metric
+from gradleak.harness.request import catalogue
 
 NAMES = catalogue.names("metrics")
 WORDS = ("the", "invoice", "is", "due", "on", "monday", "please", "pay", "it", "today", "thanks", "bob")

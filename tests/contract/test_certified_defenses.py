@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradleak.audit.catalogue import make_stages
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel, Memory
 from gradleak.core.errors import SpecError
@@ -21,13 +20,14 @@ from gradleak.defenses.dpsgd import DPSGD
 from gradleak.defenses.fed_alpha_cdp import FedAlphaCDP
 from gradleak.defenses.fed_cdp import FedCDP
 from gradleak.defenses.fed_sdp import FedSDP
-from gradleak.mechanics.clipping import ClipExample, ClipTensor, NoisySum, square_norms
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.catalogue import make_stages
+from gradleak.mechanics.client.clipping import ClipExample, ClipTensor, NoisySum, square_norms
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.privacy import gaussian
-from gradleak.privacy.accountant import account
+from gradleak.privacy.accounting import gaussian
+from gradleak.privacy.accounting.accountant import account
 from gradleak.privacy.claim import claim
-from gradleak.privacy.plan import Phase, Plan
+from gradleak.privacy.plan.plan import Phase, Plan
 
 SCHEDULES = ("fixed", "linear", "staircase", "exponential", "cyclic")
 

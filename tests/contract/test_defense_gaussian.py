@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from gradleak.audit.catalogue import make_stages
 from gradleak.core.channel import Channel
 from gradleak.core.specs import spec_of
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
+from gradleak.harness.request.catalogue import make_stages
 
 SIZE = 40_000
 

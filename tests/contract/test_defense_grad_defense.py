@@ -11,7 +11,7 @@ from gradleak.core.rng import derive
 from gradleak.core.stage import Client
 from gradleak.core.update import Update
 from gradleak.defenses.grad_defense import GradDefense, root_data, sensitivities, slices, surely_exact
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -7,8 +7,8 @@ import math
 import torch
 from scipy import stats
 
-from gradleak.audit.catalogue import make_stages
 from gradleak.core.update import Update
+from gradleak.harness.request.catalogue import make_stages
 
 STAGE = make_stages("laplace(scale=0.3)")[0]
 

@@ -15,7 +15,7 @@ from gradleak.core.stage import Client, DataStage
 from gradleak.defenses._mixing import guessed_weights, mixing_weights
 from gradleak.defenses.instahide import Instahide
 from gradleak.defenses.mixup import Mixup
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -23,7 +23,7 @@ from gradleak.defenses._obscuring import gradient_at, own_weights, shuffled
 from gradleak.defenses.ats import ATS, accuracy_score, privacy_score, read_policies, search, write_policies
 from gradleak.defenses.learning_to_obscure import LearningToObscure, distances
 from gradleak.defenses.refiner import SYNTHETIC, Refiner, blended, evaluation_network, key_weights, noisiness
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

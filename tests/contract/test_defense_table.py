@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from gradleak.audit import catalogue
+from gradleak.harness.request import catalogue
 
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -21,8 +21,8 @@ from gradleak.defenses.low_rank import LowRank
 from gradleak.defenses.outpost import Outpost
 from gradleak.defenses.qsgd import QSGD
 from gradleak.defenses.soteria import Soteria, unit_scores
-from gradleak.mechanics.stage_noise import released_std
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.stage_noise import released_std
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.metrics._pixels import mean_squared_error
 from gradleak.models import Subject, load_subject
 

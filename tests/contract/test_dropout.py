@@ -11,7 +11,6 @@ from torch import nn
 
 from gradleak.attacks.dia import DIA
 from gradleak.attacks.dlg import DLG
-from gradleak.audit.utility_tasks import make_task
 from gradleak.core.attack import Reconstruction
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
@@ -21,9 +20,10 @@ from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.defenses.dropout import Dropout, MaskedDropout
-from gradleak.mechanics.inversion import pose
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
-from gradleak.models.noisy import noisy_layers
+from gradleak.harness.utility.tasks import make_task
+from gradleak.matching.engine import pose
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.models.running.noise_inputs import noisy_layers
 
 
 def digits(seed: int) -> tuple[ClientTrainer, Batch]:

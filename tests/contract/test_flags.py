@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gradleak.audit.flags import Evidence, Flag, compute_flags, cross_flags
 from gradleak.core.attack import Status
 from gradleak.core.errors import UsageError
 from gradleak.core.record import Record
+from gradleak.harness.judging.flags import Evidence, Flag, compute_flags, cross_flags
 
 DOCS = Path(__file__).parents[2] / "docs" / "flags.md"
 

@@ -10,8 +10,8 @@ from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.framing import UNKNOWN, Framing
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.framing import UNKNOWN, Framing
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 from gradleak.models.tokenizer import ByteTokenizer
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradleak.audit.catalogue import make_stages
-from gradleak.audit.prepare import Request, prepare
-from gradleak.audit.runner import run
-from gradleak.audit.store import RunFolder
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.catalogue import make_stages
+from gradleak.harness.request.prepare import Request, prepare
+from gradleak.harness.running.runner import run
+from gradleak.harness.running.store import RunFolder
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

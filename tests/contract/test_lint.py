@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradleak.privacy.lint import LINTS, Finding, lint
-from gradleak.privacy.plan_file import make_plan, read_plan
+from gradleak.privacy.plan.file import make_plan, read_plan
 
 GOOD: dict[str, Any] = {
     "noise_multiplier": 1.0,

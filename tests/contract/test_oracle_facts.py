@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gradleak.audit.prepare import Request, prepare
-from gradleak.audit.runner import run
-from gradleak.audit.store import RunFolder
+from gradleak.harness.request.prepare import Request, prepare
+from gradleak.harness.running.runner import run
+from gradleak.harness.running.store import RunFolder
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 

@@ -9,9 +9,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import gradleak
-from gradleak.audit.plan import Call, Cell, Plan
-from gradleak.audit.shares import parse_share, share_spec
 from gradleak.core.errors import DataError, SpecError, UnknownNameError, UsageError
+from gradleak.harness.request.plan import Call, Cell, Plan
+from gradleak.harness.request.shares import parse_share, share_spec
 
 TEXTS = ["the surgery is on tuesday", "please wire the money"]
 

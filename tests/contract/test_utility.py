@@ -7,14 +7,15 @@ import dataclasses
 import pytest
 import torch
 
-from gradleak.audit import catalogue, utility
-from gradleak.audit.plan import Call
-from gradleak.audit.prepare import read_chain
-from gradleak.audit.utility import Schedule, Trained, drop, interval, train
-from gradleak.audit.utility_tasks import TASKS, make_task
 from gradleak.core.channel import Channel, Memory
 from gradleak.core.errors import DataError, SpecError, UnknownNameError
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request import catalogue
+from gradleak.harness.request.plan import Call
+from gradleak.harness.request.prepare import read_chain
+from gradleak.harness.utility import training as utility
+from gradleak.harness.utility.tasks import TASKS, make_task
+from gradleak.harness.utility.training import Schedule, Trained, drop, interval, train
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 
 BRIEF = Schedule(rounds=2, clients=2, batch_size=4, seeds=1)
 REQUIRED = {

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gradleak.audit.data import Pool, draw_batch, load_pool
 from gradleak.core.errors import DataError, UnsafeFileError
 from gradleak.core.rng import derive
+from gradleak.harness.request.data import Pool, draw_batch, load_pool
 from gradleak.models import Subject, load_subject
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 300}

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from gradleak.core.errors import DataError, UnknownNameError, UsageError
-from gradleak.privacy import closed_forms
-from gradleak.privacy.calibrate import calibrate
-from gradleak.privacy.convergence import read_norms
-from gradleak.privacy.goals import BitsAtMost, EpsilonAtMost, SuccessAtMost
-from gradleak.privacy.plan import Phase, Plan
-from gradleak.privacy.plan_file import make_plan, read_plan
+from gradleak.privacy.accounting import closed_forms
+from gradleak.privacy.goals.calibrate import calibrate
+from gradleak.privacy.goals.goals import BitsAtMost, EpsilonAtMost, SuccessAtMost
+from gradleak.privacy.plan.file import make_plan, read_plan
+from gradleak.privacy.plan.plan import Phase, Plan
+from gradleak.privacy.training_cost.clip_choice import read_norms
 
 BASE: dict[str, Any] = {"noise_multiplier": 1.0}
 

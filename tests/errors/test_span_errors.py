@@ -14,7 +14,7 @@ from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 SIZES = {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 400}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradleak.audit import catalogue
 from gradleak.core.errors import SpecError, UnknownNameError, UsageError
 from gradleak.core.specs import Spec
 from gradleak.core.update import Update
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.privacy import gaussian as curve
+from gradleak.harness.request import catalogue
+from gradleak.privacy.accounting import gaussian as curve
 from gradleak.privacy.claim import claim
 
 

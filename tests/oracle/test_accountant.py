@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradleak.privacy import closed_forms, gaussian, lower_bounds
-from gradleak.privacy.accountant import account, curve, pld_curve, rdp_curve, success
-from gradleak.privacy.budget import equivalent_mu
-from gradleak.privacy.calibrate import calibrate
-from gradleak.privacy.events import describe
-from gradleak.privacy.goals import BitsAtMost, EpsilonAtMost, SpanDead, SuccessAtMost
-from gradleak.privacy.plan import Phase, Plan
-from gradleak.privacy.views import Release, resolve
+from gradleak.privacy.accounting import closed_forms, gaussian, lower_bounds
+from gradleak.privacy.accounting.accountant import account, curve, pld_curve, rdp_curve, success
+from gradleak.privacy.accounting.budget import equivalent_mu
+from gradleak.privacy.accounting.events import describe
+from gradleak.privacy.goals.calibrate import calibrate
+from gradleak.privacy.goals.goals import BitsAtMost, EpsilonAtMost, SpanDead, SuccessAtMost
+from gradleak.privacy.plan.plan import Phase, Plan
+from gradleak.privacy.plan.views import Release, resolve
 
 
 def plan(noise_multiplier: float, steps: int = 1, **kwargs: Any) -> Plan:

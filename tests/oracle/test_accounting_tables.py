@@ -17,11 +17,11 @@ from dp_accounting.rdp import RdpAccountant
 from scipy import stats
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy.accountant import account
-from gradleak.privacy.events import describe
-from gradleak.privacy.plan import Phase, Plan
-from gradleak.privacy.plan_file import make_plan
-from gradleak.privacy.views import nodes, resolve
+from gradleak.privacy.accounting.accountant import account
+from gradleak.privacy.accounting.events import describe
+from gradleak.privacy.plan.file import make_plan
+from gradleak.privacy.plan.plan import Phase, Plan
+from gradleak.privacy.plan.views import nodes, resolve
 
 NOISE = (0.8, 1.5, 2.0, 3.0)
 PRV = {

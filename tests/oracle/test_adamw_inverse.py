@@ -14,11 +14,11 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.adamw_inverse import first_step, undo_first_step
-from gradleak.mechanics.optimizers import ADAM_EPSILON
-from gradleak.mechanics.span import column_space
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.optimizers import ADAM_EPSILON
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.subspace.subspace import column_space
 from gradleak.models import load_subject
+from gradleak.span.reading.adamw_step import first_step, undo_first_step
 
 SMALL = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 4000}
 

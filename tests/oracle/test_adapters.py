@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradleak.attacks.adapter_bag.factors import adapter_families
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.adapters import adapter_families
-from gradleak.mechanics.probe import linear_inputs
-from gradleak.mechanics.span import Subspace
-from gradleak.mechanics.span_adapters import Shared, adapter_space
-from gradleak.mechanics.span_readers import Model
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.probe import linear_inputs
+from gradleak.mechanics.subspace.adapters import Shared, adapter_space
+from gradleak.mechanics.subspace.subspace import Subspace
 from gradleak.models import LoRA, Subject, load_subject, with_lora
+from gradleak.span.reading.readers import Model
 
 SIZES = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 300}
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gradleak.core.errors import UsageError
-from gradleak.mechanics.attention import Attention, Gradient, Heads, HeadsGradient, data_jacobian
-from gradleak.mechanics.attention_hessian import weight_hessian
+from gradleak.mechanics.attention.hessian import weight_hessian
+from gradleak.mechanics.attention.softmax import Attention, Gradient, Heads, HeadsGradient, data_jacobian
 
 SHAPES = [(3, 2, 2, 1), (2, 4, 3, 1), (4, 4, 4, 2), (3, 8, 5, 4), (5, 16, 16, 4)]
 

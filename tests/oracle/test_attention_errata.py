@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradleak.mechanics.attention import Attention
-from gradleak.mechanics.attention_hessian import logit_curvature, logit_value_curvature, output_jacobian
+from gradleak.mechanics.attention.hessian import logit_curvature, logit_value_curvature, output_jacobian
+from gradleak.mechanics.attention.softmax import Attention
 
 
 def normal(*shape: int, seed: int) -> Tensor:

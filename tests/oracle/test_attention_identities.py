@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradleak.mechanics.attention import Heads, HeadsGradient, data_jacobian
+from gradleak.mechanics.attention.softmax import Heads, HeadsGradient, data_jacobian
 
 
 def rng(seed: int) -> torch.Generator:

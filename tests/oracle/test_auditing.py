@@ -9,9 +9,13 @@ import pytest
 from scipy.stats import binom, norm
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy import auditing, bayes, counts, gaussian, one_run
-from gradleak.privacy.bayes import Rate
-from gradleak.privacy.conformance import Verdict, conform
+from gradleak.privacy import binomial as counts
+from gradleak.privacy.accounting import gaussian
+from gradleak.privacy.auditing import lower_bounds as auditing
+from gradleak.privacy.auditing import one_run
+from gradleak.privacy.auditing.conformance import Verdict, conform
+from gradleak.privacy.bounds import bayes
+from gradleak.privacy.bounds.bayes import Rate
 
 DELTA = 1e-6
 

@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import norm
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy import bayes, counts, instance
-from gradleak.privacy.candidates import Candidates
+from gradleak.privacy import binomial as counts
+from gradleak.privacy.bounds import bayes, instance
+from gradleak.privacy.bounds.candidates import Candidates
 
 TABLE = {
     2: (0.760, 0.921, 0.983, 0.998, 1.0),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy.canaries import SquareLoss, ascend
-from gradleak.privacy.step_audit import StepAudit, audit_step, releases_needed
+from gradleak.privacy.auditing.canaries import SquareLoss, ascend
+from gradleak.privacy.auditing.one_step import StepAudit, audit_step, releases_needed
 
 CLIP = 0.5
 

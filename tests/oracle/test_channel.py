@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradleak.audit.catalogue import make_stages
 from gradleak.core.batch import Batch, TrainingData, soft_labels
 from gradleak.core.channel import Channel, Memory, deal
 from gradleak.core.errors import DataError, ModelError, SpecError
@@ -22,8 +21,9 @@ from gradleak.core.stage import Client, ClientStage, DataStage, State, TrainingS
 from gradleak.core.update import Update
 from gradleak.defenses.frozen_blocks import FrozenBlocks
 from gradleak.defenses.frozen_embeddings import FrozenEmbeddings
-from gradleak.mechanics.replay import Replay
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.catalogue import make_stages
+from gradleak.matching.replay import Replay
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

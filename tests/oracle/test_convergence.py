@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradleak.privacy.convergence import Training, clipping_bias, cost, suggest
+from gradleak.privacy.training_cost.clip_choice import Training, clipping_bias, cost, suggest
 
 TRAINING = Training(parameters=500, batch_size=32, steps=1000, smoothness=1.0, initial_gap=1.0)
 

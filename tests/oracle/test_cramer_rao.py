@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy import cramer_rao as floors
+from gradleak.privacy.bounds import cramer_rao as floors
 
 
 def linear(seed: int) -> tuple[np.ndarray, float]:

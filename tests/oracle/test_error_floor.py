@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gradleak.audit.continuous import ErrorFloor
 from gradleak.core.batch import Batch, soft_labels
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.bounds.pixels import ErrorFloor
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.privacy import cramer_rao
+from gradleak.privacy.bounds import cramer_rao
 
 SETTINGS = {
     "hidden_size": 16,

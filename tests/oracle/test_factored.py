@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gradleak.core.batch import IGNORED, Batch, soft_labels
-from gradleak.mechanics.factored import simulate_gradients
-from gradleak.mechanics.objectives import Cosine, Distance, Objective
-from gradleak.mechanics.outer_sums import _BLOCK, OuterSum
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.matching.objectives import Cosine, Distance, Objective
+from gradleak.mechanics.client.factored import simulate_gradients
+from gradleak.mechanics.client.outer_products import _BLOCK, OuterSum
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "opt", "gpt_neox", "phi")

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradleak.attacks.attention_exact.refine import AttentionMatching
 from gradleak.attacks.gauss_newton import GaussNewton
 from gradleak.core.batch import Batch
 from gradleak.core.errors import SpecError
 from gradleak.core.knowledge import View
-from gradleak.mechanics import inversion
-from gradleak.mechanics.attention import Heads
-from gradleak.mechanics.attention_matching import AttentionMatching
-from gradleak.mechanics.gauss_newton import _Problem
-from gradleak.mechanics.least_squares import LevenbergMarquardt, conjugate_gradients
-from gradleak.mechanics.outer_sums import OuterSum
-from gradleak.mechanics.search import flatten, unflatten
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.matching import engine as inversion
+from gradleak.matching.gauss_newton import _Problem
+from gradleak.matching.optimizers import flatten, unflatten
+from gradleak.mechanics.attention.softmax import Heads
+from gradleak.mechanics.client.outer_products import OuterSum
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.least_squares import LevenbergMarquardt, conjugate_gradients
 from gradleak.models import load_subject
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

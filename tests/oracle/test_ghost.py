@@ -12,9 +12,9 @@ from gradleak.core.batch import IGNORED, Batch, TrainingData
 from gradleak.core.channel import Channel
 from gradleak.core.rng import derive
 from gradleak.defenses.dpsgd import DPSGD
-from gradleak.mechanics.clipping import square_norms
-from gradleak.mechanics.ghost import GhostGradients
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.clipping import square_norms
+from gradleak.mechanics.client.ghost_norms import GhostGradients
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 CASES = (

@@ -7,10 +7,10 @@ import torch
 
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import ModelError
-from gradleak.mechanics import gram
-from gradleak.mechanics.gram import CandidateGradients, gram_matrix
-from gradleak.mechanics.outer_sums import OuterSum, RowSum
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client import gram
+from gradleak.mechanics.client.gram import CandidateGradients, gram_matrix
+from gradleak.mechanics.client.outer_products import OuterSum, RowSum
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 DECODERS = ("gpt2", "llama", "gemma", "opt", "gpt_neox")

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gradleak.core.batch import soft_labels
 from gradleak.core.errors import UsageError
-from gradleak.mechanics.attention import Heads, data_jacobian
-from gradleak.mechanics.jacobian import Jacobian, attention_jacobian, flatten, linearize, update_jacobian
-from gradleak.mechanics.quadrature import hutchinson, inverse_trace, lanczos, signs
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.attention.softmax import Heads, data_jacobian
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.derivatives.jacobian import Jacobian, attention_jacobian, flatten, linearize, update_jacobian
+from gradleak.mechanics.derivatives.quadrature import hutchinson, inverse_trace, lanczos, signs
 from gradleak.models import load_subject
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -10,10 +10,10 @@ import torch
 from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.certificate import certify
-from gradleak.mechanics.label_fit import fitted_labels
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.span.outcome.certificate import certify
+from gradleak.span.outcome.label_fit import fitted_labels
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 

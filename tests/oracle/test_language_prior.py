@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from gradleak.core.errors import DataError, ModelError
-from gradleak.mechanics.language_prior import CausalModel, Uniform, load_prior
-from gradleak.mechanics.ngram import NGram
 from gradleak.models import Subject, load_subject
+from gradleak.span.language.ngram import NGram
+from gradleak.span.language.prior import CausalModel, Uniform, load_prior
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gradleak.core.batch import IGNORED, soft_labels
-from gradleak.mechanics.losses import group_losses
+from gradleak.mechanics.client.losses import group_losses
 
 
 def test_classification_equals_cross_entropy_per_group() -> None:

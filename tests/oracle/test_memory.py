@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradleak.audit.memory import PeakMemory
+from gradleak.harness.utility.memory import PeakMemory
 
 FLOAT = 4
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from gradleak.audit.intervals import aggregate, bootstrap_mean, clopper_pearson, summarize
-from gradleak.audit.matching import match_images, match_texts
 from gradleak.core.errors import DataError
 from gradleak.core.metric import Score
+from gradleak.harness.judging.intervals import aggregate, bootstrap_mean, clopper_pearson, summarize
+from gradleak.harness.judging.matching import match_images, match_texts
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 20])

@@ -14,8 +14,8 @@ from gradleak.api import read_batch
 from gradleak.core.attack import Status
 from gradleak.core.errors import ModelError, UsageError
 from gradleak.core.rng import derive
-from gradleak.mechanics.probe import linear_inputs
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import Subject, load_subject
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 300}

@@ -20,9 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gradleak.audit.data import draw_batch, load_pool
 from gradleak.core.batch import IGNORED
 from gradleak.core.rng import derive
+from gradleak.harness.request.data import draw_batch, load_pool
 from gradleak.models import ByteTokenizer, load_subject
 from gradleak.models.configs import random_config
 from gradleak.models.tokenizer import demo_model_path, fallback_tokenizer, load_tokenizer

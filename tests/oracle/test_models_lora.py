@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import gradleak
 from gradleak.api import read_batch
-from gradleak.audit.shares import parse_share, share_spec
 from gradleak.core.errors import ModelError, SpecError, UsageError
 from gradleak.core.rng import derive
-from gradleak.mechanics.losses import group_losses
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.shares import parse_share, share_spec
+from gradleak.mechanics.client.losses import group_losses
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Anatomy, LoRA, Subject, load_subject, read_anatomy, with_lora
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 300}

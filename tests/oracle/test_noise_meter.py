@@ -10,11 +10,11 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch
 from gradleak.core.errors import DataError, NotApplicableError, UsageError
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.models.lora import LoRA, with_lora
-from gradleak.theory._gauge import Form, verified_identities
-from gradleak.theory.noise_meter import Verdict, measure_noise
+from gradleak.models.loading.lora import LoRA, with_lora
+from gradleak.theory.noise._gauge import Form, verified_identities
+from gradleak.theory.noise.meter import Verdict, measure_noise
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 300}
 PIXELS = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "image_size": 32, "patch_size": 16}

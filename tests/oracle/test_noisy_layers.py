@@ -17,10 +17,10 @@ from gradleak.defenses.cvb import CVB
 from gradleak.defenses.frozen_embeddings import FrozenEmbeddings
 from gradleak.defenses.ppp import PPP
 from gradleak.defenses.precode import PRECODE
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.models.bottleneck import ConvolutionalBottleneck, LinearBottleneck
-from gradleak.models.noisy import noise_name, noisy_layers
+from gradleak.models.running.bottleneck import ConvolutionalBottleneck, LinearBottleneck
+from gradleak.models.running.noise_inputs import noise_name, noisy_layers
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {**SMALL, "vocab_size": 260, "max_position_embeddings": 12}

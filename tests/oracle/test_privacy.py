@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradleak.audit.catalogue import make_stages
 from gradleak.core.stage import UpdateStage
 from gradleak.core.update import Update
-from gradleak.privacy import gaussian
+from gradleak.harness.request.catalogue import make_stages
+from gradleak.privacy.accounting import gaussian
 from gradleak.privacy.claim import claim
 
 CHAINS_WITHOUT_GUARANTEE = (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy import gaussian, reconstruction
+from gradleak.privacy.accounting import gaussian, reconstruction
 
 GRID = np.linspace(-10.0, 40.0, 5001)
 

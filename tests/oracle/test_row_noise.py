@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradleak.mechanics.embedding_channel import EmbeddingChannel
-from gradleak.mechanics.row_noise import row_noise, rows_above
-from gradleak.mechanics.tokens import token_support
+from gradleak.mechanics.embeddings.row_noise import row_noise, rows_above
+from gradleak.mechanics.embeddings.rows import EmbeddingChannel
+from gradleak.mechanics.embeddings.support import token_support
 from gradleak.models import load_subject
-from gradleak.theory.token_test import TokenTest
+from gradleak.theory.noise.token_power import TokenTest
 
 WIDTH, ROWS, USED, RATE = 48, 600, 60, 0.05
 

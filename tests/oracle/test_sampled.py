@@ -10,11 +10,14 @@ import pytest
 from scipy.stats import norm
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy import bayes, counts, sampled, sandwich
-from gradleak.privacy.accountant import account, success
-from gradleak.privacy.candidates import Candidates
-from gradleak.privacy.plan import Phase, Plan
-from gradleak.privacy.sampled import Sampling
+from gradleak.privacy import binomial as counts
+from gradleak.privacy.accounting.accountant import account, success
+from gradleak.privacy.bounds import bayes
+from gradleak.privacy.bounds import chain as sandwich
+from gradleak.privacy.bounds import poisson as sampled
+from gradleak.privacy.bounds.candidates import Candidates
+from gradleak.privacy.bounds.poisson import Sampling
+from gradleak.privacy.plan.plan import Phase, Plan
 
 
 def uneven(count: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Candidates]:

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import rosen
 
 from gradleak.core.attack import Clock, Status
-from gradleak.mechanics.search import LBFGS, Adam, Optimizer, Stopping
+from gradleak.matching.optimizers import LBFGS, Adam, Optimizer, Stopping
 
 
 def rosenbrock(variables):

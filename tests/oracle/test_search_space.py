@@ -8,9 +8,9 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
-from gradleak.mechanics.readout import token_table
-from gradleak.mechanics.search_space import SearchSpace, embeddings, within_span
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.matching.readout import token_table
+from gradleak.matching.search_space import SearchSpace, embeddings, within_span
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradleak.core.errors import UsageError
-from gradleak.mechanics import sgd_bounds as bounds
+from gradleak.privacy.training_cost import sgd_bounds as bounds
 
 RECORDS, PARAMETERS, RADIUS = 500, 20, 5.0
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradleak.core.errors import SpecError
-from gradleak.theory.smoothness import derivative_bounds, smoothness
+from gradleak.theory.convergence.smoothness import derivative_bounds, smoothness
 
 
 def test_softmax_derivatives_never_exceed_their_bounds() -> None:

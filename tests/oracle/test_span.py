@@ -19,12 +19,12 @@ from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.certificate import Certificate, certify
-from gradleak.mechanics.first_input import read_first_input
-from gradleak.mechanics.heads import read_heads
-from gradleak.mechanics.probe import linear_inputs
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.first_input import read_first_input
+from gradleak.mechanics.probing.heads import read_heads
+from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import Subject, read_anatomy
+from gradleak.span.outcome.certificate import Certificate, certify
 
 VOCAB = 500
 SIZES = {

@@ -11,12 +11,12 @@ import transformers
 from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_assembly import Assembled, Assembly
-from gradleak.mechanics.span_attention import AttentionEquations, Pairs, attention_equations
-from gradleak.mechanics.span_readers import Candidates, Model, Reader, context_readers, first_reader
-from gradleak.mechanics.span_selection import Layout, _Interior
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
+from gradleak.span.encoder.attention_equations import AttentionEquations, Pairs, attention_equations
+from gradleak.span.encoder.sentence_search import Assembled, Assembly
+from gradleak.span.encoder.subset_selection import Layout, _Interior
+from gradleak.span.reading.readers import Candidates, Model, Reader, context_readers, first_reader
 
 VOCAB, LENGTHS = 300, (9, 7, 9)
 EXACT = {"noise_std": lambda _: 0.0, "summands": sum(LENGTHS)}

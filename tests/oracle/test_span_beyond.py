@@ -9,22 +9,22 @@ import torch
 import transformers
 
 from gradleak.attacks.span import Span
-from gradleak.audit.prepare import Request, prepare
-from gradleak.audit.runner import run
-from gradleak.audit.store import RunFolder, read_records
 from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_joint import _distinct
-from gradleak.mechanics.span_kin import Kin
-from gradleak.mechanics.span_ledger import Held, fill_anew
-from gradleak.mechanics.span_placement import place_tokens
-from gradleak.mechanics.span_preference import evidence
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.prepare import Request, prepare
+from gradleak.harness.running.runner import run
+from gradleak.harness.running.store import RunFolder, read_records
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.embeddings.placement import place_tokens
 from gradleak.models import Subject, read_anatomy
-from gradleak.theory.placing_law import corner_dimension, most_placed
+from gradleak.span.beyond.reassignment import Held, fill_anew
+from gradleak.span.likelihood.co_membership import Kin
+from gradleak.span.likelihood.reading import evidence
+from gradleak.span.noise.record_search import _distinct
+from gradleak.theory.noise.placement_limit import corner_dimension, most_placed
 
 RECORDS, LENGTH, WIDTH, VOCAB = 22, 8, 160, 4000
 

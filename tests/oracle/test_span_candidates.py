@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradleak.mechanics.first_input import FirstInput, Norm
-from gradleak.mechanics.span import Subspace
-from gradleak.mechanics.span_candidates import _Factored
+from gradleak.mechanics.probing.first_input import FirstInput, Norm
+from gradleak.mechanics.subspace.subspace import Subspace
+from gradleak.span.candidates.membership import _Factored
 
 FEATURES, VOCAB, POSITIONS, RANK = 48, 200, 5, 6
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradleak.mechanics.span_completion import complete, determinable, is_pruned
+from gradleak.mechanics.subspace.completion import complete, determinable, is_pruned
 
 
 def _gradient(rank: int, features: int, outputs: int, seed: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import LoRA, Subject, load_subject, with_lora
 
 if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
@@ -241,7 +241,7 @@ def test_none_does_where_noise_leaves_little(kind: str) -> None:
 @pytest.mark.parametrize("lacking", ["span_candidates.read_first_input", "span_assembly.attention_equations"])
 def test_none_does_where_the_model_is_run_in_the_place_of_a_law(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"gradleak.mechanics.{lacking}", lambda *_, **__: None)
-    monkeypatch.setattr("gradleak.mechanics.span_assembly._ENUMERATE_AT_MOST", 0)
+    monkeypatch.setattr("gradleak.span.encoder.sentence_search._ENUMERATE_AT_MOST", 0)
     subject = load_subject("random:bert", settings=SIZES)
     batch = batch_of(subject, 2, 4)
     _, found = attacked(subject, batch)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from gradleak.core.rng import derive
-from gradleak.mechanics.probe import linear_inputs
-from gradleak.mechanics.span_kept import Kept
-from gradleak.mechanics.span_readers import Model
+from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import load_subject
+from gradleak.span.decoder.token_cache import Kept
+from gradleak.span.reading.readers import Model
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
 

@@ -8,9 +8,9 @@ import torch
 from gradleak.core.attack import Status
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.mechanics.span_pairs import with_ambiguous
-from gradleak.mechanics.span_readers import Candidates, Model
-from gradleak.mechanics.span_sparse import sparse_members
+from gradleak.span.noise.pair_search import with_ambiguous
+from gradleak.span.noise.sparse_selection import sparse_members
+from gradleak.span.reading.readers import Candidates, Model
 
 from .test_span import as_set, attack, make_batch, make_subject
 

@@ -11,11 +11,11 @@ from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.span_attention import AttentionEquations, Pairs
-from gradleak.mechanics.span_relative import RelativeSearch, _assigned, _neighbors, _renamed
-from gradleak.mechanics.span_selection import Layout
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
+from gradleak.span.encoder.attention_equations import AttentionEquations, Pairs
+from gradleak.span.encoder.relative_positions import RelativeSearch, _assigned, _neighbors, _renamed
+from gradleak.span.encoder.subset_selection import Layout
 
 TOKENS, LONGEST, HEADS, WIDTH = 10, 7, 3, 8
 

@@ -15,11 +15,12 @@ from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics import heads_law, span_context
-from gradleak.mechanics.heads import read_heads
-from gradleak.mechanics.span_spectrum import from_gram, from_range, from_sums, room
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing import head_law as heads_law
+from gradleak.mechanics.probing.heads import read_heads
+from gradleak.mechanics.subspace.spectrum import from_gram, from_range, from_sums, room
 from gradleak.models import Subject, load_subject
+from gradleak.span.decoder import continuations as span_context
 
 FEATURES, OUTPUTS = 256, 768
 KINDS = ("gpt2", "opt", "llama")

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from gradleak.mechanics.span import column_space
-from gradleak.mechanics.span_noise import significant_bits
-from gradleak.mechanics.span_null import accept, fit_null
+from gradleak.mechanics.subspace.noise_level import significant_bits
+from gradleak.mechanics.subspace.null_laws import accept, fit_null
+from gradleak.mechanics.subspace.subspace import column_space
 
 FEATURES, OUTPUTS, RANK = 64, 192, 12
 

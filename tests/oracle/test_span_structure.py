@@ -17,7 +17,7 @@ from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
 from gradleak.defenses.dpsgd import DPSGD
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
 LENGTHS = (9, 4, 7)

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from gradleak.core.errors import SpecError, UnknownNameError
-from gradleak.theory import detectability, null_law, rounding, token_test
-from gradleak.theory.token_test import TokenTest
+from gradleak.theory.noise import detectability, rounding
+from gradleak.theory.noise import null as null_law
+from gradleak.theory.noise import token_power as token_test
+from gradleak.theory.noise.token_power import TokenTest
 
 
 def spiked(rows: int, columns: int, singular: float, seed: int) -> tuple[float, float, float]:

@@ -14,9 +14,9 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.core.rng import derive
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.theory.predict import Noise, predict
+from gradleak.theory.prediction.predict import Noise, predict
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 500}
 _LINEAR = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradleak.mechanics.tokens import order_of_one, token_support
+from gradleak.mechanics.embeddings.support import order_of_one, token_support
 
 
 def ledger(ids: torch.Tensor, signals: torch.Tensor, vocab: int) -> torch.Tensor:

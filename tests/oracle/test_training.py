@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from gradleak.attacks.token_support import TokenSupport
-from gradleak.audit.prepare import Request, read_methods
-from gradleak.audit.shares import parse_share, share_spec
 from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import Knowledge
 from gradleak.core.observation import Observation
 from gradleak.defenses.dpsgd import DPSGD
-from gradleak.mechanics.certificate import certify
-from gradleak.mechanics.training import ClientTrainer, LocalTraining
+from gradleak.harness.request.prepare import Request, read_methods
+from gradleak.harness.request.shares import parse_share, share_spec
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
+from gradleak.span.outcome.certificate import certify
 
 LENGTHS = (7, 3, 5, 2, 6)
 

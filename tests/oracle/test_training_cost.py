@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from gradleak.audit.training_cost import training_cost
 from gradleak.cli.app import app
 from gradleak.core.errors import UsageError
-from gradleak.privacy.accountant import account
-from gradleak.privacy.plan import Phase, Plan
+from gradleak.harness.utility.noise_cost import training_cost
+from gradleak.privacy.accounting.accountant import account
+from gradleak.privacy.plan.plan import Phase, Plan
 
 PLAN = Plan(phases=(Phase(noise_multiplier=2.0, steps=300),), sampling="poisson", sampling_rate=0.1, sampled="records")
 

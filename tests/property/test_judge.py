@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gradleak.audit.judge import Judgement, all_metrics, compare, require_scorable, score
-from gradleak.audit.trial import evidence
 from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import DataError
+from gradleak.harness.judging.judge import Judgement, all_metrics, compare, require_scorable, score
+from gradleak.harness.running.trial import evidence
 from gradleak.models.tokenizer import ByteTokenizer, pad_rows
 
 TOKENIZER = ByteTokenizer()

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradleak.audit.prior import prior_only
 from gradleak.core.attack import Status
 from gradleak.core.batch import Batch
 from gradleak.core.errors import DataError
+from gradleak.harness.judging.prior_only import prior_only
 from gradleak.models.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from gradleak.report.compare import student
+from gradleak.report.conclusions.compare import student
 
 
 def test_the_interval_is_that_of_a_paired_t_test() -> None:

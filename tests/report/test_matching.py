@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradleak.report import png, svg
-from gradleak.report.matching import Match, as_bag, in_order
+from gradleak.report.page import png, svg
+from gradleak.report.page.coloring import Match, as_bag, in_order
 
 P, E, W, M = Match.PLACE, Match.ELSEWHERE, Match.WRONG, Match.MISSING
 TOKENS = st.lists(st.integers(0, 4), max_size=8)

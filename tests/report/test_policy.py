@@ -12,8 +12,8 @@ import pytest
 
 from gradleak.core.errors import DataError, SpecError, UnknownNameError, UsageError
 from gradleak.core.record import Record
-from gradleak.report import gate_files
-from gradleak.report.policy import Outcome, Rule, check, read_policy
+from gradleak.report.gate import files as gate_files
+from gradleak.report.gate.policy import Outcome, Rule, check, read_policy
 
 Maker = Callable[..., Record]
 NOISE = "gaussian(std=0.001)"

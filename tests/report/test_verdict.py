@@ -13,10 +13,10 @@ from rich.console import Console
 from scipy import stats
 
 from gradleak.core.record import Record
-from gradleak.report import words
-from gradleak.report.summary import above_guessing, cells, headline_metric, pool, strongest
-from gradleak.report.terminal import table
-from gradleak.report.verdict import INCONCLUSIVE, NOTHING, verdict
+from gradleak.report.conclusions import words
+from gradleak.report.conclusions.pooling import above_guessing, cells, headline_metric, pool, strongest
+from gradleak.report.conclusions.verdict import INCONCLUSIVE, NOTHING, verdict
+from gradleak.report.terminal.table import table
 
 Maker = Callable[..., Record]
 

@@ -16,7 +16,7 @@ from gradleak.core.batch import Modality
 from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
-from gradleak.mechanics.probe import chunks, linear_inputs
+from gradleak.mechanics.probing.probe import chunks, linear_inputs
 from gradleak.models import Block, LinearMap, Subject
 
 _SPARE_DIMENSIONS = 20

@@ -12,9 +12,9 @@ from gradleak.core.attack import Attack, Clock, Objective, Reconstruction
 from gradleak.core.errors import SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
-from gradleak.mechanics import inversion
-from gradleak.mechanics.objectives import Distance
-from gradleak.mechanics.search import LBFGS, Stopping
+from gradleak.matching import engine as inversion
+from gradleak.matching.objectives import Distance
+from gradleak.matching.optimizers import LBFGS, Stopping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

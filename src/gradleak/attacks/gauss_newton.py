@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from gradleak.core.batch import Modality
 from gradleak.core.specs import require_ranges
-from gradleak.mechanics.gauss_newton import GaussNewton as Solver
-from gradleak.mechanics.inversion import Matching
-from gradleak.mechanics.matching_attack import MatchingAttack
-from gradleak.mechanics.objectives import Distance
-from gradleak.mechanics.search import Stopping
+from gradleak.matching.attack import MatchingAttack
+from gradleak.matching.engine import Matching
+from gradleak.matching.gauss_newton import GaussNewton as Solver
+from gradleak.matching.objectives import Distance
+from gradleak.matching.optimizers import Stopping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from gradleak.core.batch import Modality
 from gradleak.core.specs import require_ranges
-from gradleak.mechanics.inversion import Matching
-from gradleak.mechanics.matching_attack import MatchingAttack
-from gradleak.mechanics.objectives import Cosine
-from gradleak.mechanics.search import Adam, Stopping
+from gradleak.matching.attack import MatchingAttack
+from gradleak.matching.engine import Matching
+from gradleak.matching.objectives import Cosine
+from gradleak.matching.optimizers import Adam, Stopping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
-from gradleak.mechanics.first_input import FirstInput, read_first_input
+from gradleak.mechanics.probing.first_input import FirstInput, read_first_input
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,7 @@ from gradleak.core.batch import Modality
 from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
-from gradleak.mechanics.language_prior import check_prior
-from gradleak.mechanics.span_assembly import Assembled, Assembly
-from gradleak.mechanics.span_bag import (
+from gradleak.span.beyond.bag import (
     bag_of_embeddings,
     beyond,
     covers_half,
@@ -24,15 +22,17 @@ from gradleak.mechanics.span_bag import (
     mostly_unexplained,
     tokens_only,
 )
-from gradleak.mechanics.span_blurred import drowned, under_noise
-from gradleak.mechanics.span_candidates import candidates_of
-from gradleak.mechanics.span_case import SpanCase, closing_token, lengths_of_sentences
-from gradleak.mechanics.span_context import Attended, Grid, Replayed, open_first
-from gradleak.mechanics.span_framed import framed, too_few
-from gradleak.mechanics.span_growth import Grown, grow
-from gradleak.mechanics.span_hidden import candidate_sets, may_hide
-from gradleak.mechanics.span_outcome import Outcome, conclude, outcome_of_assembly, outcome_of_growth, statistics_of
-from gradleak.mechanics.span_readers import Candidates, Reader, context_readers, first_reader, hides_first
+from gradleak.span.candidates.membership import candidates_of
+from gradleak.span.decoder.continuations import Attended, Grid, Replayed, open_first
+from gradleak.span.decoder.prefix_search import Grown, grow
+from gradleak.span.encoder.sentence_search import Assembled, Assembly
+from gradleak.span.language.prior import check_prior
+from gradleak.span.noise.encoder_candidates import candidate_sets, may_hide
+from gradleak.span.outcome.outcome import Outcome, conclude, outcome_of_assembly, outcome_of_growth, statistics_of
+from gradleak.span.reading.evidence import SpanCase, closing_token, lengths_of_sentences
+from gradleak.span.reading.pruned import framed, too_few
+from gradleak.span.reading.readers import Candidates, Reader, context_readers, first_reader, hides_first
+from gradleak.span.strategy import drowned, under_noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,9 +11,9 @@ from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
-from gradleak.mechanics.span_candidates import candidates_of
-from gradleak.mechanics.span_case import SpanCase
-from gradleak.mechanics.span_readers import first_reader
+from gradleak.span.candidates.membership import candidates_of
+from gradleak.span.reading.evidence import SpanCase
+from gradleak.span.reading.readers import first_reader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,8 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
 from gradleak.core.update import Update
-from gradleak.mechanics.embedding_channel import EmbeddingChannel
-from gradleak.mechanics.labels import single_label
+from gradleak.mechanics.embeddings.labels import single_label
+from gradleak.mechanics.embeddings.rows import EmbeddingChannel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,18 +7,18 @@ from typing import Annotated
 import typer
 
 from gradleak import __version__
-from gradleak.cli.account import account
-from gradleak.cli.attack import attack
-from gradleak.cli.audit import audit
-from gradleak.cli.bound import bound
-from gradleak.cli.catalogue import explain, list_
-from gradleak.cli.check import check
-from gradleak.cli.compare import compare
-from gradleak.cli.doctor import doctor
-from gradleak.cli.predict import predict
-from gradleak.cli.recommend import recommend
-from gradleak.cli.report import report
-from gradleak.cli.spread import SpreadCommand
+from gradleak.cli.common.multi_values import SpreadCommand
+from gradleak.cli.verbs.account import account
+from gradleak.cli.verbs.attack import attack
+from gradleak.cli.verbs.audit import audit
+from gradleak.cli.verbs.bound import bound
+from gradleak.cli.verbs.catalogue import explain, list_
+from gradleak.cli.verbs.check import check
+from gradleak.cli.verbs.compare import compare
+from gradleak.cli.verbs.doctor import doctor
+from gradleak.cli.verbs.predict import predict
+from gradleak.cli.verbs.recommend import recommend
+from gradleak.cli.verbs.report import report
 
 app = typer.Typer(
     name="gradleak",

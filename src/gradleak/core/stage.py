@@ -39,7 +39,7 @@ class Client:
     Attributes:
         batch: the private records.
         data: what the records have become: what was, or is about to be, trained on.
-        trainer: the local training, of the model as it is deployed (``gradleak.mechanics.training.ClientTrainer``).
+        trainer: the local training, of the model as it is deployed (``gradleak.mechanics.client.trainer.ClientTrainer``).
         round: releases that this client made before this one.
         state: what this very stage returned in the client's last round; empty in the first.
     """
@@ -114,7 +114,7 @@ class Stage:
         return None
 
     def describe(self, run: Run) -> Mapping[str, Any] | None:
-        """What this stage does for privacy all by itself, in the words of a training plan (``gradleak.privacy.plan_file``).
+        """What this stage does for privacy all by itself, in the words of a training plan (``gradleak.privacy.plan.file``).
 
         The accountant decides what follows from it; a stage never states an ε. Build it from the same objects that run.
 

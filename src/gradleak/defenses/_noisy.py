@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gradleak.core.stage import TrainingStage
 from gradleak.defenses._tensors import finite_and_not_negative, require
-from gradleak.mechanics.clipping import NoisySum
-from gradleak.mechanics.schedules import Schedule
+from gradleak.mechanics.client.clipping import NoisySum
+from gradleak.mechanics.client.noise_schedules import Schedule
 
 
 class ScheduledNoise(TrainingStage, ABC):

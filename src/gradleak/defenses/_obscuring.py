@@ -12,7 +12,7 @@ from torch import Tensor
 from gradleak.core.batch import TrainingData
 from gradleak.core.errors import ModelError
 from gradleak.core.stage import Client
-from gradleak.mechanics.training import ClientTrainer
+from gradleak.mechanics.client.trainer import ClientTrainer
 
 
 def require_images(client: Client, name: str) -> None:

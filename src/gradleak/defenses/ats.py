@@ -15,7 +15,7 @@ from gradleak.core.errors import DataError, SpecError
 from gradleak.core.stage import Client, DataStage
 from gradleak.defenses._augmentations import COUNT, augment
 from gradleak.defenses._obscuring import own_weights, require_images, shuffled
-from gradleak.mechanics.training import ClientTrainer
+from gradleak.mechanics.client.trainer import ClientTrainer
 
 LONGEST = 3
 """Changes in a policy."""

@@ -13,13 +13,13 @@ from torch import nn
 from gradleak.core.errors import ModelError
 from gradleak.core.stage import ModelStage
 from gradleak.defenses._tensors import require
-from gradleak.mechanics.training import ClientTrainer
+from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.models import Subject
-from gradleak.models.bottleneck import ConvolutionalBottleneck
 from gradleak.models.calling import image_shape
-from gradleak.models.flow import parameters_above
-from gradleak.models.noisy import copied_structure
 from gradleak.models.quiet import seeded
+from gradleak.models.running.bottleneck import ConvolutionalBottleneck
+from gradleak.models.running.forward_order import parameters_above
+from gradleak.models.running.noise_inputs import copied_structure
 
 _CHILD = "cvb"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradleak.core.stage import NormStage, Run
 from gradleak.defenses._tensors import finite_and_not_negative, require
-from gradleak.mechanics.clipping import ClipExample, NoisySum
+from gradleak.mechanics.client.clipping import ClipExample, NoisySum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

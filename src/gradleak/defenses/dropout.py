@@ -16,8 +16,8 @@ from gradleak.core.errors import ModelError
 from gradleak.core.stage import ModelStage
 from gradleak.defenses._tensors import require
 from gradleak.models import Subject
-from gradleak.models.attention import sample_inputs
-from gradleak.models.noisy import Noisy, copied_structure
+from gradleak.models.running.attention import sample_inputs
+from gradleak.models.running.noise_inputs import Noisy, copied_structure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from gradleak.core.stage import Run
 from gradleak.defenses._noisy import ScheduledNoise, check_schedule
 from gradleak.defenses._tensors import require
-from gradleak.mechanics.clipping import ClipLargest, NoisySum
-from gradleak.mechanics.schedules import Schedule, relative_noise
+from gradleak.mechanics.client.clipping import ClipLargest, NoisySum
+from gradleak.mechanics.client.noise_schedules import Schedule, relative_noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

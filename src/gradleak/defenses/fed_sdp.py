@@ -16,8 +16,8 @@ from gradleak.core.stage import Client, ClientStage, Run, State
 from gradleak.core.update import Update
 from gradleak.defenses._noisy import check_schedule
 from gradleak.defenses._tensors import require
-from gradleak.mechanics.clipping import ClipExample, NoisySum
-from gradleak.mechanics.schedules import Schedule, relative_noise
+from gradleak.mechanics.client.clipping import ClipExample, NoisySum
+from gradleak.mechanics.client.noise_schedules import Schedule, relative_noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

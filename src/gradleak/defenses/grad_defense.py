@@ -17,7 +17,7 @@ from gradleak.core.batch import Batch, TrainingData
 from gradleak.core.stage import Client, ClientStage, State
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import add_noise, finite_and_not_negative, require
-from gradleak.mechanics.training import ClientTrainer
+from gradleak.mechanics.client.trainer import ClientTrainer
 
 _TINY = 1e-30
 _ROOT_LENGTH = 8

@@ -19,7 +19,7 @@ from gradleak.core.errors import SpecError
 from gradleak.core.stage import Client, DataStage
 from gradleak.defenses._obscuring import gradient_at, own_weights, require_images, shuffled
 from gradleak.defenses._tensors import finite_and_not_negative, require
-from gradleak.mechanics.training import ClientTrainer
+from gradleak.mechanics.client.trainer import ClientTrainer
 
 _TINY = 1e-12
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from gradleak.core.stage import Client, ClientStage, State
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import keep_largest, kept_count, require, working_dtype
-from gradleak.mechanics.training import ClientTrainer
+from gradleak.mechanics.client.trainer import ClientTrainer
 
 _TINY = 1e-30
 

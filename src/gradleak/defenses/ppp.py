@@ -16,8 +16,8 @@ from gradleak.core.stage import Client, ClientStage, ModelStage, Stage, State
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require, rms
 from gradleak.models import Subject
-from gradleak.models.flow import parameters_above
-from gradleak.models.noisy import noisy_layers
+from gradleak.models.running.forward_order import parameters_above
+from gradleak.models.running.noise_inputs import noisy_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@ spread over a training script. Reads them into one ``Plan``, with the claim that
 lint. Must not import opacus: it is known by its attributes, so a plan can be read without it. Must not compute any ε.
 
     from gradleak.integrations.opacus import plan_of
-    from gradleak.privacy.accountant import account
+    from gradleak.privacy.accounting.accountant import account
     from gradleak.privacy.lint import lint
 
     plan = plan_of(engine, optimizer, data_loader, delta=1e-5)      # after, or with steps= before, the training
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy.plan import Claimed, ClaimedBy, Phase, Plan, Sampling, Viewpoint
+from gradleak.privacy.plan.plan import Claimed, ClaimedBy, Phase, Plan, Sampling, Viewpoint
 
 _METHODS: dict[str, ClaimedBy] = {"prv": "prv", "rdp": "rdp", "gdp": "gdp_clt"}
 

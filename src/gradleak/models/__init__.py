@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gradleak.models.anatomy import Adapter, Anatomy, Block, LinearMap
-from gradleak.models.attention import ensure_differentiable, probe_double_backward
-from gradleak.models.loading import load_subject
-from gradleak.models.lora import LoRA, with_lora
-from gradleak.models.reading import read_anatomy
+from gradleak.models.loading.load import load_subject
+from gradleak.models.loading.lora import LoRA, with_lora
+from gradleak.models.reading.anatomy_reader import read_anatomy
+from gradleak.models.running.attention import ensure_differentiable, probe_double_backward
 from gradleak.models.subject import Subject
 from gradleak.models.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer
 

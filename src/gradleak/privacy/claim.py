@@ -11,10 +11,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from gradleak.core.stage import ClientStage, DataStage, ProtocolStage, Run, Stage
-from gradleak.privacy.accountant import account
-from gradleak.privacy.plan import Phase, Plan
-from gradleak.privacy.plan_file import make_plan
-from gradleak.privacy.words import RELATIONS, VIEWS
+from gradleak.privacy.accounting.accountant import account
+from gradleak.privacy.plan.file import make_plan
+from gradleak.privacy.plan.plan import Phase, Plan
+from gradleak.privacy.plan.words import RELATIONS, VIEWS
 
 _ONE = Run()
 _UNIT = "one client, all its records"

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from gradleak.privacy import closed_forms
-from gradleak.privacy.accountant import Guarantee, account
-from gradleak.privacy.plan import Claimed, Plan
+from gradleak.privacy.accounting import closed_forms
+from gradleak.privacy.accounting.accountant import Guarantee, account
+from gradleak.privacy.plan.plan import Claimed, Plan
 
 Severity = Literal["error", "warning"]
 

@@ -13,12 +13,13 @@ from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
-from gradleak.audit.frontier import Frontier, read_header, read_trained
-from gradleak.audit.utility import Interval, Trained, drop, interval
-from gradleak.audit.utility_tasks import make_task
 from gradleak.core.record import Record
-from gradleak.report import losses, svg, words
-from gradleak.report.summary import Cell, Pooled, cells, groups
+from gradleak.harness.utility.frontier import Frontier, read_header, read_trained
+from gradleak.harness.utility.tasks import make_task
+from gradleak.harness.utility.training import Interval, Trained, drop, interval
+from gradleak.report.conclusions import words
+from gradleak.report.conclusions.pooling import Cell, Pooled, cells, groups
+from gradleak.report.page import losses, svg
 
 METRIC: Mapping[str, str] = {"text": "token_recall", "image": "ssim"}
 """Leakage, chosen before any run: the most sensitive of the leak metrics on a scale from 0 to 1, larger leaks more."""

@@ -1,0 +1,55 @@
+"""Why: reads frontiers that were run and names the cheapest setting that meets what was asked, or says that none does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradleak.cli.common.options import Json
+from gradleak.cli.common.output import INCONCLUSIVE, errors_shown, out, print_json
+
+
+def recommend(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders that `gradleak audit --frontier` wrote.", show_default=False),
+    ],
+    leakage_below: Annotated[
+        float, typer.Option("--leakage-below", metavar="X", help="Largest leakage allowed, a share such as 0.3.")
+    ],
+    drop_below: Annotated[
+        float,
+        typer.Option("--accuracy-drop-below", metavar="Y", help="Largest loss of accuracy allowed, such as 0.05."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Name the cheapest setting of a defense that met both limits, or say that none did (exit code 3)."""
+    with errors_shown():
+        from dataclasses import asdict
+
+        from gradleak.core.errors import DataError
+        from gradleak.harness.running.store import read_records
+        from gradleak.report.conclusions.recommend import Limits, recommend
+        from gradleak.report.frontier import Sweep, read_sweep
+
+        limits = Limits(leakage=leakage_below, drop=drop_below)
+        sweeps: list[Sweep] = []
+        for run in runs:
+            sweep = read_sweep(run, read_records(run))
+            if sweep is None:
+                raise DataError(
+                    f"{run} holds no frontier. Run `gradleak audit --frontier SPEC --knobs A,B --out {run}`."
+                )
+            sweeps.append(sweep)
+        answer = recommend(sweeps, limits)
+        if as_json:
+            print_json({**asdict(answer), "sentences": answer.sentences()})
+        else:
+            first, *rest = answer.sentences()
+            out().print(first, style="bold", markup=False, highlight=False)
+            for sentence in rest:
+                out().print(f"  {sentence}", markup=False, highlight=False)
+        if answer.found is None:
+            raise typer.Exit(INCONCLUSIVE)

@@ -1,0 +1,1 @@
+"""The only place where truth meets reconstruction: pairing, scores, intervals, baselines, flags."""

@@ -1,0 +1,1 @@
+"""What a defense costs: short trainings, memory, the frontier over one knob."""

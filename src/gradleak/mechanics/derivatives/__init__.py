@@ -1,0 +1,1 @@
+"""Jacobians, their products and spectra, least squares on residuals."""

@@ -1,0 +1,1 @@
+"""What the gradients of token table, position table and head tell."""

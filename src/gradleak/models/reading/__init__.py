@@ -1,0 +1,1 @@
+"""From a module to its anatomy, by data flow and never by name."""

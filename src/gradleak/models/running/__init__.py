@@ -1,0 +1,1 @@
+"""How a model is called, and how its layers are listened to."""

@@ -1,0 +1,1 @@
+"""From a plan to ε(δ): events, loss distributions, closed forms."""

@@ -1,0 +1,1 @@
+"""The best possible attacker under a mechanism: Bayes risk over candidates, error floors."""

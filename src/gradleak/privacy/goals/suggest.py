@@ -1,0 +1,62 @@
+"""Why: what a goal costs. Puts every goal on one axis, the noise multiplier, with the ε that comes with it and the noise variance
+relative to ε = 8: the bounds on training depend on the noise only through its square. Must not know how it is printed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradleak.privacy.accounting.accountant import curve
+from gradleak.privacy.goals.calibrate import calibrate, scaled
+from gradleak.privacy.goals.goals import BitsAtMost, EpsilonAtMost, Goal, SpanDead, SuccessAtMost
+from gradleak.privacy.plan.plan import Plan
+from gradleak.privacy.plan.views import resolve
+
+REFERENCE = EpsilonAtMost(epsilon=8.0)
+VOCABULARY = 50257
+"""Entries of GPT-2's vocabulary, the list that a secret token hides in."""
+
+FRONTIER: tuple[Goal, ...] = (
+    SpanDead(columns=768),
+    SuccessAtMost(probability=0.5, candidates=VOCABULARY),
+    SuccessAtMost(probability=0.01, candidates=VOCABULARY),
+    REFERENCE,
+    SuccessAtMost(probability=0.1, candidates=512),
+    BitsAtMost(bits=1.0),
+    SuccessAtMost(probability=0.01, candidates=512),
+    EpsilonAtMost(epsilon=1.0),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """The noise for one goal.
+
+    Attributes:
+        noise_multiplier: the least, for the plan's steps and sampling (of the least noisy step of a schedule).
+        epsilon: of the plan with that noise.
+        relative_variance: square of it over that of ε ≤ 8; None where nothing was compared.
+    """
+
+    goal: str
+    noise_multiplier: float
+    epsilon: float
+    relative_variance: float | None
+
+
+def noise_for(plan: Plan, goal: Goal, *, reference: float | None = None) -> Price:
+    """The least noise for ``goal``. Raises ``UsageError`` if no noise reaches it."""
+    at = scaled(plan, calibrate(plan, goal))
+    return Price(
+        goal=str(goal),
+        noise_multiplier=at.least_noise,
+        epsilon=curve(resolve(at)).epsilon(plan.delta),
+        relative_variance=None if reference is None else (at.least_noise / reference) ** 2,
+    )
+
+
+def compare(plan: Plan, goals: tuple[Goal, ...] = FRONTIER) -> tuple[Price, ...]:
+    """Every goal's price, cheapest first."""
+    reference = noise_for(plan, REFERENCE).noise_multiplier
+    prices = [noise_for(plan, goal, reference=reference) for goal in goals]
+    return tuple(sorted(prices, key=lambda price: price.noise_multiplier))

@@ -1,0 +1,1 @@
+"""A training plan: unit, sampling, mechanism, and who sees what of it."""

@@ -1,0 +1,1 @@
+"""What clipping and noise cost a training run."""

@@ -1,0 +1,1 @@
+"""From records to statements: pooled scores, verdicts, comparisons. Knows no markup."""

@@ -1,0 +1,1 @@
+"""A run checked against a policy, for continuous integration."""

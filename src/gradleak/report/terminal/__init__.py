@@ -1,0 +1,1 @@
+"""A run and a prediction as text."""

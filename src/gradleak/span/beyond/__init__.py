@@ -1,0 +1,1 @@
+"""Batches that hold more tokens than the model has hidden dimensions."""

@@ -1,0 +1,1 @@
+"""Which (token, position) pairs lie in the column space at the first attention."""

@@ -1,0 +1,1 @@
+"""Records of causal models, prefix by prefix."""

@@ -1,0 +1,210 @@
+"""Why: in a causal model the input of a layer at position p depends on the tokens up to p only, so sequences grow one
+token at a time and every extension is tested at once. Must not know encoders, labels or losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gradleak.core.attack import Clock
+from gradleak.span.decoder.continuations import Continuations, Grid
+from gradleak.span.reading.readers import Model, Reader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grown:
+    """Sequences that no token extends, as few as explain the space.
+
+    Attributes:
+        sequences: token ids, the one that explains most dimensions first.
+        starts: position of each sequence's first token: 0 but for padding in front of it.
+        leaves: number of sequences that passed every test, including those that explain nothing new.
+        tested: extensions tested in all; finished: False if the clock ran out.
+        crowded: True if prefixes had to be dropped for their number.
+        missed: directions of the proof's space that the sequences cannot explain, at least; 0 where none were counted.
+    """
+
+    sequences: tuple[Int64[Tensor, " length"], ...]
+    starts: tuple[int, ...]
+    leaves: int
+    tested: int
+    finished: bool
+    crowded: bool
+    missed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    ids: Int64[Tensor, " length"]
+    excess: float
+    start: int
+
+
+@dataclass(slots=True)
+class _Front:
+    """Prefixes of one length, as candidate numbers, with the sum of their excesses."""
+
+    rows: Int64[Tensor, "prefixes length"]
+    excess: Float[Tensor, " prefixes"]
+
+
+def grow(
+    grid: Grid,
+    continuations: Continuations,
+    proof: Reader,
+    model: Model,
+    *,
+    beam: int,
+    at_most: int | None,
+    clock: Clock,
+    directions: int = 0,
+    positional: bool = False,
+) -> Grown:
+    """Breadth-first growth from the first position; from later ones too where those leave directions unexplained.
+
+    A sequence explains at most one direction for each of its beginnings, and padding in front of it one more where it carries
+    loss: directions beyond that belong to what was not found. Where they are counted nothing passes by chance, and rows that
+    hold several documents may give more sequences than there are rows.
+
+    Args:
+        grid: candidates per position.
+        continuations: the test of an extension.
+        proof: a place behind the first attention, where sequences that pass every test are told from echoes.
+        beam: most prefixes kept of one length.
+        at_most: number of sequences wanted, or None for all that explain something.
+        directions: of the space behind the first attention; 0 where some may belong to no token.
+        positional: whether a sequence that begins at a later position has other inputs.
+    """
+    walk = _Walk.from_start(grid, continuations, 0, beam, clock)
+    if positional and directions > _explained(walk.leaves):
+        for start in range(1, grid.length):
+            if not walk.finished:
+                break
+            walk = walk.joined(_Walk.from_start(grid.since(start), continuations.since(start), start, beam, clock))
+    # A crowd of prefixes says that wrong ones pass too.
+    chosen = _select(walk.leaves, proof, model, at_most, 0 if walk.crowded else directions)
+    return Grown(
+        sequences=tuple(leaf.ids for leaf in chosen),
+        starts=tuple(leaf.start for leaf in chosen),
+        leaves=len(walk.leaves),
+        tested=walk.tested,
+        finished=walk.finished,
+        crowded=walk.crowded,
+        missed=max(0, directions - _explained(chosen)) if walk.finished and chosen else 0,
+    )
+
+
+def _explained(leaves: list[_Leaf]) -> int:
+    """The most directions that these sequences can explain."""
+    rows = [(leaf.start, *leaf.ids.tolist()) for leaf in leaves]
+    beginnings = {row[:end] for row in rows for end in range(2, len(row) + 1)}
+    return len(beginnings) + sum(leaf.start > 0 for leaf in leaves)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Walk:
+    """What growth from one position (or several) came to."""
+
+    leaves: list[_Leaf]
+    tested: int
+    finished: bool
+    crowded: bool
+
+    @staticmethod
+    def from_start(grid: Grid, continuations: Continuations, start: int, beam: int, clock: Clock) -> _Walk:
+        leaves: list[_Leaf] = []
+        root = grid.tokens.new_empty(1, 0)
+        front = _Front(root, root.new_zeros(1, dtype=torch.float64))
+        tested, crowded, finished = 0, False, True
+        for p in range(grid.length):
+            finished = not clock.spent()
+            if not finished or not len(front.rows):
+                break
+            clock.progress(p / grid.length, f"position {p + 1} of {grid.length}, {len(front.rows)} prefixes")
+            if not grid.counts[p]:
+                break
+            verdicts = continuations.test(front.rows, tests_left=grid.length - p)
+            tested += verdicts.passed.numel()
+            parents, children = verdicts.passed.nonzero(as_tuple=True)
+            leaves += _leaves(grid, front, ~verdicts.passed.any(dim=1), start)
+            excess = front.excess[parents] + verdicts.excess[parents, children]
+            crowded |= len(parents) > beam
+            keep = excess.argsort()[:beam]
+            rows = torch.cat((front.rows[parents[keep]], children[keep].unsqueeze(1)), dim=1)
+            front = _Front(rows, excess[keep])
+        leaves += _leaves(grid, front, front.rows.new_ones(len(front.rows), dtype=torch.bool), start)
+        return _Walk(leaves=leaves, tested=tested, finished=finished, crowded=crowded)
+
+    def joined(self, other: _Walk) -> _Walk:
+        return _Walk(
+            leaves=self.leaves + other.leaves,
+            tested=self.tested + other.tested,
+            finished=self.finished and other.finished,
+            crowded=self.crowded or other.crowded,
+        )
+
+
+def _leaves(grid: Grid, front: _Front, which: Tensor, start: int) -> list[_Leaf]:
+    length = front.rows.shape[1]
+    if not length:
+        return []
+    chosen = which.nonzero().flatten()
+    means = (front.excess[chosen] / length).tolist()
+    return [_Leaf(ids, excess, start) for ids, excess in zip(grid.ids(front.rows[chosen]), means, strict=True)]
+
+
+def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | None, directions: int) -> list[_Leaf]:
+    """The sequences that explain most: all of them where there are as many as records, else a greedy choice.
+
+    Passing every test is not enough: where positions are rotations the first token repeated for ever passes too, for
+    attention over equal values returns that value. Such a sequence explains no dimension that the true one does not, or leaves
+    the proof's space. More than asked for are taken from those that stay inside while ``directions`` are left to explain.
+    """
+    if at_most is not None and len(leaves) == at_most:
+        return sorted(leaves, key=lambda leaf: leaf.excess)
+    rows = [_normed(proof, model, leaf) for leaf in leaves]
+    chosen: list[_Leaf] = []
+    explained = proof.space.basis.new_zeros(0, proof.space.features)
+    left = set(range(len(leaves)))
+    inside = {i for i in left if float(proof.space.residual(rows[i]).max()) < _tolerance(proof, rows[i])}
+    if directions and at_most is None:
+        left = inside
+    while left:
+        if at_most is not None and len(chosen) >= at_most:
+            left &= inside if directions > _explained(chosen) else set()
+            if not left:
+                break
+        gains = {i: _new_directions(rows[i], explained, _tolerance(proof, rows[i])) for i in left}
+        best = max(left, key=lambda i: (len(gains[i]), -leaves[i].excess, -i))
+        if not len(gains[best]):
+            break
+        chosen.append(leaves[best])
+        explained = torch.cat((explained, gains[best]))
+        left.remove(best)
+    return chosen
+
+
+def _normed(reader: Reader, model: Model, leaf: _Leaf) -> Float[Tensor, "seq features"]:
+    (z,) = model.inputs_behind(leaf.start, (reader,), leaf.ids.unsqueeze(0))
+    return torch.nn.functional.normalize(z[0].double(), dim=-1)
+
+
+def _tolerance(reader: Reader, rows: Tensor) -> float:
+    """Half way, in logarithm, between what noise leaves of an explained row and a whole row."""
+    return float(reader.space.expected(rows).median().clamp(max=1.0).sqrt())
+
+
+def _new_directions(rows: Tensor, explained: Tensor, tolerance: float) -> Float[Tensor, "new features"]:
+    """Orthonormal directions of ``rows`` outside ``explained`` (orthonormal rows)."""
+    basis = explained
+    for row in rows:
+        # Twice: one Gram-Schmidt pass leaves rounding along directions that nearly cancel.
+        rest = row - (row @ basis.T) @ basis
+        rest = rest - (rest @ basis.T) @ basis
+        if float(rest.norm()) > tolerance:
+            basis = torch.cat((basis, (rest / rest.norm()).unsqueeze(0)))
+    return basis[len(explained) :]

@@ -1,0 +1,1 @@
+"""Records of bidirectional models, whole sentences at once."""

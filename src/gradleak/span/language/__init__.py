@@ -1,0 +1,1 @@
+"""Language models that tell how probable a text is before any update was seen."""

@@ -1,0 +1,1 @@
+"""How likely a noisy gradient makes a proposal: inputs, tokens, whole sets of records."""

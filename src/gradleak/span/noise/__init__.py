@@ -1,0 +1,1 @@
+"""Joint searches where noise makes single tests fail."""

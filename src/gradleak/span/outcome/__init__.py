@@ -1,0 +1,1 @@
+"""What was found → labels and certificate → reconstruction with its status."""

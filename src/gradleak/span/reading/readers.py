@@ -1,0 +1,310 @@
+"""Why: a linear layer "reads" its input; its gradient in the update tells which inputs it read. A reader pairs the
+place in the model with the column space of what was shared.
+Must not know how sequences are put together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from gradleak.core.errors import NotApplicableError
+from gradleak.mechanics.probing.probe import linear_inputs, reads_context
+from gradleak.mechanics.subspace.adapters import Shared, adapter_space
+from gradleak.mechanics.subspace.completion import completed_space, determined, is_pruned
+from gradleak.mechanics.subspace.noise_level import Noise
+from gradleak.mechanics.subspace.null_laws import Null, fit_null, log_odds
+from gradleak.mechanics.subspace.subspace import Subspace, column_space
+from gradleak.models import Anatomy, LinearMap, Subject
+from gradleak.span.reading.model_mismatch import DepartureOf
+
+FALSE_ALARM_RATE = 1e-3
+"""Probability that one whole family of tests accepts any non-member (Bonferroni within the family)."""
+
+
+_UNDETERMINED = 1
+"""Places whose survivors do not determine them, before later ones, of which fewer survive, are not tried."""
+
+NoiseOf = Callable[[str], Noise]
+"""Standard deviation per entry that is known to sit on a released tensor, by parameter name."""
+
+
+def _nowhere(_path: str) -> float:
+    return 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """A place in the model whose input was recorded in the update.
+
+    Attributes:
+        path: module whose input is tested.
+        space: column space of the shared gradients of all maps that read this input, or what adapters tell of it.
+        weights: the parameters behind it.
+        left_out: whether entries of the gradient were left out and those that survive do not determine the space.
+        most: number of inputs that the shared tensors can hold, where that is less than the width.
+    """
+
+    path: str
+    space: Subspace
+    weights: tuple[str, ...]
+    most: int | None = None
+    left_out: bool = False
+
+    @property
+    def hint(self) -> str:
+        """What a space without any token may mean; empty where nothing can be said."""
+        if self.most is None or self.space.inputs < self.most:
+            return ""
+        return f" Adapters show {self.most} inputs at most, and all are in use: adapter_bag weighs the tokens of larger batches."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """The subject as the probe runs it: with its own or with other parameter values."""
+
+    subject: Subject
+    parameters: Mapping[str, Tensor] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.subject.anatomy.vocab_size
+
+    def value(self, name: str) -> Tensor:
+        """A parameter as the probe runs the model."""
+        own = self.subject.module.get_parameter(name).detach()
+        return own if self.parameters is None else self.parameters.get(name, own)
+
+    def inputs(
+        self, readers: Sequence[Reader], ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"] | None = None
+    ) -> list[Float[Tensor, "batch seq features"]]:
+        found = linear_inputs(self.subject, [r.path for r in readers], ids, mask=mask, parameters=self.parameters)
+        return [found[r.path] for r in readers]
+
+    def inputs_behind(
+        self, padding: int, readers: Sequence[Reader], ids: Int64[Tensor, "batch seq"]
+    ) -> list[Float[Tensor, "batch seq features"]]:
+        """The inputs of sequences that begin behind so many positions of padding."""
+        if not padding:
+            return self.inputs(readers, ids)
+        padded = torch.nn.functional.pad(ids, (padding, 0))
+        mask = torch.arange(padded.shape[1], device=ids.device).expand_as(padded) >= padding
+        return [found[:, padding:] for found in self.inputs(readers, padded, mask)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidates:
+    """Tokens that pass the first test, per position; where positions do not enter the input all entries are equal.
+
+    Attributes:
+        tokens: token ids per position, best first; residuals beside them.
+        nearest: per position, the token with the smallest residual of all, whether it passes or not; up to ``length()``.
+        null_cut: residual below which no non-member is expected among all pairs.
+        positional: whether the input depends on the position.
+    """
+
+    tokens: tuple[Int64[Tensor, " tokens"], ...]
+    residuals: tuple[Float[Tensor, " tokens"], ...]
+    nearest: Int64[Tensor, " positions"]
+    null_cut: float
+    positional: bool
+
+    def count(self) -> int:
+        """Number of pairs of token and position."""
+        return sum(ids.numel() for ids in self.tokens)
+
+    def length(self) -> int:
+        """Number of leading positions up to the last one with a candidate."""
+        filled = [p for p, ids in enumerate(self.tokens) if ids.numel()]
+        return filled[-1] + 1 if filled else 0
+
+    def bag(self) -> Int64[Tensor, " tokens"]:
+        """Every token that passes somewhere, once."""
+        return (
+            torch.cat(self.tokens[: self.length()] if self.positional else self.tokens[:1]).unique()
+            if self.length()
+            else self.nearest[:0]
+        )
+
+
+def make_reader(
+    update: Mapping[str, Tensor],
+    maps: Sequence[LinearMap],
+    model: Model,
+    *,
+    noise_std: NoiseOf,
+    summands: int,
+    departure: DepartureOf = _nowhere,
+    expected_rank: int = 0,
+) -> Reader | None:
+    """The reader of the input that ``maps`` share: from their own gradients, or else from those of adapters on them.
+
+    Returns:
+        None if the update holds neither, or only zeros, or adapters whose few numbers more inputs than that fill.
+    """
+    if not maps:
+        return None
+    path, shared = maps[0].module, [m for m in maps if m.weight in update and bool(update[m.weight].any())]
+    if shared:
+        gradients = [m.as_matrix(update[m.weight]).T for m in shared]
+        stds = [noise_std(m.weight) for m in shared]
+        space = column_space(gradients, noise_std=stds, summands=summands, expected_rank=expected_rank)
+        pruned = any(is_pruned(gradient) for gradient in gradients)
+        if pruned:
+            space = completed_space(gradients, space, summands=summands, expected_rank=expected_rank)
+        return Reader(
+            path=path,
+            space=space.parted(departure(path)),
+            weights=tuple(m.weight for m in shared),
+            left_out=pruned and not determined(space),
+        )
+    factors = Shared(update=update, noise_std=noise_std, summands=summands)
+    found = adapter_space(factors, model.subject.anatomy.adapters_of(tuple(maps)), model.value)
+    if found is None:
+        return None
+    space, weights = found
+    most = sum(min(update[name].shape) for name in weights)
+    return Reader(path=path, space=space.parted(departure(path)), weights=weights, most=most)
+
+
+def first_reader(
+    update: Mapping[str, Tensor],
+    model: Model,
+    *,
+    noise_std: NoiseOf,
+    summands: int,
+    departure: DepartureOf = _nowhere,
+) -> Reader:
+    """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
+    maps = model.subject.anatomy.first_maps()
+    reader = make_reader(update, maps, model, noise_std=noise_std, summands=summands, departure=departure)
+    if reader is not None:
+        return reader
+    adapters = model.subject.anatomy.adapters_of(maps)
+    if any(a.up.weight in update and bool(update[a.up.weight].any()) for a in adapters):
+        raise NotApplicableError(
+            "The adapters of the first attention are at their start (B = 0) or too near, where one of rank r tells fewer than r inputs "
+            f"apart; the batch holds more than ranks {', '.join(str(a.rank) for a in adapters)} allow. "
+            "adapter_bag weighs the tokens of such a batch."
+        )
+    raise NotApplicableError(
+        f"The span attack reads the gradient of the first attention's projections ({', '.join(m.weight for m in maps)}) "
+        "or of adapters on them; the update holds none of them, or only zeros. What later layers read depends on whole sequences, "
+        "and there no token can be tested by itself."
+    )
+
+
+def hides_first(anatomy: Anatomy, first: Reader) -> bool:
+    """Whether only queries were shared, which never show the first position: over one key the softmax has no derivative."""
+    block = anatomy.blocks[0]
+    if anatomy.entrance or block.fused:
+        return False
+    queries = block.attention_inputs[:1]
+    factors = {each.weight for a in anatomy.adapters_of(queries) for each in (a.down, a.up)}
+    return set(first.weights) <= {queries[0].weight, *factors}
+
+
+def context_readers(
+    update: Mapping[str, Tensor],
+    model: Model,
+    *,
+    noise_std: NoiseOf,
+    summands: int,
+    departure: DepartureOf = _nowhere,
+    expected_rank: int = 0,
+    at_most: int = 2,
+) -> tuple[Reader, ...]:
+    """The first readers behind the first attention whose input depends on the other tokens and is not full rank."""
+    few = torch.arange(min(4, model.vocab_size))
+    found: list[Reader] = []
+    undetermined = 0
+    for maps in model.subject.anatomy.maps_behind():
+        reader = make_reader(
+            update,
+            maps,
+            model,
+            noise_std=noise_std,
+            summands=summands,
+            departure=departure,
+            expected_rank=expected_rank,
+        )
+        if reader is None or reader.space.rank >= reader.space.features:
+            continue
+        if reader.left_out:
+            undetermined += 1
+            if undetermined > _UNDETERMINED:
+                break
+            continue
+        if reads_context(model.subject, reader.path, few):
+            found.append(reader)
+            expected_rank = max(expected_rank, reader.space.inputs)
+        if len(found) == at_most:
+            break
+    return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The context test on a set of rows.
+
+    Attributes:
+        passed: nearer to a member's expected residual than to the null's cut.
+        possible: below the null's cut: no non-member is expected there. Noise that hides directions altogether makes a
+            member show more than its expected residual, but not as much as that.
+        excess: distance from the floor (mean log ratio).
+    """
+
+    passed: Bool[Tensor, " rows"]
+    possible: Bool[Tensor, " rows"]
+    excess: Float[Tensor, " rows"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Per reader, the law of non-members at one place and the residual that a member typically shows there."""
+
+    nulls: tuple[Null, ...]
+    typical: tuple[float, ...]
+
+
+def calibrate(readers: Sequence[Reader], null_vectors: Sequence[Float[Tensor, "samples features"]]) -> Calibration:
+    """Reads the calibration off inputs that are almost surely no members."""
+    return Calibration(
+        nulls=tuple(fit_null(r.space.residual(z)) for r, z in zip(readers, null_vectors, strict=True)),
+        typical=tuple(float(r.space.expected(z).median()) for r, z in zip(readers, null_vectors, strict=True)),
+    )
+
+
+def judge_rows(
+    readers: Sequence[Reader],
+    vectors: Sequence[Float[Tensor, "rows features"]],
+    calibration: Calibration,
+    *,
+    tests: int,
+) -> Verdict:
+    """Tests rows against several readers, each as far as it can tell members from the null.
+
+    The reader with the widest margin between a member's expected residual and the null's cut decides; another one may
+    object only if its own margin is at least a decade.
+    """
+    margins, possible, odds, excesses = [], [], [], []
+    for reader, rows, null, typical in zip(readers, vectors, calibration.nulls, calibration.typical, strict=True):
+        cut = null.cut(FALSE_ALARM_RATE / max(1, tests))
+        residual, expected = reader.space.residual(rows), reader.space.expected(rows)
+        margins.append(math.log10(max(cut, 1e-300) / typical))
+        possible.append(residual < cut)
+        odds.append(log_odds(residual, expected, null_cut=cut))
+        excesses.append((residual.clamp(min=1e-12) / expected).log().clamp(min=0.0))
+    best = max(range(len(margins)), key=margins.__getitem__)
+    usable = [i for i, margin in enumerate(margins) if i == best or margin >= 1.0]
+    against = torch.stack([odds[i] for i in usable])
+    return Verdict(
+        passed=(against < 0).all(0),
+        possible=torch.stack([possible[i] for i in usable]).all(0),
+        excess=torch.stack([excesses[i] for i in usable]).mean(0),
+    )

@@ -1,0 +1,1 @@
+"""Training with perturbed gradients: smoothness and rates."""

@@ -1,0 +1,1 @@
+"""How far a reconstruction must be from the truth."""

@@ -1,0 +1,1 @@
+"""What the gradient determines in the absence of noise."""

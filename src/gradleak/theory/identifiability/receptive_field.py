@@ -1,0 +1,80 @@
+"""Why: a projection's gradient holds only the tokens that the loss can send an error signal to. Which those are follows
+from the mask, the direction of attention and where the loss reads, before any number is computed.
+
+Positions with a signal at the output of block l are R_l. Within a block, where "attended to" is that block's own window
+
+    queries   i in R_l whose softmax row has at least two entries (a row of one entry is constant)
+    keys      j attended to by such a query
+    values    j attended to by any i in R_l
+    R_{l-1}   R_l and everything attended to from it.
+
+Must not know weights, tokens or attacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from gradleak.core.errors import SpecError
+from gradleak.theory.identifiability.attention_windows import Band
+
+Places = Bool[Tensor, "batch seq"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """Positions of one block that receive an error signal, one boolean ``[batch seq]`` each.
+
+    Attributes:
+        output: at the block's output; also what the attention output and the feed-forward maps read.
+        queries, keys, values: at the three projections.
+        visible: the positions that each position's softmax row runs over, ``[batch query key]``.
+    """
+
+    output: Places
+    queries: Places
+    keys: Places
+    values: Places
+    visible: Bool[Tensor, "batch query key"]
+
+
+def propagate(read: Places, mask: Places, *, bands: Sequence[Band]) -> tuple[Reach, ...]:
+    """From where the loss reads to every block, the first block first.
+
+    Args:
+        read: positions of the last block's output that the loss depends on.
+        mask: true where a token is real; padding is not attended to and carries no loss.
+        bands: who attends to whom in every block, at least one.
+
+    Raises:
+        SpecError: if shapes do not fit or there is no block.
+    """
+    if read.shape != mask.shape or not bands:
+        raise SpecError(
+            f"Reach needs two masks of one shape and at least one block, got {tuple(read.shape)}, {tuple(mask.shape)}, "
+            f"{len(bands)} blocks."
+        )
+    found: list[Reach] = []
+    output = read & mask
+    for band in reversed(bands):
+        visible = band.visible(mask)
+        queries = output & (visible.sum(-1) >= 2)
+        found.append(
+            Reach(
+                output=output,
+                queries=queries,
+                keys=_attended_from(queries, visible),
+                values=_attended_from(output, visible),
+                visible=visible,
+            )
+        )
+        output = output | found[-1].values
+    return tuple(reversed(found))
+
+
+def _attended_from(rows: Places, visible: Bool[Tensor, "batch query key"]) -> Places:
+    return (rows.unsqueeze(-1) & visible).any(dim=1)

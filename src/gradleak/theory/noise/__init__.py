@@ -1,0 +1,1 @@
+"""What noise leaves visible, and how large the noise of a given update is."""
