@@ -2,7 +2,7 @@
 
 python benchmarks/acceptance.py > benchmarks/results/acceptance.md
 
-Each has a test of the same name in tests/oracle/test_accountant.py or test_accounting_tables.py, where the 40 rows of A5 are.
+Each has a test of the same name in tests/privacy/accounting/test_accountant.py or test_accounting_tables.py, where the 40 rows of A5 are.
 """
 
 from __future__ import annotations

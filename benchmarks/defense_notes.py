@@ -72,20 +72,20 @@ NOTED = (
 
 
 ELSEWHERE = (
-    ("AdaDefense: within 1e-5 of 1e-3 sign g at first; clients apart", "tests/contract/test_defense_traps.py"),
+    ("AdaDefense: within 1e-5 of 1e-3 sign g at first; clients apart", "tests/defenses/test_ada_defense.py"),
     ("AdaDefense: rows, rank 11 → 64, second release", "benchmarks/results/defense_small_tests.md"),
     ("I2F: predicted over measured movement", "tests/agreement/test_noise_and_error.py"),
-    ("Fed-CDP: ε .601, .659, and 1.22 where each tensor is clipped", "tests/oracle/test_accountant.py"),
-    ("Fed-CDP: clip of each example, the schedule is used", "tests/contract/test_certified_defenses.py"),
+    ("Fed-CDP: ε .601, .659, and 1.22 where each tensor is clipped", "tests/privacy/accounting/test_accountant.py"),
+    ("Fed-CDP: clip of each example, the schedule is used", "tests/defenses/test_dpsgd.py"),
     ("Refiner: the table of β; Learning to Obscure; ATS; dropout", "benchmarks/results/image_defenses.md"),
     ("PRECODE: analytic first layer; token rows under pruning and noise", "benchmarks/results/defense_small_tests.md"),
-    ("traps of public code: CENSOR, OUTPOST, Soteria, DGC, QSGD", "tests/contract/test_defense_traps.py"),
-    ("GradDefense: slices, noise, what of it can be told apart", "tests/contract/test_defense_grad_defense.py"),
+    ("traps of public code: CENSOR, OUTPOST, Soteria, DGC, QSGD", "tests/defenses/test_ada_defense.py"),
+    ("GradDefense: slices, noise, what of it can be told apart", "tests/defenses/test_grad_defense.py"),
     ("T1 changes the update, and is random where it must be", "tests/conformance/test_defense_kinds.py"),
     ("T2, T3, T6 naive and informed attacks, rank", "benchmarks/results/defenses.jsonl"),
     ("T4 utility on a fresh model", "benchmarks/results/defenses.jsonl"),
     ("T5 guarantee by the accountant, or none", "tests/conformance/test_certificates.py"),
     ("T7 clients' states do not mix", "tests/conformance/test_defense_kinds.py"),
-    ("T8 PSNR of a known error", "tests/oracle/test_metrics_images.py"),
+    ("T8 PSNR of a known error", "tests/metrics/test_ssim.py"),
 )
 """Tests of the notes that are no cell of the table, and the file that holds each."""

@@ -21,8 +21,7 @@ from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 from gradleak.span.reading.readers import FALSE_ALARM_RATE
-
-from ..oracle.test_span import make_batch, make_subject
+from tests.support.span import make_batch, make_subject
 
 NOISES, SEEDS = (0.1, 0.3, 1.0), range(40, 50)
 RECORDS, LENGTH, VOCABULARY = 4, 8, 500

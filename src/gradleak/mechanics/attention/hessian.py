@@ -21,7 +21,7 @@ def logit_curvature(
     """Second derivative of ½ c² in the logits: a aᵀ + c (diag a − a fᵀ − f aᵀ).
 
     Source: corrects arXiv 2309.07418, Definition D.3, whose diagonal and rank-two coefficient are wrong as printed
-        (``tests/oracle/test_attention_errata.py``).
+        (``tests/mechanics/attention/test_hessian.py``).
     """
     a = _centered(f, h)
     cross = a.unsqueeze(-1) * f.unsqueeze(-2)

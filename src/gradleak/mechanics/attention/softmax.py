@@ -117,7 +117,7 @@ class Point:
         mean: row means of ``pull`` under S_h.
 
     Guarantees:
-        Agrees with autograd to rounding (``tests/oracle/test_attention.py``); ⟨J u, v⟩ = ⟨u, Jᵀ v⟩ exactly.
+        Agrees with autograd to rounding (``tests/mechanics/attention/test_softmax.py``); ⟨J u, v⟩ = ⟨u, Jᵀ v⟩ exactly.
 
     Source: the gradient in the weights is that of arXiv 2309.07418 (vectors p_j as rows; its text calls them columns, and
         as columns the result is wrong). Jacobian and adjoint are derived here.

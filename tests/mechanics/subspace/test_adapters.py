@@ -1,0 +1,138 @@
+"""What adapter gradients hold, against the linear algebra written out: spans of inputs, of A x, of keys and of queries."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradleak.attacks.adapter_bag.factors import adapter_families
+from gradleak.core.batch import Batch
+from gradleak.core.rng import derive
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.probe import linear_inputs
+from gradleak.mechanics.subspace.adapters import Shared, adapter_space
+from gradleak.mechanics.subspace.subspace import Subspace
+from gradleak.models import LoRA, Subject, load_subject, with_lora
+from gradleak.span.reading.readers import Model
+
+pytestmark = pytest.mark.oracle
+
+SIZES = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 300}
+
+
+def adapted(model_type: str, rank: int, *, b_std: float = 0.0, loss: str = "classification") -> Subject:
+    subject = load_subject(f"random:{model_type}", loss=loss, settings=SIZES)
+    subject = with_lora(subject, LoRA(rank=rank, b_std=b_std), seed=3)
+    subject.module.double()
+    return subject
+
+
+def observe(subject: Subject, records: int, length: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The update, the token ids, and the first attention's input at every token ``[records length features]``."""
+    ids = torch.randint(subject.anatomy.vocab_size, (records, length), generator=derive(1, "ids"))
+    labels = torch.arange(records) % subject.classes if subject.loss == "classification" else ids
+    batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
+    update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(0))
+    path = subject.anatomy.blocks[0].attention_inputs[0].module
+    return dict(update), ids, linear_inputs(subject, (path,), ids)[path].double()
+
+
+def outside(vectors: Tensor, of: Tensor) -> float:
+    """Largest share of a row of ``vectors`` that lies outside the row space of ``of``."""
+    basis = torch.linalg.svd(of.double(), full_matrices=False)
+    kept = basis.Vh[1e-6 * basis.S[0] < basis.S]
+    v = vectors.double()
+    return float(((v - v @ kept.T @ kept).norm(dim=1) / v.norm(dim=1)).max())
+
+
+def space_of(subject: Subject, update: dict[str, Tensor], **targets: int) -> Subspace | None:
+    """What the adapters of the first attention tell of its input; ``targets`` picks one of them by number."""
+    adapters = subject.anatomy.adapters_of(subject.anatomy.blocks[0].attention_inputs)
+    chosen = [adapters[number] for number in targets.values()] or adapters
+    shared = Shared(update=update, noise_std=lambda _: 0.0, summands=64)
+    found = adapter_space(shared, chosen, Model(subject=subject).value)
+    return None if found is None else found[0]
+
+
+def farthest(space: Subspace, vectors: Tensor) -> float:
+    """The residual of a vector in units of what float32 lets a member show."""
+    rows = vectors.reshape(-1, space.features)
+    return float((space.residual(rows) / space.expected(rows)).max())
+
+
+@pytest.mark.parametrize("model_type", ("llama", "gpt2", "bert"))
+def test_stacked_ranks_add_up_to_the_span_of_the_inputs(model_type: str) -> None:
+    subject = adapted(model_type, 16, b_std=0.02)
+    # 24 tokens: more than one rank of 16, and fewer than three. GPT-2 has one map, and 14 tokens that a loss reads.
+    update, _, z = observe(subject, *((3, 8) if model_type != "gpt2" else (2, 8)))
+    space = space_of(subject, update)
+    assert space is not None and space.rank == space.inputs == z.shape[0] * z.shape[1]
+    assert farthest(space, z) < 4.0
+    other = torch.randn(20, 128, generator=derive(2), dtype=torch.float64)
+    assert float(space.residual(other).min()) > 0.5
+    if model_type != "gpt2":
+        alone = space_of(subject, update, only=0)
+        assert alone is not None and alone.rank == 16 and float(alone.residual(z[1:]).max()) > 0.1
+
+
+@pytest.mark.parametrize(("model_type", "rank", "conditions"), (("llama", 8, 4), ("llama", 16, 20), ("bert", 16, 20)))
+def test_at_step_zero_sketches_leave_linear_conditions(model_type: str, rank: int, conditions: int) -> None:
+    """Six tokens: r − 6 conditions of each adapter that shows all of them. Queries of a causal model miss the first token; keys,
+    whose error signals in one record sum to zero unless they are turned by position, show one direction less."""
+    subject = adapted(model_type, rank, loss="causal-lm" if model_type == "llama" else "classification")
+    update, _, z = observe(subject, 1, 7 if model_type == "llama" else 6)
+    members = z[:, :6] if model_type == "llama" else z
+    space = space_of(subject, update)
+    assert space is not None and space.inputs == 6 and space.rest == conditions
+    assert farthest(space, members) < 4.0
+    other = torch.randn(2000, 128, generator=derive(2), dtype=torch.float64)
+    shown = space.residual(other).square()
+    assert math.isclose(float(shown.mean()), conditions / 128, rel_tol=0.1) and float(shown.min()) > 1e-6
+
+
+def test_more_inputs_than_the_rank_leave_no_condition_at_step_zero() -> None:
+    subject = adapted("llama", 8)
+    update, _, _ = observe(subject, 2, 6)
+    assert space_of(subject, update) is None
+
+
+@pytest.mark.parametrize(("model_type", "rank"), (("gpt2", 8), ("gpt2", 64), ("opt", 16), ("bert", 16)))
+def test_left_factors_are_sums_of_keys_and_of_queries(model_type: str, rank: int) -> None:
+    subject = adapted(model_type, rank)
+    update, _, z = observe(subject, 2, 6)
+    queries, keys = adapter_families(update, subject.anatomy, subject.parameters())
+    assert queries.centered and not keys.centered
+    for h in range(2):
+        features = torch.einsum("rf,btf->btr", queries.weights[h].double(), z)
+        differences = (features - features.mean(dim=1, keepdim=True)).flatten(0, 1)
+        assert outside(queries.sums[h].double().T, differences) < 1e-6
+        made = (torch.einsum("rf,btf->btr", keys.weights[h].double(), z) + keys.offsets[h].double()).flatten(0, 1)
+        assert outside(keys.sums[h].double().T, made) < 1e-6
+        # And not of the other kind.
+        assert outside(queries.sums[h].double().T, made) > 0.1
+
+
+def test_grouped_queries_share_their_keys() -> None:
+    subject = load_subject("random:llama", settings={**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2})
+    subject = with_lora(subject, LoRA(rank=4), seed=0)
+    update, _, _ = observe(subject, 2, 6)
+    queries, keys = adapter_families(update, subject.anatomy, subject.parameters())
+    assert queries.weights.shape == (4, 32, 128) and queries.sums.shape == (4, 32, 4)
+    assert torch.equal(queries.weights[0], queries.weights[1]) and not torch.equal(
+        queries.weights[1], queries.weights[2]
+    )
+    assert keys.weights.shape == (4, 32, 128) and torch.equal(keys.sums[2], keys.sums[3])
+
+
+def test_at_step_zero_down_gradients_are_zero_and_tell_nothing() -> None:
+    subject = adapted("gpt2", 8)
+    update, _, _ = observe(subject, 1, 4)
+    assert not any(bool(update[a.down.weight].any()) for a in subject.anatomy.adapters)
+    kinds = [family.weights.shape for family in adapter_families(update, subject.anatomy, subject.parameters())]
+    assert kinds == [(2, 64, 128), (2, 64, 128)]
+    warm = adapted("gpt2", 8, b_std=0.02)
+    update, _, _ = observe(warm, 1, 4)
+    assert len(adapter_families(update, warm.anatomy, warm.parameters())) == 3
