@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gradleak.harness.bounds.store import read_bounds
 from gradleak.harness.running.store import read_records
-from gradleak.report.frontier import read_sweep
+from gradleak.report.conclusions.frontier import read_sweep
 from gradleak.report.page.bounds import sections
 
 COMMAND = (

@@ -15,9 +15,9 @@ from gradleak.harness.running.store import read_records
 from gradleak.harness.utility import frontier as audit_frontier
 from gradleak.harness.utility.frontier import read_header, read_trained
 from gradleak.harness.utility.training import Interval
+from gradleak.report.conclusions.frontier import Point, Sweep, mark_front, read_sweep, remarks
 from gradleak.report.conclusions.pooling import Pooled
 from gradleak.report.conclusions.recommend import Limits, recommend
-from gradleak.report.frontier import Point, Sweep, mark_front, read_sweep, remarks
 
 pytestmark = pytest.mark.contract
 

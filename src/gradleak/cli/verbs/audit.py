@@ -180,8 +180,9 @@ def _show(folder: Path, chain: dict[str, Any] | None, *, as_json: bool, reveal: 
     from gradleak.cli.verbs.bound import show_chain
     from gradleak.harness.running.store import read_records
     from gradleak.report import write
+    from gradleak.report.conclusions.frontier import read_sweep, remarks
     from gradleak.report.conclusions.verdict import verdict
-    from gradleak.report.frontier import read_sweep, remarks, terminal_table
+    from gradleak.report.terminal.frontier import terminal_table
     from gradleak.report.terminal.table import table
 
     records = read_records(folder)

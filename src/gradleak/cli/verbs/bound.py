@@ -15,7 +15,7 @@ from gradleak.cli.common.output import FAILED, INTERRUPTED, err, errors_shown, n
 from gradleak.core.errors import SpecError
 
 if TYPE_CHECKING:
-    from gradleak.report.frontier import Sweep
+    from gradleak.report.conclusions.frontier import Sweep
 
 
 def bound(

@@ -31,8 +31,8 @@ def recommend(
 
         from gradleak.core.errors import DataError
         from gradleak.harness.running.store import read_records
+        from gradleak.report.conclusions.frontier import Sweep, read_sweep
         from gradleak.report.conclusions.recommend import Limits, recommend
-        from gradleak.report.frontier import Sweep, read_sweep
 
         limits = Limits(leakage=leakage_below, drop=drop_below)
         sweeps: list[Sweep] = []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradleak.core.errors import UsageError
-from gradleak.report.frontier import Point, Sweep, between
+from gradleak.report.conclusions.frontier import Point, Sweep, between
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

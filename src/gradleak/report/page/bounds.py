@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 from rich.table import Table
 
-from gradleak.report.frontier import Sweep, between
+from gradleak.report.conclusions.frontier import Sweep, between
 from gradleak.report.page import svg
 
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)

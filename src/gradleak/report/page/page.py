@@ -18,11 +18,11 @@ from gradleak.core.record import Record
 from gradleak.harness.bounds.store import read_bounds
 from gradleak.harness.request.plan import Plan
 from gradleak.harness.running.store import read_plan, read_records, write_atomically
-from gradleak.report import frontier
 from gradleak.report.conclusions import words
+from gradleak.report.conclusions.frontier import read_sweep
 from gradleak.report.conclusions.pooling import Cell, cells, groups, headline_metric, leaking_metric, strength
 from gradleak.report.conclusions.verdict import verdict
-from gradleak.report.page import bounds, charts, sections, training
+from gradleak.report.page import bounds, charts, frontier, sections, training
 from gradleak.report.page import tokens as chips
 from gradleak.report.page.evidence import RECORDS_PER_CELL, Budget, Exhibit, exhibit
 
@@ -122,7 +122,7 @@ def _context(run: Path, plan: Plan, records: Sequence[Record], *, reveal: bool) 
         "frontier": frontier.section(run, records),
         "walls": _walls(run, found, reveal=reveal),
         "records_per_cell": RECORDS_PER_CELL,
-        "bounds": bounds.sections(read_bounds(run), frontier.read_sweep(run, records)),
+        "bounds": bounds.sections(read_bounds(run), read_sweep(run, records)),
         "panels": charts.convergence(found),
         "panels_shown": PANELS_SHOWN,
         "command": plan.command or plan.command_line(),

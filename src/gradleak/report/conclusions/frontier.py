@@ -1,5 +1,5 @@
-"""Why: leakage against accuracy, point by point: what the table, the chart and the recommendation read. A function of the
-records and trainings of a run folder; must not run anything.
+"""Leakage against accuracy, point by point: what the table, the chart and the recommendation read. A function of the
+records and trainings of a run folder; must not run anything and knows no markup.
 """
 
 from __future__ import annotations
@@ -9,23 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-from rich import box
-from rich.table import Table
-
 from gradleak.core.record import Record
 from gradleak.harness.utility.frontier import Frontier, read_header, read_trained
 from gradleak.harness.utility.tasks import make_task
 from gradleak.harness.utility.training import Interval, Trained, drop, interval
 from gradleak.report.conclusions import words
 from gradleak.report.conclusions.pooling import Cell, Pooled, cells, groups
-from gradleak.report.page import losses, svg
 
 METRIC: Mapping[str, str] = {"text": "token_recall", "image": "ssim"}
 """Leakage, chosen before any run: the most sensitive of the leak metrics on a scale from 0 to 1, larger leaks more."""
-
-_WIDE, _TALL = 0.06, 0.06
-"""About the size of a label in the chart, in units of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,14 +98,14 @@ def mark_front(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def _is_on_front(point: Point, points: Sequence[Point]) -> bool:
-    place = _place(point)
-    others = [other for each in points if each is not point and (other := _place(each)) is not None]
+    place = place_of(point)
+    others = [other for each in points if each is not point and (other := place_of(each)) is not None]
     if place is None:
         return False
     return not any(o[0] <= place[0] and o[1] >= place[1] and o != place for o in others)
 
 
-def _place(point: Point) -> tuple[float, float] | None:
+def place_of(point: Point) -> tuple[float, float] | None:
     """Leakage and accuracy; None where one of them is missing or no attack counts.
 
     An attack that scores below guessing leaks what guessing gives: whoever sees nothing has that.
@@ -165,36 +157,6 @@ def _share(found: Interval) -> Interval:
     if found.low is None or found.high is None:
         return found
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
-
-
-def terminal_table(sweep: Sweep) -> Table:
-    """The points as rows for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(sweep), caption_justify="left")
-    for column in (
-        "knob",
-        f"leakage ({sweep.metric})",
-        "guessing",
-        "best attack",
-        "accuracy",
-        "drop",
-        "ε, one release",
-        "CPU s",
-        "front",
-    ):
-        table.add_column(column, justify="left" if column in {"best attack", "front"} else "right")
-    for row in rows(sweep):
-        table.add_row(
-            row.knob,
-            row.leakage,
-            row.guessing,
-            row.attack,
-            row.accuracy,
-            row.drop,
-            row.guarantee,
-            row.seconds,
-            row.front,
-        )
-    return table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,84 +216,9 @@ def between(score: Pooled | Interval) -> str:
     return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
-def _caption(sweep: Sweep) -> str:
+def caption(sweep: Sweep) -> str:
+    """What a reader of the table must know of its columns."""
     return (
         f"accuracy: {sweep.task}; chance {sweep.chance:.2f}. [low, high] 95% intervals. ε is of one release of the audited "
         "update, not of a training."
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mark:
-    text: str
-    left: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
-    """Everything that the page says about a frontier."""
-
-    sweep: Sweep
-    rows: tuple[Row, ...]
-    drawing: Markup
-    labels: tuple[tuple[str, str, str], ...]
-    ticks: tuple[Mark, ...]
-    losses: tuple[losses.LossPanel, ...]
-
-
-def section(run: Path, records: Sequence[Record]) -> Section | None:
-    """The frontier of a run folder for its page; None if it holds none."""
-    sweep = read_sweep(run, records)
-    if sweep is None:
-        return None
-    placed = [(point, place) for point in sweep.points if (place := _place(point)) is not None]
-    line = sorted((accuracy, leakage) for point, (leakage, accuracy) in placed if point.front)
-    drawing = svg.frontier(
-        line=line,
-        crosses=[_cross(point) for point, _ in placed],
-        guessing=sweep.points[0].guessing,
-        grid=(0.0, 0.25, 0.5, 0.75, 1.0),
-        label=f"{len(placed)} settings by accuracy and leakage; {len(line)} of them on the front",
-    )
-    return Section(
-        sweep=sweep,
-        rows=rows(sweep),
-        drawing=drawing,
-        labels=_labels(
-            [(point.knob or "none", accuracy, 1 - max(leakage, 0.0)) for point, (leakage, accuracy) in placed]
-        ),
-        ticks=tuple(Mark(text=f"{25 * i}%", left=f"{25 * i}%") for i in range(5)),
-        losses=losses.panels([(_label(point), point.defense) for point in sweep.points], read_trained(run)),
-    )
-
-
-def _labels(placed: Sequence[tuple[str, float, float]]) -> tuple[tuple[str, str, str], ...]:
-    """Texts with their distances from the left and the top; one that would lie on another moves down."""
-    taken: list[tuple[float, float]] = []
-    for _, left, top in placed:
-        while any(abs(left - other) < _WIDE and abs(top - high) < _TALL for other, high in taken):
-            top += _TALL
-        taken.append((left, top))
-    texts = [text for text, _, _ in placed]
-    return tuple((t, f"{100 * x:.2f}%", f"{100 * y:.2f}%") for t, (x, y) in zip(texts, taken, strict=True))
-
-
-def _label(point: Point) -> str:
-    return "no defense" if point.knob is None else f"knob {point.knob}"
-
-
-def _cross(point: Point) -> svg.Cross:
-    if point.leakage is None or point.accuracy is None:
-        raise ValueError("Only points with leakage and accuracy are drawn.")
-    accuracy, leakage = point.accuracy, point.leakage
-    across = (
-        accuracy.value if accuracy.low is None else accuracy.low,
-        accuracy.value if accuracy.high is None else accuracy.high,
-    )
-    return svg.Cross(
-        x=accuracy.value,
-        y=max(leakage.value, point.guessing or 0.0),
-        across=across,
-        along=(leakage.low, leakage.high),
-        strong=point.front,
     )
