@@ -1,6 +1,6 @@
 """What can be known of a token in the LoRA gradients of an encoder's first attention at step 0, if all others are told.
 
-    python benchmarks/adapter_bag_limit.py [--models minilm bert] [--ranks 16] [--seeds 20 21 22 23 24] [--others 1000] [--tokens 32]
+    python -m benchmarks.adapter_bag.limit [--models minilm bert] [--ranks 16] [--seeds 20 21 22 23 24] [--others 1000] [--tokens 32]
 
 No attack: the truth is told. dL/dB of queries holds, head by head, Σ_s k_s c_sᵀ with c_s = Σ_t dS_ts A x_t, and that of
 keys Σ_t q_t c_tᵀ. A token of the batch is taken out and set against ``--others`` random tokens of the vocabulary at its
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapter_bag import Setting, student
+from benchmarks.adapter_bag.recall import Setting, student
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

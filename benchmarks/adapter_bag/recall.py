@@ -1,6 +1,6 @@
 """How much of a batch the LoRA gradients of one step give away, from step 0 (B = 0) and with more tokens than the rank.
 
-    python benchmarks/adapter_bag.py [--models gpt2 llama bert minilm] [--ranks 16] [--targets attention] [--seeds 20 21 22 23 24]
+    python -m benchmarks.adapter_bag.recall [--models gpt2 llama bert minilm] [--ranks 16] [--targets attention] [--seeds 20 21 22 23 24]
         [--blocks 12] [--b-std 0] [--each]
 
 Random tokens; gpt2, llama and bert are 768 wide with 12 heads, ``--blocks`` blocks and random weights (vocabularies of 50,257,

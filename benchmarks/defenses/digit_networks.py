@@ -1,4 +1,4 @@
-"""Why: digits, small networks and one matching attack that the studies of image defenses share. Prints nothing."""
+"""Digits, small networks and one matching attack that the studies of image defenses share. Prints nothing."""
 
 from __future__ import annotations
 

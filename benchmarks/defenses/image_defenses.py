@@ -1,6 +1,6 @@
 """Small tests of the defenses that change images or draw masks, beside the numbers of the notes' pilot where there are any.
 
-    python benchmarks/image_defenses.py [--parts refiner obscure ats dropout] [--seeds 5]
+    python -m benchmarks.defenses.image_defenses [--parts refiner obscure ats dropout] [--seeds 5]
 
 Refiner and Learning to Obscure are re-derived: what is compared is the pilot of the same derivation, not the papers.
 Every number is a mean over seeds with Student's 95 % interval; PSNR is 10 log10(1 / MSE) of pixels in [0, 1]. The attack
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from digit_networks import (
+from benchmarks.defenses.digit_networks import (
     IMAGES,
     LABELS,
     LARGE,

@@ -1,4 +1,4 @@
-"""The numbers of the notes' small tests, and where ours are. Imported by ``defense_table.py``; prints nothing."""
+"""The numbers of the notes' small tests, and where ours are. Imported by ``table.py``; prints nothing."""
 
 from __future__ import annotations
 
@@ -73,17 +73,17 @@ NOTED = (
 
 ELSEWHERE = (
     ("AdaDefense: within 1e-5 of 1e-3 sign g at first; clients apart", "tests/defenses/test_ada_defense.py"),
-    ("AdaDefense: rows, rank 11 → 64, second release", "benchmarks/results/defense_small_tests.md"),
+    ("AdaDefense: rows, rank 11 → 64, second release", "benchmarks/results/defenses/small_tests.md"),
     ("I2F: predicted over measured movement", "tests/agreement/test_noise_and_error.py"),
     ("Fed-CDP: ε .601, .659, and 1.22 where each tensor is clipped", "tests/privacy/accounting/test_accountant.py"),
     ("Fed-CDP: clip of each example, the schedule is used", "tests/defenses/test_dpsgd.py"),
-    ("Refiner: the table of β; Learning to Obscure; ATS; dropout", "benchmarks/results/image_defenses.md"),
-    ("PRECODE: analytic first layer; token rows under pruning and noise", "benchmarks/results/defense_small_tests.md"),
+    ("Refiner: the table of β; Learning to Obscure; ATS; dropout", "benchmarks/results/defenses/image_defenses.md"),
+    ("PRECODE: analytic first layer; token rows under pruning and noise", "benchmarks/results/defenses/small_tests.md"),
     ("traps of public code: CENSOR, OUTPOST, Soteria, DGC, QSGD", "tests/defenses/test_ada_defense.py"),
     ("GradDefense: slices, noise, what of it can be told apart", "tests/defenses/test_grad_defense.py"),
     ("T1 changes the update, and is random where it must be", "tests/conformance/test_defense_kinds.py"),
-    ("T2, T3, T6 naive and informed attacks, rank", "benchmarks/results/defenses.jsonl"),
-    ("T4 utility on a fresh model", "benchmarks/results/defenses.jsonl"),
+    ("T2, T3, T6 naive and informed attacks, rank", "benchmarks/results/defenses/sweep.jsonl"),
+    ("T4 utility on a fresh model", "benchmarks/results/defenses/sweep.jsonl"),
     ("T5 guarantee by the accountant, or none", "tests/conformance/test_certificates.py"),
     ("T7 clients' states do not mix", "tests/conformance/test_defense_kinds.py"),
     ("T8 PSNR of a known error", "tests/metrics/test_ssim.py"),

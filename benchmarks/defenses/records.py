@@ -1,4 +1,4 @@
-"""The lines that ``defenses.py`` writes: one measured cell each. Imported by it and by ``defense_table.py``; prints nothing."""
+"""The lines that ``sweep.py`` writes: one measured cell each. Imported by it and by ``table.py``; prints nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradleak.harness.utility.training import Interval, interval
 
-FILE = Path(__file__).parent / "results" / "defenses.jsonl"
+FILE = Path(__file__).parents[1] / "results" / "defenses" / "sweep.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

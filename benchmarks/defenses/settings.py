@@ -45,6 +45,6 @@ def settings() -> tuple[str, ...]:
             for chain in chains:
                 catalogue.make_stages(chain)
         except SpecError as error:
-            raise SpecError(f"benchmarks/defense_settings.py names no setting of {name}: {error}") from error
+            raise SpecError(f"benchmarks/defenses/settings.py names no setting of {name}: {error}") from error
         found += chains
     return tuple(found)

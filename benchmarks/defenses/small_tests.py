@@ -1,9 +1,9 @@
 """The small tests of the notes that are no attack on pictures: rows of token tables, rank, ratios, an analytic first layer.
 
-    python benchmarks/defense_small_tests.py [--seeds 5]
+    python -m benchmarks.defenses.small_tests [--seeds 5]
 
 Every number is a mean over seeds with Student's 95 % interval; a seed is a model, a record and all draws. The other tests of
-the notes are rows of ``docs/defense_table.md`` and tables of ``benchmarks/results/image_defenses.md``.
+the notes are rows of ``docs/defense_table.md`` and tables of ``benchmarks/results/defenses/image_defenses.md``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from defense_records import text
-from defense_worlds import CLASSES, SIDE, Net, digits, subject_of
+from benchmarks.defenses.records import text
+from benchmarks.defenses.worlds import CLASSES, SIDE, Net, digits, subject_of
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel, Memory
 from gradleak.core.rng import derive
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
-    print(f"Output of `python benchmarks/defense_small_tests.py --seeds {seeds}`.\n")
+    print(f"Output of `python -m benchmarks.defenses.small_tests --seeds {seeds}`.\n")
     print("| test | notes | here |\n|---|---|---|")
     for what, noted, test in TESTS:
         found = [test(seed) for seed in range(seeds)]

@@ -1,11 +1,11 @@
 """Every defense of the catalogue in the small worlds of the notes: what naive and informed attackers recover, and its price.
 
-    python benchmarks/defenses.py [--seeds 5] [--measures pictures rank ...] [--defenses "sign()" ...]
+    python -m benchmarks.defenses.sweep [--seeds 5] [--measures pictures rank ...] [--defenses "sign()" ...]
 
 Cells that ``results/defenses.jsonl`` holds already are not measured again: stop it and go on as you like. A cell is one defense,
-one measure, one seed; no cell depends on another. Then ``python benchmarks/defense_table.py`` writes the tables.
+one measure, one seed; no cell depends on another. Then ``python -m benchmarks.defenses.table`` writes the tables.
 
-    pictures  PSNR from the mean squared error, LeNet on digits (``defense_worlds.py``); attacks L2 and cosine
+    pictures  PSNR from the mean squared error, LeNet on digits (``worlds.py``); attacks L2 and cosine
     tanh, vit PSNR without a defense on the networks on which stages that change the model are attacked
     unbalanced  PSNR of PRECODE where the cosine attack takes tensors as they are, as published, and does not balance them
     after_training, during_training  PSNR for an attacker inside the client, of Fed-SDP and Fed-CDP
@@ -27,9 +27,9 @@ from functools import partial
 
 import torch
 
-from defense_records import Cell, append, read
-from defense_settings import settings
-from defense_worlds import (
+from benchmarks.defenses.records import Cell, append, read
+from benchmarks.defenses.settings import settings
+from benchmarks.defenses.worlds import (
     DISTANCES,
     PICTURE_ATTACKS,
     SEVERAL,

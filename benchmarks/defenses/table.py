@@ -1,6 +1,6 @@
-"""Writes ``docs/defense_table.md`` from ``results/defenses.jsonl``: one row for every defense, and the notes' small tests.
+"""Writes ``docs/defense_table.md`` from ``results/defenses/sweep.jsonl``: one row for every defense, and the notes' small tests.
 
-    python benchmarks/defense_table.py
+    python -m benchmarks.defenses.table
 
 Nothing is measured here. A test holds that the page is what this script makes of the committed lines.
 """
@@ -11,19 +11,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from defense_notes import ELSEWHERE, NOTED, Noted
-from defense_records import Cell, over_seeds, read, text
+from benchmarks.defenses.notes import ELSEWHERE, NOTED, Noted
+from benchmarks.defenses.records import Cell, over_seeds, read, text
 from gradleak.harness.request import catalogue
 from gradleak.harness.utility.training import Interval, drop
 from gradleak.privacy.claim import claim
 from gradleak.report.conclusions.words import guarantee
 
-PAGE = Path(__file__).parents[1] / "docs" / "defense_table.md"
+PAGE = Path(__file__).parents[2] / "docs" / "defense_table.md"
 WHO = ("naive", "informed")
 HEAD = """# What every defense leaves, and what it costs
 
-Written by `python benchmarks/defense_table.py` from the cells that `python benchmarks/defenses.py` measured
-(`benchmarks/results/defenses.jsonl`); do not edit. Every number is a mean over seeds with Student's 95 % interval,
+Written by `python -m benchmarks.defenses.table` from the cells that `python -m benchmarks.defenses.sweep` measured
+(`benchmarks/results/defenses/sweep.jsonl`); do not edit. Every number is a mean over seeds with Student's 95 % interval,
 cut to the values that can be.
 
 """

@@ -1,5 +1,5 @@
 """The small worlds in which defenses are attacked: a LeNet on handwritten digits, and a two-block text encoder. Imported by
-``defenses.py``; prints nothing.
+``sweep.py``; prints nothing.
 
 Pictures: 8×8 digits of scikit-learn at 16×16 pixels, labels known, and the two small networks of the notes: ``lenet`` for
 defenses on updates, ``tanh_net`` where a stage changes the model (with sigmoids even undefended matching fails there).

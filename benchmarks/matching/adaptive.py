@@ -1,6 +1,6 @@
 """Is an attack that knows the defense at least as strong as one that does not? Same updates, same starts, two adversaries.
 
-    python benchmarks/adaptive.py --out runs/adaptive [--model random:gpt2] [--repeats 10]
+    python -m benchmarks.matching.adaptive --out runs/adaptive [--model random:gpt2] [--repeats 10]
 
 Two ordinary audits of the same batches, by ``honest_server`` (knows the defense) and by ``naive_server`` (does not), then
 ``gradleak compare``: mean token recall of both, and the mean paired difference with its Student 95 % interval over

@@ -1,7 +1,7 @@
 """What each attack recovers on each model, undefended and under each defense, with intervals: the table of the README.
 
-    python benchmarks/attacks.py --model minilm --batch-sizes 1,2,4 --out runs/bench       # hours on two cores
-    python benchmarks/attacks.py --table runs/bench/*                                      # prints the tables again
+    python -m benchmarks.matching.attacks --model minilm --batch-sizes 1,2,4 --out runs/bench       # hours on two cores
+    python -m benchmarks.matching.attacks --table runs/bench/*                                      # prints the tables again
 
 Every cell is an ordinary audit (``gradleak.harness.request.prepare`` and ``run``), so an interrupted benchmark resumes. Texts
 are drawn at random from the shipped messages; seeds 0 … repeats − 1 were not chosen. The adversary is the same for

@@ -1,6 +1,6 @@
 """How often the data of one bare attention layer are recovered from its gradient, by attack, size and start.
 
-    python benchmarks/attention_recovery.py > benchmarks/results/attention_recovery.md
+    python -m benchmarks.matching.attention_recovery
 
 X, B ~ N(0, 1); weights ~ N(0, 1)/√d; s = 1/√head_dim; targets known unless said; success is a relative error of X below
 1e-6. Beside each rate of ours in brackets: that of the project's reconstruction notes, another program with other draws.
@@ -19,7 +19,7 @@ import torch
 from scipy.stats import fisher_exact
 from torch import Tensor
 
-from chart import Axis, Series, write_chart
+from benchmarks.common.chart import Axis, Series, write_chart
 from gradleak.attacks.attention_exact.refine import AttentionMatching
 from gradleak.attacks.attention_exact.solve import mixed_values, recover
 from gradleak.core.attack import Clock
@@ -27,7 +27,7 @@ from gradleak.matching.optimizers import LBFGS, Stopping
 from gradleak.mechanics.attention.softmax import Attention, Heads
 from gradleak.mechanics.derivatives.least_squares import DenseLinearized, LevenbergMarquardt
 
-PAGES = Path(__file__).parent.parent / "docs" / "theory"
+PAGES = Path(__file__).parents[2] / "docs" / "theory"
 TRIALS = 20
 ITERATIONS = 120
 FLOOR = 1e-26
@@ -350,7 +350,7 @@ def main() -> None:
     started = time.process_time()
     print("# Recovery of the data of one attention layer\n")
     print("Successes of 20 (or as written); in brackets the rate of the notes, with the p-value of Fisher's exact test")
-    print("where it is below 0.05. Printed by `python benchmarks/attention_recovery.py`.")
+    print("where it is below 0.05. Printed by `python -m benchmarks.matching.attention_recovery`.")
     for name in names:
         TABLES[name]()
     print(f"\n{time.process_time() - started:.0f} CPU seconds, one thread, float64.")

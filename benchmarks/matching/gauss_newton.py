@@ -1,6 +1,6 @@
 """Gauss–Newton beside DLG (L-BFGS) on the same observations: tokens or pixels recovered, final objective, CPU seconds.
 
-    python benchmarks/gauss_newton.py > benchmarks/results/gauss_newton.md
+    python -m benchmarks.matching.gauss_newton
 
 Batch size 1, plain gradient, labels and lengths known as in most published settings. Two models with random weights (2
 layers, width 64) and a vision one, three records each. Then error bounds of MiniLM (demo extra) by products only.
@@ -85,7 +85,7 @@ def bounds(name: str, subject: Subject, batch: Batch) -> None:
 
 
 def attacks() -> None:
-    print("# Gauss–Newton beside DLG\n\nPrinted by `python benchmarks/gauss_newton.py`.\n")
+    print("# Gauss–Newton beside DLG\n\nPrinted by `python -m benchmarks.matching.gauss_newton`.\n")
     print("Score: share of tokens in place, or mean squared error of pixels (a constant gray image has 0.083).\n")
     print("| model | attack | score | objective, median | CPU seconds per record |\n|---|---|---|---|---|")
     for model, loss in (("bert", "classification"), ("gpt2", "causal-lm"), ("vit", "classification")):

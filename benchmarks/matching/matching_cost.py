@@ -1,6 +1,6 @@
 """What one iteration of a matching attack costs beside a bare hand-written loop for the same loss on the same model.
 
-    python benchmarks/matching_cost.py
+    python -m benchmarks.matching.matching_cost
 
 Prints seconds per iteration (wall and CPU) of both, interleaved in one process, and the ratio of the medians.
 """

@@ -1,6 +1,6 @@
 """TAG on MiniLM: one sentence of ten tokens, 1,000 iterations, beside the LAMP authors' code, which runs it as a baseline.
 
-    python benchmarks/tag_minilm.py [--seeds 3] [--peer PEER_PYTHON CHECKOUT]
+    python -m benchmarks.matching.tag_minilm [--seeds 3] [--peer PEER_PYTHON CHECKOUT]
 
 Prints CPU seconds (user + system), words found and tokens in their place for every seed. With ``--peer`` (made as
 ``peers/lamp.py`` says) that code attacks the same model and the same update in the same run. Both know the label, the
@@ -33,7 +33,7 @@ from gradleak.models import Subject, load_subject
 
 SENTENCE = "the patient was admitted with chest pain ."
 LABEL = 1
-PEER = Path(__file__).parent / "peers" / "lamp.py"
+PEER = Path(__file__).parents[1] / "peers" / "lamp.py"
 
 
 def capture(subject: Subject, ids: Tensor, mask: Tensor) -> Observation:

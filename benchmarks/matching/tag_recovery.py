@@ -1,6 +1,6 @@
 """What TAG's settings do to its recovery on MiniLM, at equal iterations times restarts.
 
-    python benchmarks/tag_recovery.py [--sentences 6] [--steps 200] [--seed 0] [--settings a,b]
+    python -m benchmarks.matching.tag_recovery [--sentences 6] [--steps 200] [--seed 0] [--settings a,b]
 
 The sentences are the first eight word pieces of shipped messages, drawn by the seed. Prints, for every setting, the mean
 share of words found and of tokens in place (special tokens counted: both are known to the attack), and the mean of the
@@ -19,11 +19,11 @@ from statistics import mean, stdev
 
 import torch
 
+from benchmarks.matching.tag_minilm import capture, score
 from gradleak.attacks.tag import TAG
 from gradleak.core.rng import derive
 from gradleak.models import Subject, load_subject
 from gradleak.report.conclusions.compare import student
-from tag_minilm import capture, score
 
 LENGTH = 10
 SETTINGS: dict[str, dict[str, float | int]] = {

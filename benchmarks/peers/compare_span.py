@@ -1,6 +1,6 @@
 """Our span attack beside the public DAGER code, on the identical update in the same run, on the shape of GPT-2 small.
 
-    OMP_NUM_THREADS=1 python benchmarks/peers/compare_span.py PEER_PYTHON CHECKOUT --repeats 3
+    OMP_NUM_THREADS=1 python -m benchmarks.peers.compare_span PEER_PYTHON CHECKOUT --repeats 3
 
 PEER_PYTHON and CHECKOUT are made as ``dager.py`` says. For every cell (records × tokens; random tokens or real text) this
 draws a batch, takes one gradient, writes it to a folder, and starts the two attacks on that folder in turn, each as a new
@@ -12,8 +12,8 @@ product, and that waiting counts as CPU time (a search of .3 s was seen to take 
 thumb: with numpy's own (``auto``, its parser's default) it can lose a true direction. In a batch of four English records of
 16 tokens σ₆₃ was 8.2e-5 beside a tolerance of 1.2e-4, and it found none of the four; by the rule it found all.
 
-Every repeat is stored in ``results/span_peer/`` when it ends and is not run again; a record of other settings is refused.
-``results/span_peer.md`` is a function of these records (``--repeats 0`` only writes it anew).
+Every repeat is stored in ``results/peers/compare_span/`` when it ends and is not run again; a record of other settings is refused.
+``results/peers/compare_span.md`` is a function of these records (``--repeats 0`` only writes it anew).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FIRST_WORD, LAST_WORD = 3, 50_255
 """Random tokens: not the padding id of the model (0), nor that of the peer (50,256), which it masks."""
 
 ATTACKS = {"span": "span", "span_length": "span, length known", "dager": "DAGER"}
-PREFACE = """Printed by `python benchmarks/peers/compare_span.py PEER_PYTHON CHECKOUT`, from the records in `span_peer/`.
+PREFACE = """Printed by `python -m benchmarks.peers.compare_span PEER_PYTHON CHECKOUT`, from the records in `compare_span/`.
 
 GPT-2 small, random weights, sequence classification, float32. Seconds are of the attack alone, after model and update
 are in memory: the median of the repeats, each in a new process. Ratios are DAGER over span with the same knowledge
@@ -146,7 +146,7 @@ def run(command: list[str | Path], threads: int, limit: float, truth: list[list[
 
 def measure(cell: Cell, asked: argparse.Namespace, weights: Path) -> None:
     """The repeats of a cell that are not stored yet."""
-    file = asked.results / "span_peer" / f"{cell.name}-{asked.threads}threads.json"
+    file = asked.results / "peers" / "compare_span" / f"{cell.name}-{asked.threads}threads.json"
     settings = {"threads": asked.threads, "rank_tol": asked.rank_tol, "machine": machine()}
     stored = (
         json.loads(file.read_text(encoding="utf-8"))
@@ -217,7 +217,7 @@ def row(stored: dict[str, Any]) -> str:
 
 def table(results: Path) -> str:
     """The page of all stored records."""
-    files = sorted((results / "span_peer").glob("*.json"))
+    files = sorted((results / "peers" / "compare_span").glob("*.json"))
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     records = [stored for stored in records if stored["runs"]]
     records.sort(key=lambda stored: (stored["threads"], *stored["cell"].values()))
@@ -274,7 +274,7 @@ def main() -> None:
                 for lengths in asked.lengths if records > 1 else ["equal"]:
                     cell = Cell(records=records, length=length, words=words, lengths=lengths, seed=asked.seed)
                     measure(cell, asked, weights)
-    write_atomically(asked.results / "span_peer.md", table(asked.results).encode())
+    write_atomically(asked.results / "peers" / "compare_span.md", table(asked.results).encode())
 
 
 if __name__ == "__main__":

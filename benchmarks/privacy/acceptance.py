@@ -1,6 +1,6 @@
 """The accounting half of the acceptance tests of the project's notes (A1 to A11): the notes' number beside ours.
 
-python benchmarks/acceptance.py > benchmarks/results/acceptance.md
+python -m benchmarks.privacy.acceptance
 
 Each has a test of the same name in tests/privacy/accounting/test_accountant.py or test_accounting_tables.py, where the 40 rows of A5 are.
 """
@@ -87,7 +87,7 @@ def others() -> Iterator[Row]:
 
 def main() -> None:
     print(
-        "# Acceptance tests of the accounting\n\nPrinted by `python benchmarks/acceptance.py`; δ = 1e-5 unless said.\n"
+        "# Acceptance tests of the accounting\n\nPrinted by `python -m benchmarks.privacy.acceptance`; δ = 1e-5 unless said.\n"
     )
     print("| test | number | notes | here |\n|---|---|---|---|")
     for part in (releases, sampled, others):

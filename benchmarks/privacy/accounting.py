@@ -1,6 +1,6 @@
 """Privacy accounting beside the numbers of other tools and of the project's notes, and the lint on public defaults.
 
-python benchmarks/accounting.py > benchmarks/results/accounting.md
+python -m benchmarks.privacy.accounting
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def frameworks() -> None:
     for file in sorted(PLANS.glob("*.toml")):
         name, of = file.stem, make_plan(read_plan(file))
         found = account(of)
-        print(f"\n## Lint of `benchmarks/plans/{name}.toml`\n")
+        print(f"\n## Lint of `benchmarks/privacy/plans/{name}.toml`\n")
         print(f"Guaranteed ε = {_cell(found.epsilon)} at δ = {found.delta:g}; Poisson {_cell(found.poisson)}; ", end="")
         print(f"certainly not below {_cell(found.lower)}.\n")
         findings = lint(of, found)
@@ -134,7 +134,7 @@ def frameworks() -> None:
 def main() -> None:
     start = time.process_time()
     print(
-        "# Accounting\n\nPrinted by `python benchmarks/accounting.py`. Notes: the numbers that the formulas were checked with."
+        "# Accounting\n\nPrinted by `python -m benchmarks.privacy.accounting`. Notes: the numbers that the formulas were checked with."
     )
     for part in (anchors, views, batches, reconstruction, frontier, frameworks):
         part()

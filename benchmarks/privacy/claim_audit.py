@@ -1,6 +1,6 @@
 """The tables of the audit: what counts can prove, known mistakes against the conformance test, canaries against one step.
 
-    python benchmarks/claim_audit.py
+    python -m benchmarks.privacy.claim_audit
 
 Deterministic. Columns marked "note" are the numbers of the derivations that the code was written from, made with other
 software and other random draws.

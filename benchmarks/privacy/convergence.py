@@ -1,6 +1,6 @@
 """SGD with clipping and noise beside its bounds, and the smoothness constants of attention beside what is sampled.
 
-python benchmarks/convergence.py > benchmarks/results/convergence.md
+python -m benchmarks.privacy.convergence
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from chart import write_lines
+from benchmarks.common.chart import write_lines
 from gradleak.core.rng import derive
 from gradleak.privacy.training_cost import sgd_bounds
 from gradleak.theory.convergence.noisy_sgd import AttentionScores, LogisticRegression, Run, run
 from gradleak.theory.convergence.smoothness import smoothness
 
-PLOTS = Path(__file__).parents[1] / "docs" / "theory"
+PLOTS = Path(__file__).parents[2] / "docs" / "theory"
 RECORDS, PARAMETERS, BATCH, STEPS = 500, 20, 50, 2000
 
 
@@ -181,7 +181,7 @@ def constants() -> None:
 
 
 def main() -> None:
-    print("# Convergence under perturbed gradients\n\nPrinted by `python benchmarks/convergence.py`.\n")
+    print("# Convergence under perturbed gradients\n\nPrinted by `python -m benchmarks.privacy.convergence`.\n")
     for part in (convex, strongly_convex, smooth, attention, constants):
         part()
 

@@ -1,6 +1,6 @@
 """A DP-SGD audit of MiniLM end to end: ε, attacks on real releases, best possible, bounds, bits and accuracy, in one table.
 
-    python benchmarks/dpsgd_minilm.py [FOLDER]
+    python -m benchmarks.privacy.dpsgd_minilm [FOLDER]
 
 Runs the command below, or goes on with it, and prints the records of its folder; the page is FOLDER/report.html.
 """

@@ -1,6 +1,6 @@
 """One step of ``dpsgd`` on MiniLM: with every example's own gradient, and with norms and one weighted sum from factors.
 
-python benchmarks/ghost_norms.py > benchmarks/results/ghost_norms.md
+python -m benchmarks.privacy.ghost_norms
 
 Each cell is a process of its own, because the peak of memory is that of a process.
 """
@@ -62,7 +62,7 @@ def main() -> None:
         print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
         return
     print(
-        "# Ghost norms\n\nPrinted by `python benchmarks/ghost_norms.py`: one step of `dpsgd` on MiniLM, float32, one thread."
+        "# Ghost norms\n\nPrinted by `python -m benchmarks.privacy.ghost_norms`: one step of `dpsgd` on MiniLM, float32, one thread."
     )
     print("`whole` holds every example's gradient, `ghost` its factors. Memory is the rise of the process's peak.\n")
     print(
@@ -73,7 +73,7 @@ def main() -> None:
         whole, ghost = (
             json.loads(
                 subprocess.run(
-                    [sys.executable, __file__, way, str(records), str(tokens)],
+                    [sys.executable, "-m", "benchmarks.privacy.ghost_norms", way, str(records), str(tokens)],
                     check=True,
                     capture_output=True,
                     text=True,

@@ -1,6 +1,6 @@
 """The chain attack ≤ Bayes ≤ instance ≤ mechanism beside the note it was built from, and the tables behind it.
 
-    python benchmarks/sandwich.py
+    python -m benchmarks.privacy.sandwich
 
 Deterministic. The note's toy is a two-layer causal model of 164,480 parameters with other random weights and sentences;
 ours has as many parameters. Both clip at the median norm of the candidates.

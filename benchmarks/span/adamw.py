@@ -1,6 +1,6 @@
 """What one AdamW step gives away about the tokens: almost only signs of the gradient are shared.
 
-    python benchmarks/span_adamw.py [--seeds 0 1 2] [--models gpt2 minilm] [--batches 1x16 4x16 8x16]
+    python -m benchmarks.span.adamw [--seeds 0 1 2] [--models gpt2 minilm] [--batches 1x16 4x16 8x16]
 
 Random tokens, so that no prior helps and chance is k / vocabulary. GPT-2's width and vocabulary with 2 blocks, random
 weights, causal-lm; MiniLM's own weights, classification. The first AdamW step shares −lr · u with u = g / (|g| + eps),
@@ -13,7 +13,7 @@ where M is one of: ``gradient`` G itself (what an SGD client shares), ``signs`` 
 which undoes the step where |u| can be told from 1 in float32. Recall is the share of the batch's k distinct tokens among
 the k best. ``off`` is ‖inverted − G‖ / ‖G‖. ``rows`` reads the token embedding instead: tokens whose row moved by more than
 the decay; not readable where the head is tied to it.
-``span`` undoes the step itself, column by column in units of the error that float32 leaves (mechanics/adamw_inverse), and
+``span`` undoes the step itself, column by column in units of the error that float32 leaves (`span/reading/adamw_step.py`), and
 searches records: exact ones, of all, and how many proposed records are wrong; "n/a": calls that ended in NOT_APPLICABLE.
 The interval is the exact one of the pooled tokens (tokens of one batch are not independent: read it as a lower width).
 """

@@ -1,6 +1,6 @@
 """Exact records from the LoRA gradients of one step: how many, by rank, batch and whether B has moved.
 
-    python benchmarks/span_adapters.py [--models gpt2 llama minilm] [--ranks 8 16 32 64] [--records 1 2 4 8] [--seeds 5]
+    python -m benchmarks.span.adapters [--models gpt2 llama minilm] [--ranks 8 16 32 64] [--records 1 2 4 8] [--seeds 5]
 
 Random tokens, records of 16; adapters on queries, keys and values of every block. gpt2 and llama are 768 wide with 12 heads, 4
 blocks and random weights (vocabularies of 50,257 and 32,000) under a causal language-model loss, which never shows a

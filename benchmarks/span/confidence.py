@@ -1,7 +1,7 @@
 """Is what `span` claims of its tokens true? Claimed probability against the fraction that is right.
 
-    python benchmarks/span_confidence.py --fit                       # a, b, c of mechanics/span_confidence.py, seeds 0-11
-    python benchmarks/span_confidence.py --seeds 100 130 --large 100 102 --encoders 100 103
+    python -m benchmarks.span.confidence --fit                       # a, b, c of span/likelihood/confidence.py, seeds 0-11
+    python -m benchmarks.span.confidence --seeds 100 130 --large 100 102 --encoders 100 103
 
 A token is right if the private record that its proposal is matched to (one-to-one, most agreeing tokens) holds it in this place;
 of a bag, if some record of the batch holds it. Certificates are left out, for nothing that they prove can be wrong: the attack is
@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment, minimize
 
-from chart import Axis, Series, write_chart
+from benchmarks.common.chart import Axis, Series, write_chart
+from benchmarks.span.speed import Cell, make_batch, text_stream
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import Batch
@@ -41,7 +42,6 @@ from gradleak.models import Subject, load_subject
 from gradleak.span import strategy as span_blurred
 from gradleak.span.likelihood import confidence as span_confidence
 from gradleak.span.reading.readers import FALSE_ALARM_RATE
-from span import Cell, make_batch, text_stream
 
 BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0 + 1e-9)
 SMALL = ((4, 8, 64), (8, 8, 128))

@@ -1,6 +1,6 @@
 """Do the results of the span attack hinge on its hand-set constants? Each one halved and doubled, alone.
 
-    python benchmarks/span_constants.py       # two minutes on one core
+    python -m benchmarks.span.constants       # two minutes on one core
 
 Decoder cells are of the shape of GPT-2 small, encoder cells MiniLM; seed 11, which no constant was chosen on. Shares and rates that
 cannot be doubled go half way to one. Shown: records found beside those of the constants as they are, and CPU seconds of all cells.
@@ -9,7 +9,7 @@ cannot be doubled go half way to one. Shown: records found beside those of the c
 from __future__ import annotations
 
 import argparse
-import sys
+import importlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-import span
+from benchmarks.span import speed
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
@@ -32,9 +32,9 @@ from gradleak.models import load_subject
 HERE = Path(__file__).parent
 _SEED = 11
 DECODER = {
-    "span": ("_LADDER", "_CLEAR", "_NARROW"),
-    "span_spectrum": ("OVERSAMPLING", "_FILLED", "_ENTRIES", "_PROBES"),
-    "span_candidates": (
+    "mechanics.subspace.subspace": ("_LADDER", "_CLEAR", "_NARROW"),
+    "mechanics.subspace.spectrum": ("OVERSAMPLING", "_FILLED", "_ENTRIES", "_PROBES"),
+    "span.candidates.membership": (
         "_FIRST_WINDOW",
         "_NULL_PAIRS",
         "_SKETCH_COLUMNS",
@@ -45,9 +45,9 @@ DECODER = {
         "_CANCELLATION",
         "_CLEAR",
     ),
-    "span_readers": ("FALSE_ALARM_RATE",),
-    "span_context": ("DECOYS", "_DECOY_TOKENS", "_NULL_ROWS", "_DECISIVE", "_WORTH_SCREENING", "_FEW"),
-    "span_reading": (
+    "span.reading.readers": ("FALSE_ALARM_RATE",),
+    "span.decoder.continuations": ("DECOYS", "_DECOY_TOKENS", "_NULL_ROWS", "_DECISIVE", "_WORTH_SCREENING", "_FEW"),
+    "span.decoder.projections": (
         "_OUTSIDE_COLUMNS",
         "_TILT_COLUMNS",
         "_LENGTH_COLUMNS",
@@ -56,34 +56,51 @@ DECODER = {
         "_CLEAR",
         "_SHARP_COLUMNS",
     ),
-    "span_screen": ("_MISSED",),
+    "span.decoder.screen": ("_MISSED",),
 }
 ENCODER = {
-    "span_selection": ("_LOOSE", "_HARD", "_FIRST_DUAL", "_TO_THE_WALL", "_DONE", "_WARM_UP", "PLAUSIBLE", "RANDOM"),
-    "span_assembly": ("_ENUMERATE_AT_MOST", "_NULL_SENTENCES", "_STEPS", "_PRICE", "_MORE_ANCHORS", "_GROWTH", "_POOL"),
-    "span_attention": ("_EQUATIONS_PER_POSITION", "_NULL_ROWS"),
+    "span.encoder.subset_selection": (
+        "_LOOSE",
+        "_HARD",
+        "_FIRST_DUAL",
+        "_TO_THE_WALL",
+        "_DONE",
+        "_WARM_UP",
+        "PLAUSIBLE",
+        "RANDOM",
+    ),
+    "span.encoder.sentence_search": (
+        "_ENUMERATE_AT_MOST",
+        "_NULL_SENTENCES",
+        "_STEPS",
+        "_PRICE",
+        "_MORE_ANCHORS",
+        "_GROWTH",
+        "_POOL",
+    ),
+    "span.encoder.attention_equations": ("_EQUATIONS_PER_POSITION", "_NULL_ROWS"),
 }
 SHARES = ("_FILLED", "_TO_THE_WALL")
 
 
-def cells() -> dict[str, tuple[span.Cell, ...]]:
+def cells() -> dict[str, tuple[speed.Cell, ...]]:
     return {
         "decoder": (
-            span.Cell(group="constants", batch=4, length=16),
-            span.Cell(group="constants", batch=16, length=16, data="text"),
-            span.Cell(group="constants", batch=16, length=16, data="text", dtype="bf16"),
-            span.Cell(group="constants", batch=47, length=16, full=True),
+            speed.Cell(group="constants", batch=4, length=16),
+            speed.Cell(group="constants", batch=16, length=16, data="text"),
+            speed.Cell(group="constants", batch=16, length=16, data="text", dtype="bf16"),
+            speed.Cell(group="constants", batch=47, length=16, full=True),
         ),
         "encoder": (
-            span.Cell(group="constants", batch=8, length=16, model="minilm", full=True),
-            span.Cell(group="constants", batch=4, length=16, model="minilm", data="text"),
+            speed.Cell(group="constants", batch=8, length=16, model="minilm", full=True),
+            speed.Cell(group="constants", batch=4, length=16, model="minilm", data="text"),
         ),
     }
 
 
-def observe(cell: span.Cell, stream: Sequence[int]) -> tuple[Batch, Observation]:
+def observe(cell: speed.Cell, stream: Sequence[int]) -> tuple[Batch, Observation]:
     subject = load_subject(cell.model, loss="classification")
-    batch = span.make_batch(cell, subject, _SEED, stream)
+    batch = speed.make_batch(cell, subject, _SEED, stream)
     training = LocalTraining(dtype=cell.dtype)  # type: ignore[arg-type]
     update = ClientTrainer(subject=subject, training=training).update(batch, derive(_SEED, "training"))
     facts = {"subject": subject, "batch_size": cell.batch, "seq_len": cell.length}
@@ -102,7 +119,7 @@ def changed(name: str, value: Any, factor: float) -> Any:
 @contextmanager
 def constant(name: str, old: Any, new: Any, modules: Sequence[str]) -> Iterator[None]:
     """Inside, the constant has another value in these modules."""
-    homes = [sys.modules[f"gradleak.mechanics.{module}"] for module in modules]
+    homes = [importlib.import_module(f"gradleak.{module}") for module in modules]
     homes = [home for home in homes if getattr(home, name, None) == old]
     try:
         for home in homes:
@@ -118,22 +135,22 @@ def outcome(cases: Sequence[tuple[Batch, Observation]]) -> tuple[str, float]:
     shown, start = [], time.process_time()
     for batch, observation in cases:
         found = Span()(observation, rng=derive(_SEED, "attack"), clock=Clock(120.0))
-        scored = span.score(found, batch, "classification")
+        scored = speed.score(found, batch, "classification")
         shown.append(f"{scored['exact']}" + (f" (+{scored['wrong']} wrong)" if scored["wrong"] else ""))
     return ", ".join(shown), time.process_time() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "span_constants.md")
+    parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "span" / "constants.md")
     parser.add_argument("--kinds", default="decoder,encoder", help="comma-separated")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    stream = span.text_stream()
+    stream = speed.text_stream()
     page = [
         "# The span attack: do results hinge on hand-set constants?",
         "",
-        "Printed by `python benchmarks/span_constants.py`.",
+        "Printed by `python -m benchmarks.span.constants`.",
     ]
     for kind, names in (("decoder", DECODER), ("encoder", ENCODER)):
         if kind not in asked.kinds.split(","):
@@ -152,9 +169,15 @@ def main() -> None:
         page += ["| constant | value | halved | CPU s | doubled | CPU s |", "|---|---|---|---|---|---|"]
         for module, constants in names.items():
             for name in constants:
-                old, columns = getattr(sys.modules[f"gradleak.mechanics.{module}"], name), []
-                homes = ("span_readers", "span_candidates", "span_context") if name == "FALSE_ALARM_RATE" else (module,)
-                homes = ("span", "span_spectrum") if name == "OVERSAMPLING" else homes
+                old, columns = getattr(importlib.import_module(f"gradleak.{module}"), name), []
+                homes = (
+                    ("span.reading.readers", "span.candidates.membership", "span.decoder.continuations")
+                    if name == "FALSE_ALARM_RATE"
+                    else (module,)
+                )
+                homes = (
+                    ("mechanics.subspace.subspace", "mechanics.subspace.spectrum") if name == "OVERSAMPLING" else homes
+                )
                 for factor in (0.5, 2.0):
                     with constant(name, old, changed(name, old, factor), homes):
                         try:

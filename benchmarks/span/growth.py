@@ -1,6 +1,6 @@
 """How the cost of the span attack grows: with batch, length, vocabulary and width for a decoder, beside the stated bound for an encoder.
 
-    python benchmarks/span_growth.py          # four minutes on one core
+    python -m benchmarks.span.growth          # four minutes on one core
 
 Decoder: the shape of GPT-2 small, two blocks (the search reads no more), random weights and tokens, every position filled. One size
 changes at a time; the others stay at 4 records × 16 tokens, 50,257 words, width 768. CPU seconds of the search, median of the
@@ -25,8 +25,8 @@ import torch
 from scipy.stats import t
 from torch.utils.flop_counter import FlopCounterMode
 
-import span
-from chart import Axis, Series, write_chart
+from benchmarks.common.chart import Axis, Series, write_chart
+from benchmarks.span import speed
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import Batch
@@ -56,8 +56,8 @@ SWEEPS: Mapping[str, Sequence[int]] = {
     "width": (256, 384, 512, 768, 1024, 1536),
 }
 ENCODER = (
-    *((span.Cell(group="growth", batch=b, length=16, model="minilm", full=True)) for b in (1, 2, 4, 8, 16)),
-    *((span.Cell(group="growth", batch=b, length=16, model="minilm", data="text")) for b in (1, 2, 4, 8)),
+    *((speed.Cell(group="growth", batch=b, length=16, model="minilm", full=True)) for b in (1, 2, 4, 8, 16)),
+    *((speed.Cell(group="growth", batch=b, length=16, model="minilm", data="text")) for b in (1, 2, 4, 8)),
 )
 
 
@@ -84,13 +84,13 @@ def search(observation: Observation, seed: int) -> Reconstruction:
 
 def seconds(size: Size, subject: Subject, seed: int) -> tuple[float, bool]:
     """CPU seconds of the search, and whether every record came back."""
-    cell = span.Cell(group="growth", batch=size.batch, length=size.length, full=True)
-    batch = span.make_batch(cell, subject, seed, ())
+    cell = speed.Cell(group="growth", batch=size.batch, length=size.length, full=True)
+    batch = speed.make_batch(cell, subject, seed, ())
     observation = observe(subject, batch, seed)
     start = time.process_time()
     found = search(observation, seed)
     spent = time.process_time() - start
-    scored = span.score(found, batch, "classification")
+    scored = speed.score(found, batch, "classification")
     return spent, scored["exact"] == scored["records"] and not scored["wrong"]
 
 
@@ -131,7 +131,7 @@ def decoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], li
 
 
 def encoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], list[str]]:
-    stream, subject = span.text_stream(), load_subject("minilm", loss="classification")
+    stream, subject = speed.text_stream(), load_subject("minilm", loss="classification")
     found: dict[str, list[tuple[float, float]]] = {}
     lines = [
         "| batch | words | exact | pairs P·T | multiplications | bound | bound ÷ multiplications | CPU s |",
@@ -140,7 +140,7 @@ def encoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], li
     for cell in ENCODER:
         rows = []
         for seed in range(seeds):
-            batch = span.make_batch(cell, subject, seed, stream)
+            batch = speed.make_batch(cell, subject, seed, stream)
             observation = observe(subject, batch, seed)
             start = time.process_time()
             with FlopCounterMode(display=False) as counter:
@@ -156,7 +156,7 @@ def encoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], li
                     counter.get_total_flops() / 2,
                     _STEPS * (pairs * equations) ** 2,
                     spent,
-                    span.score(result, batch, "classification"),
+                    speed.score(result, batch, "classification"),
                 )
             )
         pairs, counted, bound, spent = (median(row[i] for row in rows) for i in range(4))
@@ -174,8 +174,8 @@ def encoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "span_growth.md")
-    parser.add_argument("--charts", type=Path, default=HERE.parent / "docs")
+    parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "span" / "growth.md")
+    parser.add_argument("--charts", type=Path, default=HERE.parents[1] / "docs")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     times, decoder_lines = decoder_points(asked.seeds)
@@ -204,8 +204,8 @@ def main() -> None:
     page = [
         "# The span attack: growth",
         "",
-        f"Printed by `python benchmarks/span_growth.py --seeds {asked.seeds}` (torch {torch.__version__}, one thread). What is measured and",
-        "what stays fixed stands at the top of the script. Plots: [growth](../../docs/span-growth.svg), [bound](../../docs/span-bound.svg).",
+        f"Printed by `python -m benchmarks.span.growth --seeds {asked.seeds}` (torch {torch.__version__}, one thread). What is measured and",
+        "what stays fixed stands at the top of the script. Plots: [growth](../../../docs/span-growth.svg), [bound](../../../docs/span-bound.svg).",
         "",
         "## Decoder",
         "",

@@ -8,8 +8,8 @@ The observation is the gradient of the two-block model (embeddings and head froz
 That is legitimate for this attack: what the first attention and its neighbors *read* is the same in a model of any depth;
 only the error signals δ, which the attack never uses, would differ.
 
-    python benchmarks/span_large.py                                   the 8-billion shape; needs 3 GB of disk
-    python benchmarks/span_large.py --hidden 256 --vocabulary 5000    the same in seconds
+    python -m benchmarks.span.large                                   the 8-billion shape; needs 3 GB of disk
+    python -m benchmarks.span.large --hidden 256 --vocabulary 5000    the same in seconds
 """
 
 from __future__ import annotations

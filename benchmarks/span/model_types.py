@@ -1,7 +1,7 @@
 """Every text type of the transformers library, built small with random weights: what `span` recovers from its gradient.
 
-    python benchmarks/model_types.py --out runs/model_types           # about 15 minutes on one core; resumes
-    python benchmarks/model_types.py --table runs/model_types         # prints the table again
+    python -m benchmarks.span.model_types --out runs/model_types           # about 15 minutes on one core; resumes
+    python -m benchmarks.span.model_types --table runs/model_types         # prints the table again
 
 Per type two batches of two records (12 and 6 to 12 random tokens), one seed each; hidden size 64, four heads, two layers (four
 or eight where no softmax attention comes before), 2,000 tokens and few experts where the type lets them be set, all other sizes
@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from benchmarks.span.speed import score
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock
 from gradleak.core.batch import IGNORED, Batch
@@ -41,7 +42,6 @@ from gradleak.core.rng import derive
 from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from span import score
 
 _CPU_SECONDS = 60.0
 _MEMORY = 10 * 2**30

@@ -1,6 +1,6 @@
 """Noise on every tensor: the recall that the token test is predicted to have, what it has, and what the search of `span` finds.
 
-    python benchmarks/span_noise.py > benchmarks/results/span_noise.md      # also draws docs/theory/span-noise.svg
+    python -m benchmarks.span.noise      # also draws docs/theory/span-noise.svg
 
 A pair is a token at a position. **Told** is the share of true pairs that pass the test of `token_test`, told all other pairs, on the noisy gradient with
 the noise that `span` measures itself; before it stands the predicted power: noncentrality |x_perp|² |δ|² / σ² from the clean factors, as many columns as the
@@ -13,7 +13,7 @@ that trade theirs). **Likelier** counts batches in which what was found explains
 better with this likelihood. **False** are pairs so found that are not in the batch, per batch. **Rows** is the comparison for tokens from the rows of the token table
 alone: predicted is the power of χ² with as many columns as the model is wide, found what `token_support` takes.
 
-Tokens are uniform over the vocabulary and lengths uniform between half and the full length, as in `benchmarks/span.py`. Noise is relative to the root mean
+Tokens are uniform over the vocabulary and lengths uniform between half and the full length, as in `benchmarks/span/speed.py`. Noise is relative to the root mean
 square of each tensor and unknown to the attack. Intervals are Student's over batches (95 %), of the difference to the prediction of the same batch.
 The seeds (40 ...) were used for nothing else.
 """
@@ -31,7 +31,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from chart import Axis, Series, write_chart
+from benchmarks.common.chart import Axis, Series, write_chart
+from benchmarks.span.speed import Cell, make_batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.embeddings.support import token_support
@@ -45,9 +46,8 @@ from gradleak.span.reading.readers import FALSE_ALARM_RATE, Model, first_reader
 from gradleak.theory.identifiability.gradient_flow import flow_through
 from gradleak.theory.noise.position_power import Places
 from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
-from span import Cell, make_batch
 
-PLOT = Path(__file__).parents[1] / "docs" / "theory" / "span-noise.svg"
+PLOT = Path(__file__).parents[2] / "docs" / "theory" / "span-noise.svg"
 SMALL = {"n_embd": 192, "n_layer": 2, "n_head": 6, "vocab_size": 4000}
 FIRST_SEED, ROWS_RATE, DRAWS = 40, 0.05, 3
 
@@ -246,7 +246,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        "# Recall under noise: told the others, predicted, found\n\nPrinted by `python benchmarks/span_noise.py`, whose first lines say what the columns are."
+        "# Recall under noise: told the others, predicted, found\n\nPrinted by `python -m benchmarks.span.noise`, whose first lines say what the columns are."
     )
     small = load_subject("random:gpt2", loss="classification", settings=SMALL)
     report(

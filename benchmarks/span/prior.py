@@ -1,10 +1,10 @@
 """What a language prior adds to `span` where noise leaves an update undecided, beside the update alone and the prior alone.
 
-    python benchmarks/span_prior.py > benchmarks/results/span_prior.md
+    python -m benchmarks.span.prior
 
 A small causal language model (GPT-2 of width 128, two blocks, MiniLM's 30,522 word pieces), batches of 4 records of 6 to 12 tokens of real English,
 Gaussian noise relative to the root mean square of each tensor, measured by the attack. The private text is every third of scikit-learn's data set
-descriptions; priors are counts (`mechanics/ngram.py`) of the other descriptions and of Python's help topics. **none** is `span` as it is without a prior
+descriptions; priors are counts (`span/language/ngram.py`) of the other descriptions and of Python's help topics. **none** is `span` as it is without a prior
 (where its answer has no order it counts as nothing in place), **uniform** the search of this page without preference: the update alone. **good** is
 that prior, **latin** a wrong one (made-up Latin of Faker), **alone** the good prior without the update: the likeliest texts of padded length. Recall is of private
 tokens in their place, records matched one-to-one; under a language-model loss the last token of a record is invisible (the title of each table says what can be had).
@@ -32,6 +32,7 @@ from faker import Faker
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from benchmarks.span.noise import with_interval
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.core.batch import IGNORED, Batch
@@ -43,7 +44,6 @@ from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 from gradleak.span.language.prior import load_prior
 from gradleak.span.with_prior.posterior import Question, likeliest
-from span_noise import with_interval
 
 SIZES = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 30522, "initializer_range": 0.05}
 RECORDS, LENGTH, SECONDS = 4, 12, 240.0
@@ -218,7 +218,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     print("# A language prior beside the update alone and the prior alone\n")
-    print("Printed by `python benchmarks/span_prior.py`, whose first lines say what the columns are.")
+    print("Printed by `python -m benchmarks.span.prior`, whose first lines say what the columns are.")
     with tempfile.TemporaryDirectory() as folder:
         for loss in asked.losses:
             report(loss, asked.levels, range(*asked.seeds), Path(folder))

@@ -1,6 +1,6 @@
-"""What the constants of the search with a language prior do (`mechanics/span_posterior.py`), one changed at a time.
+"""What the constants of the search with a language prior do (`span/with_prior/posterior.py`), one changed at a time.
 
-    python benchmarks/span_prior_constants.py >> benchmarks/results/span_prior.md
+    python -m benchmarks.span.prior_constants
 
 A byte-level GPT-2 of width 64, batches of 2 pieces of 8 bytes of the shipped messages, language-model loss, noise .3 and 1, prior `public`, seeds 60 to 71. **right**: bytes in their
 place, of those of batches that the update leaves undecided. **posterior**: sum of log evidence and log prior over these batches, less that of the defaults, in nats.
@@ -73,7 +73,7 @@ def main() -> None:
         texts = [row["text"].encode("ascii", "ignore") for row in csv.DictReader(file)]
     batches = {seed: make_batch(texts, seed) for seed in SEEDS}
     usual = run(subject, batches)
-    print("\n## Constants of the search\n\nPrinted by `python benchmarks/span_prior_constants.py`.\n")
+    print("\n## Constants of the search\n\nPrinted by `python -m benchmarks.span.prior_constants`.\n")
     print("| constant | value | right | posterior | CPU s |\n|---|---|---|---|---|")
     print(f"| as they are | | {usual[0]} of {usual[1]} | 0.0 | {usual[3]:.0f} |", flush=True)
     for name, values in CHANGED:

@@ -1,7 +1,7 @@
 """The span attack on updates of which only the largest entries were shared: models × batches × shares that survive, fresh seeds.
 
-    python benchmarks/span_pruned.py                  # every cell; resumes from runs/span_pruned
-    python benchmarks/span_pruned.py --table          # prints the table again
+    python -m benchmarks.span.pruned                  # every cell; resumes from runs/span_pruned
+    python -m benchmarks.span.pruned --table          # prints the table again
 
 Two blocks, 8,000 words, random tokens, a classifier's loss. The attack is told the client's settings, batch size and length. A wrong
 record is one that is proposed, in order, and no record of the batch.
@@ -14,8 +14,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.span.situations import Row, measure, table
 from gradleak.harness.running.store import write_atomically
-from span_situations import Row, measure, table
 
 _SEEDS = (40, 41, 42)
 _BUDGET_SECONDS = 600.0

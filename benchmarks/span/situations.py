@@ -1,8 +1,8 @@
 """Structures of decoders and situations of training, each once through the span attack: what it finds and what it says.
 
-    python benchmarks/span_situations.py                  # every row, three seeds each; resumes from runs/span_situations
-    python benchmarks/span_situations.py --groups structure
-    python benchmarks/span_situations.py --table          # prints the tables again
+    python -m benchmarks.span.situations                  # every row, three seeds each; resumes from runs/span_situations
+    python -m benchmarks.span.situations --groups structure
+    python -m benchmarks.span.situations --table          # prints the tables again
 
 Eight records of at most 16 random tokens, of unequal lengths; seeds 0 to 2. Group ``structure`` draws a small shape for every
 seed; group ``situation`` uses two blocks of GPT-2 small's width, or of a Llama of width 256, and 8,000 words; group ``fedavg`` all twelve

@@ -1,8 +1,8 @@
 """Speed and reach of the span attack: what is recovered, in how much time, beside the floor.
 
-    python benchmarks/span.py --out runs/span                     # every cell; half an hour on two cores; resumes
-    python benchmarks/span.py --groups speed,reach --repeats 3
-    python benchmarks/span.py --table runs/span                   # prints the tables again
+    python -m benchmarks.span.speed --out runs/span                     # every cell; half an hour on two cores; resumes
+    python -m benchmarks.span.speed --groups speed,reach --repeats 3
+    python -m benchmarks.span.speed --table runs/span                   # prints the tables again
 
 F, the floor, is one gradient of the same batch plus one pass of the vocabulary through a 32-column sketch: the median of five
 measurements after one that is thrown away, in the same process just before the attack. The attack runs once, and what it

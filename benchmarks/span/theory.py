@@ -1,6 +1,6 @@
 """The laws behind `gradleak predict`, simulated and printed beside what they say, with the plots of docs/theory.
 
-python benchmarks/span_theory.py > benchmarks/results/span_theory.md
+python -m benchmarks.span.theory
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from chart import write_lines
+from benchmarks.common.chart import write_lines
+from benchmarks.span.toy import recalls
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import LocalTraining
 from gradleak.models import load_subject
@@ -22,9 +23,8 @@ from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 from gradleak.theory.prediction.predict import predict
 from gradleak.theory.prediction.stand_in import stand_in_batch
 from gradleak.theory.prediction.types import Noise
-from span_toy import recalls
 
-PLOTS = Path(__file__).parents[1] / "docs" / "theory"
+PLOTS = Path(__file__).parents[2] / "docs" / "theory"
 
 
 def spikes() -> None:
@@ -214,7 +214,7 @@ def tables() -> None:
 
 
 def main() -> None:
-    print("# Span attacks: theory beside simulation\n\nPrinted by `python benchmarks/span_theory.py`.\n")
+    print("# Span attacks: theory beside simulation\n\nPrinted by `python -m benchmarks.span.theory`.\n")
     for part in (spikes, roundings, null, token_power, toy, ranks, tables):
         part()
 

@@ -1,5 +1,5 @@
 """Three readers of one noisy value gradient, on a small causal language model: the span check, a position-constrained exchange
-search, and the forecast of the token test. Imported by ``span_theory.py`` and by a test.
+search, and the forecast of the token test. Imported by ``theory.py`` and by a test.
 """
 
 from __future__ import annotations

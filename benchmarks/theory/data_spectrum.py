@@ -1,6 +1,6 @@
 """The spectrum of an update's derivative in its data, as `gradleak predict` reads it, and what noise leaves of it.
 
-python benchmarks/data_spectrum.py > benchmarks/results/data_spectrum.md
+python -m benchmarks.theory.data_spectrum
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from chart import write_lines
+from benchmarks.common.chart import write_lines
 from gradleak.mechanics.client.trainer import LocalTraining
 from gradleak.models import load_subject
 from gradleak.theory.identifiability.jacobian_spectrum import DataSpectrum
@@ -16,7 +16,7 @@ from gradleak.theory.prediction.predict import predict
 from gradleak.theory.prediction.stand_in import stand_in_batch
 from gradleak.theory.prediction.types import Noise
 
-PLOTS = Path(__file__).parents[1] / "docs" / "theory"
+PLOTS = Path(__file__).parents[2] / "docs" / "theory"
 
 
 def read(model: str, records: int, length: int, *, noise: float = 0.0, dtype: str = "float32") -> DataSpectrum:

@@ -1,6 +1,6 @@
 """What noise does to a reconstruction, predicted and measured; draws the charts of docs/theory.
 
-    python benchmarks/noise_theory.py > benchmarks/results/noise_theory.md
+    python -m benchmarks.theory.noise_theory
 
 Error law and influence on bare attention (float64), influence on a small GPT-2, the bracket of stochastic Lanczos
 quadrature, and the noise meter on seven architectures and, if the demo extra is installed, on MiniLM. About half a CPU
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chart import Axis, Series, write_chart
+from benchmarks.common.chart import Axis, Series, write_chart
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.errors import ModelError
 from gradleak.core.rng import derive
@@ -28,7 +28,7 @@ from gradleak.theory.error.bounds import estimated_bounds, exact_bounds
 from gradleak.theory.error.influence import influence
 from gradleak.theory.noise.meter import measure_noise
 
-PAGES = Path(__file__).parent.parent / "docs" / "theory"
+PAGES = Path(__file__).parents[2] / "docs" / "theory"
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 300}
 
@@ -276,7 +276,7 @@ def main() -> None:
     torch.set_num_threads(1)
     started = time.process_time()
     print("# Noise: theory and measurement\n")
-    print("Printed by `python benchmarks/noise_theory.py`, which also draws the charts of `docs/theory`.")
+    print("Printed by `python -m benchmarks.theory.noise_theory`, which also draws the charts of `docs/theory`.")
     error_law()
     influences()
     influence_on_gpt2()

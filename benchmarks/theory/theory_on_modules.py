@@ -1,7 +1,7 @@
 """Predictions on Hugging Face modules beside measurement: error law, influence, recall of ``token_span``; and what an ε leaves
 of a reconstruction. Draws docs/theory/token-recall.svg.
 
-    python benchmarks/theory_on_modules.py > benchmarks/results/theory_on_modules.md
+    python -m benchmarks.theory.theory_on_modules
 
 Modules with random weights; the agreement tests hold the same predictions on other draws. About three CPU minutes.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chart import Axis, Series, write_chart
+from benchmarks.common.chart import Axis, Series, write_chart
 from gradleak.attacks.span import Span
 from gradleak.attacks.token_span import TokenSpan
 from gradleak.core.attack import Attack
@@ -38,7 +38,7 @@ from gradleak.theory.identifiability.membership import FirstTest, first_test
 from gradleak.theory.noise.forecast import forecast
 from gradleak.theory.prediction.stand_in import stand_in_batch
 
-CHART = Path(__file__).parent.parent / "docs" / "theory" / "token-recall.svg"
+CHART = Path(__file__).parents[2] / "docs" / "theory" / "token-recall.svg"
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
 NULL = 1e-5
@@ -249,7 +249,9 @@ def main() -> None:
     torch.set_num_threads(1)
     started = time.process_time()
     print("# Theory on real modules\n")
-    print("Printed by `python benchmarks/theory_on_modules.py`, which also draws `docs/theory/token-recall.svg`.")
+    print(
+        "Printed by `python -m benchmarks.theory.theory_on_modules`, which also draws `docs/theory/token-recall.svg`."
+    )
     error_law()
     recalls()
     budget()

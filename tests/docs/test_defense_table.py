@@ -2,62 +2,51 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
+from benchmarks.defenses import table
+from benchmarks.defenses.records import Cell
+from benchmarks.defenses.settings import settings
 from gradleak.harness.request import catalogue
 
 pytestmark = pytest.mark.contract
 
-_BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(_BENCHMARKS), *sys.path])
-    return importlib.import_module("defense_table")
-
-
-def test_the_page_is_made_of_the_committed_lines(table: ModuleType) -> None:
+def test_the_page_is_made_of_the_committed_lines() -> None:
     made = table.page(table.read())
-    assert table.PAGE.read_text(encoding="utf-8") == made, "run python benchmarks/defense_table.py"
+    assert table.PAGE.read_text(encoding="utf-8") == made, "run python -m benchmarks.defenses.table"
     assert "protected" not in made
 
 
-def test_the_tests_of_the_notes_are_where_the_page_says(table: ModuleType) -> None:
-    assert all((_BENCHMARKS.parent / where).is_file() for _, where in table.ELSEWHERE)
+def test_the_tests_of_the_notes_are_where_the_page_says() -> None:
+    assert all((table.PAGE.parents[1] / where).is_file() for _, where in table.ELSEWHERE)
 
 
-def test_every_defense_has_a_setting_and_a_row(table: ModuleType) -> None:
-    settings = importlib.import_module("defense_settings").settings()
+def test_every_defense_has_a_setting_and_a_row() -> None:
+    chains = settings()
     page = table.PAGE.read_text(encoding="utf-8")
     for name in catalogue.names("defenses"):
-        assert any(name in chain for chain in settings), f"name a setting of {name} in benchmarks/defense_settings.py"
+        assert any(name in chain for chain in chains), f"name a setting of {name} in benchmarks/defenses/settings.py"
     measured = {cell.defense for cell in table.read()}
-    assert measured <= {"none", *settings} and all(f"| `{chain}` |" in page for chain in measured)
+    assert measured <= {"none", *chains} and all(f"| `{chain}` |" in page for chain in measured)
 
 
-def test_a_row_takes_the_best_attack_and_pairs_the_seeds(table: ModuleType) -> None:
+def test_a_row_takes_the_best_attack_and_pairs_the_seeds() -> None:
     """By hand: means 3 and 5 decibels, so 5; ranks 4 and 2, so 2; accuracies .8 and .6 against .9 and .9, a drop of .2."""
-    cell = importlib.import_module("defense_records").Cell
 
     def lines(defense: str, accuracy: tuple[float, float]) -> list[object]:
         worlds = {"net": "sigmoid", "defense": defense}
         return [
             *(
-                cell(measure="pictures", seed=s, values={"L2, naive": 3.0, "cosine, naive": 4.0 + 2 * s}, **worlds)
+                Cell(measure="pictures", seed=s, values={"L2, naive": 3.0, "cosine, naive": 4.0 + 2 * s}, **worlds)
                 for s in (0, 1)
             ),
             *(
-                cell(measure="rank", seed=s, values={"likelihood, naive": 4.0, "cosine, naive": 2.0}, **worlds)
+                Cell(measure="rank", seed=s, values={"likelihood, naive": 4.0, "cosine, naive": 2.0}, **worlds)
                 for s in (0, 1)
             ),
             *(
-                cell(
+                Cell(
                     measure="topics",
                     seed=s,
                     defense=defense,

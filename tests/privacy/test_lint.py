@@ -146,11 +146,11 @@ def test_a_claim_about_a_plan_without_guarantee_is_false() -> None:
 )
 def test_settings_of_public_frameworks(name: str, codes: dict[str, str]) -> None:
     """The plans that the docs show; the sources of their settings are cited in the files."""
-    file = Path(__file__).parents[2] / "benchmarks" / "plans" / f"{name}.toml"
+    file = Path(__file__).parents[2] / "benchmarks" / "privacy" / "plans" / f"{name}.toml"
     assert {finding.code: finding.severity for finding in lint(make_plan(read_plan(file)))} == codes
 
 
 def test_every_plan_of_the_benchmark_has_a_case() -> None:
-    shipped = {file.stem for file in (Path(__file__).parents[2] / "benchmarks" / "plans").glob("*.toml")}
+    shipped = {file.stem for file in (Path(__file__).parents[2] / "benchmarks" / "privacy" / "plans").glob("*.toml")}
     mark = next(m for m in test_settings_of_public_frameworks.pytestmark if m.name == "parametrize")
     assert shipped == {name for name, _ in mark.args[1]}

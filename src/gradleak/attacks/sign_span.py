@@ -35,7 +35,7 @@ class SignSpan(Attack):
         at_most: tokens to propose; batch size times sequence length if None.
 
     Guarantees:
-        None: it ranks, and always proposes. How many of many tokens are found depends on the model; ``benchmarks/span_adamw.py`` tells.
+        None: it ranks, and always proposes. How many of many tokens are found depends on the model; ``benchmarks/span/adamw.py`` tells.
         Not seen: order, repeats, and the last token of a record under a causal language-model loss.
 
     Source: own derivation; sign compression: Bernstein et al., arXiv 1802.04434.

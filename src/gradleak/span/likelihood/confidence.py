@@ -17,7 +17,7 @@ p_r the chances that such draws come as high (Student's law, spreads pooled over
 Random tokens feel what is missing from the proposal as well as t does; that is why their law, and not that of noise alone, is asked.
 Were all else right, P(t is right) were 1 / (1 + O). It is asked where directions stand out that no record explains: there some of
 the others are wrong and Λ says too much. So P = σ(a − b min(log O, c)), with a, b and c by maximum likelihood on records whose
-truth is known (``benchmarks/span_confidence.py --fit``), as Platt calibrated classifiers (1999).
+truth is known (``benchmarks/span/confidence.py --fit``), as Platt calibrated classifiers (1999).
 """
 
 from __future__ import annotations

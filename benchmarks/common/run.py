@@ -1,0 +1,209 @@
+"""Records what a benchmark prints: a page and its data, with the commit, the machine, the seeds and the seconds.
+
+    python -m benchmarks.common.run --compare OLD.json NEW.json      # what moved between two results
+    python -m benchmarks.common.run --quick [--results FOLDER]       # a handful of scripts at their smallest, ten seconds
+
+Every script prints inside ``record``; what it prints is the page ``results/<room>/<script>.md``, the same as data is the JSON beside it.
+Both are written when the script ends without an error, each as a whole. Must not know any script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import origin
+from benchmarks.common.comparison import compare
+from benchmarks.common.page import read_page
+from gradleak.harness.running.store import write_atomically
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+RESULTS = BENCHMARKS / "results"
+RECORDED = "Recorded by "
+"""How the last line of a recorded page begins."""
+_OWN_OPTIONS = ("results", "page", "command_line")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the two options that all benchmarks share; a script adds its own."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = made.add_argument_group("where the result goes")
+    shared.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of all results (default: benchmarks/results)"
+    )
+    shared.add_argument(
+        "--page", default="", help="another name for the page, for settings that are not the default ones"
+    )
+    return made
+
+
+def parse(reader: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses, and remembers the words, for the command that the page names."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = reader.parse_args(words)
+    arguments.command_line = words
+    return arguments
+
+
+@dataclass(slots=True)
+class Recording:
+    """One run of a script, while it prints.
+
+    Attributes:
+        results: where the pages of this run go.
+        origins: commits at which stored cells were measured that this run only printed again.
+    """
+
+    results: Path
+    origins: set[str] = field(default_factory=set)
+
+    def charts(self, usual: Path) -> Path:
+        """The folder for charts: the usual one, or for results that go elsewhere, that place."""
+        return usual if self.results.resolve() == RESULTS else self.results
+
+    def stored(self, cell: dict[str, Any]) -> dict[str, Any]:
+        """A cell that was measured earlier, perhaps at another commit; returned as it is."""
+        self.origins.add(str(cell.get("commit", "not recorded")))
+        return cell
+
+
+@contextmanager
+def record(script: str, arguments: argparse.Namespace, *, seeds: Sequence[int]) -> Iterator[Recording]:
+    """Writes page and data of all that is printed inside.
+
+    Args:
+        script: ``__file__`` of the script.
+        arguments: as ``parse`` gave them.
+        seeds: every seed that the script's own draws start from; empty for a script without chance.
+    """
+    begun, commit = datetime.now(UTC), origin.commit()
+    wall, cpu, load = time.perf_counter(), _cpu_seconds(), os.getloadavg()[0]
+    recording, printed = Recording(results=arguments.results), _Copy(sys.stdout)
+    with redirect_stdout(printed):
+        yield recording
+    text = printed.getvalue().strip("\n")
+    target = arguments.results / _room(script) / (arguments.page or Path(script).stem)
+    result: dict[str, Any] = {
+        "command": _command(script, arguments),
+        "commit": commit.name,
+        "dirty": commit.dirty,
+        "cells_measured_at": sorted(recording.origins),
+        "begun": begun.isoformat(timespec="seconds"),
+        "seconds": {"wall": round(time.perf_counter() - wall, 2), "cpu": round(_cpu_seconds() - cpu, 2)},
+        "load_before": round(load, 2),
+        "machine": origin.machine(),
+        "versions": origin.versions(),
+        "seeds": list(seeds),
+        "arguments": {k: _plain(v) for k, v in vars(arguments).items() if k not in _OWN_OPTIONS},
+        **read_page(text).plain(),
+    }
+    line = last_line(result)
+    print(f"\n{line}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        target.with_name(f"{target.name}.json"), (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode()
+    )
+    write_atomically(target.with_name(f"{target.name}.md"), f"{text}\n\n{line}\n".encode())
+
+
+def last_line(result: dict[str, Any]) -> str:
+    """The generated line under every page: command, commit, machine, seeds."""
+    machine = result["machine"]
+    commit = origin.Commit(name=result["commit"], dirty=result["dirty"])
+    parts = [f"{RECORDED}`{result['command']}` at commit {commit}"]
+    if result["cells_measured_at"] and result["cells_measured_at"] != [str(commit)]:
+        parts.append(f"cells measured at commit {' and '.join(result['cells_measured_at'])}")
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    parts.append(f"{machine['processor']}, {machine['cores']} cores, {threads}")
+    return "; ".join([*parts, seeds_in_words(result["seeds"])]) + "."
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """As "seeds 0 to 4", "seeds 1, 3, 4", "seed 7", or "no seed"."""
+    if not seeds:
+        return "no seed"
+    ordered = sorted(set(seeds))
+    if len(ordered) == 1:
+        return f"seed {ordered[0]}"
+    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"seeds {ordered[0]} to {ordered[-1]}"
+    return "seeds " + ", ".join(map(str, ordered))
+
+
+class _Copy(io.StringIO):
+    """Keeps what is printed and passes it on at once."""
+
+    def __init__(self, screen: Any) -> None:
+        super().__init__()
+        self._screen = screen
+
+    def write(self, text: str, /) -> int:
+        self._screen.write(text)
+        return super().write(text)
+
+    def flush(self) -> None:
+        self._screen.flush()
+
+
+def _room(script: str) -> Path:
+    return Path(script).resolve().parent.relative_to(BENCHMARKS)
+
+
+def _command(script: str, arguments: argparse.Namespace) -> str:
+    """As it was typed, without the options of this module, which say where the page went."""
+    module = ".".join(Path(script).resolve().relative_to(BENCHMARKS.parent).with_suffix("").parts)
+    words, skip = [], False
+    for word in arguments.command_line:
+        if skip or word in ("--results", "--page"):
+            skip = not skip
+        elif not word.startswith(("--results=", "--page=")):
+            words.append(str(_plain(Path(word))) if word.startswith("/") else word)
+    return shlex.join(["python", "-m", module, *words])
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it. Of a path outside the working folder only the name is kept: a result names no one's folders."""
+    if isinstance(value, Path):
+        return value.name if value.is_absolute() else value.as_posix()
+    if isinstance(value, (list, tuple, range)):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _cpu_seconds() -> float:
+    """User and system seconds of this process and of those it started and waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verb = reader.add_mutually_exclusive_group(required=True)
+    verb.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
+    verb.add_argument("--quick", action="store_true")
+    reader.add_argument("--results", type=Path, default=Path("runs/quick"), help="of --quick")
+    asked = reader.parse_args(argv)
+    if asked.quick:
+        # Knows the scripts, which know this module.
+        from benchmarks.common.quick import quick
+
+        quick(asked.results)
+        return
+    old, new = (json.loads(file.read_text(encoding="utf-8")) for file in asked.compare)
+    print(f"old: {last_line(old)}\nnew: {last_line(new)}")
+    print("\n".join(compare(old, new)) or "nothing moved")
+
+
+if __name__ == "__main__":
+    main()
