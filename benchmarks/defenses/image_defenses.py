@@ -38,8 +38,7 @@ from gradleak.attacks.dia import DIA
 from gradleak.attacks.dlg import DLG
 from gradleak.core.batch import TrainingData
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Client
 from gradleak.defenses._augmentations import augment

@@ -24,8 +24,7 @@ from gradleak.core.attack import Attack, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.errors import DataError, ModelError
-from gradleak.core.knowledge import Knowledge, Place
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation, Place
 from gradleak.core.rng import derive
 from gradleak.core.stage import ModelStage
 from gradleak.core.update import Update

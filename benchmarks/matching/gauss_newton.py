@@ -17,8 +17,7 @@ from gradleak.attacks.dlg import DLG
 from gradleak.attacks.gauss_newton import GaussNewton
 from gradleak.core.attack import Attack
 from gradleak.core.batch import Batch, soft_labels
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.derivatives.jacobian import update_jacobian

@@ -23,8 +23,7 @@ from transformers import PreTrainedModel
 
 from gradleak.attacks.tag import TAG
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.mechanics.client.framing import Framing

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from gradleak.attacks.span import Span
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.harness.captured.files import load_observation
 from gradleak.models import load_subject

@@ -22,8 +22,7 @@ from benchmarks.span import speed
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

@@ -26,8 +26,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.harness.captured.attack import attack_observation
 from gradleak.harness.request.catalogue import make_attacks

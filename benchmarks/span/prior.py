@@ -36,8 +36,7 @@ from benchmarks.span.noise import with_interval
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.core.batch import IGNORED, Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

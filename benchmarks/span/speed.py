@@ -47,8 +47,7 @@ from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.harness.judging.intervals import clopper_pearson
@@ -56,7 +55,7 @@ from gradleak.harness.request.catalogue import Catalogue
 from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.theory.noise.placement_limit import most_placed
+from gradleak.theory.noise.position_power import most_placed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

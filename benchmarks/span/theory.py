@@ -18,7 +18,7 @@ from gradleak.models import load_subject
 from gradleak.theory.identifiability.input_kinds import InputLaw
 from gradleak.theory.identifiability.rank import token_position_graph
 from gradleak.theory.noise import detectability, rounding
-from gradleak.theory.noise import null as null_law
+from gradleak.theory.noise import detectability as null_law
 from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 from gradleak.theory.prediction.predict import predict
 from gradleak.theory.prediction.stand_in import stand_in_batch

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Status
     from gradleak.core.batch import Batch
     from gradleak.core.errors import GradleakError
+    from gradleak.core.knowledge import Observation
     from gradleak.core.metric import Metric, Score
-    from gradleak.core.observation import Observation
     from gradleak.core.record import Record
     from gradleak.core.stage import Stage
     from gradleak.core.update import Update
@@ -37,7 +37,7 @@ _HOMES = {
     "Clock": "gradleak.core.attack",
     "GradleakError": "gradleak.core.errors",
     "Metric": "gradleak.core.metric",
-    "Observation": "gradleak.core.observation",
+    "Observation": "gradleak.core.knowledge",
     "Reconstruction": "gradleak.core.attack",
     "Record": "gradleak.core.record",
     "Score": "gradleak.core.metric",

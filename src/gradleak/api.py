@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import DataError, UnknownNameError, UsageError
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Observation
 from gradleak.core.record import Record
 from gradleak.core.rng import derive
 from gradleak.harness.captured.attack import Finding, attack_capture, attack_observation

@@ -9,8 +9,7 @@ from torch import Tensor
 from gradleak.attacks.adapter_bag import AdapterBag
 from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

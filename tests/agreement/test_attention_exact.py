@@ -10,8 +10,7 @@ from gradleak.attacks.dlg import DLG
 from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.defenses.gaussian import Gaussian

@@ -13,8 +13,7 @@ from gradleak.attacks.attention_exact.solve import mixed_values, recover, single
 from gradleak.attacks.gauss_newton import GaussNewton
 from gradleak.core.batch import Batch
 from gradleak.core.errors import NotApplicableError, UsageError
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.mechanics.attention.softmax import Attention, Heads
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.derivatives.least_squares import DenseLinearized, LevenbergMarquardt

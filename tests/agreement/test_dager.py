@@ -12,8 +12,7 @@ from gradleak.attacks.span import Span
 from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import Batch
 from gradleak.core.errors import SpecError
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

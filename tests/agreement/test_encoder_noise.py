@@ -9,17 +9,18 @@ from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.harness.request.catalogue import Catalogue
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.model import Model
 from gradleak.models import Subject, load_subject
-from gradleak.span.candidates.membership import candidates_of
+from gradleak.span.candidates.types import Candidates
+from gradleak.span.candidates.window import candidates_of
 from gradleak.span.encoder.joint_decision import Decided, Decision
 from gradleak.span.noise.encoder_candidates import candidate_sets
 from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import Candidates, Model, context_readers, first_reader
+from gradleak.span.reading.readers import context_readers, first_reader
 
 REPEATING = ("the cat saw the dog and the dog saw the cat .", "a dog and a cat saw the tree near the house .")
 """Words stand at several positions, and positions hold several of them: pairs (word, position) depend on each other."""

@@ -13,8 +13,7 @@ from gradleak.attacks.token_span import TokenSpan
 from gradleak.core.attack import Attack
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.clip import Clip
 from gradleak.defenses.gaussian import Gaussian

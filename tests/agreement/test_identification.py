@@ -11,8 +11,7 @@ from gradleak.attacks.identification import Identification
 from gradleak.core.attack import Reconstruction
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.harness.request.catalogue import make_stages
 from gradleak.harness.request.prepare import Request, prepare

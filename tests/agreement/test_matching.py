@@ -13,8 +13,7 @@ from gradleak.attacks.tag import TAG
 from gradleak.core.attack import Attack, Candidate
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.harness.request.catalogue import make_stages
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

@@ -12,8 +12,7 @@ from gradleak.attacks.token_support import TokenSupport
 from gradleak.core.attack import Candidate
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.defenses.ppp import PPP

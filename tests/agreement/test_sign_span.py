@@ -8,8 +8,7 @@ import torch
 from gradleak.attacks.sign_span import SignSpan
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.harness.request import catalogue
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

@@ -14,8 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

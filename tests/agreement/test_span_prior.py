@@ -20,17 +20,16 @@ from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.core.batch import Batch
 from gradleak.core.errors import SpecError
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.noise_level import noise_in
 from gradleak.models import Subject, load_subject
 from gradleak.span.language.prior import Uniform, load_prior
 from gradleak.span.likelihood.marginal import Evidence, Signal
 from gradleak.span.likelihood.reading import Preference, preferences
-from gradleak.span.reading.readers import Model
 from gradleak.span.with_prior.attribution import agreeing
 from gradleak.span.with_prior.posterior import Question, likeliest
 

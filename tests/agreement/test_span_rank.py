@@ -9,8 +9,9 @@ import transformers
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.model import Model
 from gradleak.models import Subject, read_anatomy
-from gradleak.span.reading.readers import Model, first_reader
+from gradleak.span.reading.readers import first_reader
 
 
 def subject_of(kind: str) -> Subject:

@@ -9,11 +9,12 @@ import torch
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.noise_level import noise_in
 from gradleak.models import Subject, load_subject
 from gradleak.span.likelihood.energy_test import own_energy
 from gradleak.span.noise.pair_search import noisy_candidates
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Model, first_reader
+from gradleak.span.reading.readers import FALSE_ALARM_RATE, first_reader
 from gradleak.theory.identifiability.gradient_flow import flow_through
 from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 

@@ -13,12 +13,11 @@ import transformers
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.models import Subject, read_anatomy
 from gradleak.theory.identifiability.attention_windows import read_bands
-from gradleak.theory.identifiability.contexts import distinct_contexts
 from gradleak.theory.identifiability.gradient_flow import flow_through
 from gradleak.theory.identifiability.input_kinds import read_input_law
-from gradleak.theory.identifiability.readout import read_by_loss
-from gradleak.theory.identifiability.receptive_field import Reach, propagate
+from gradleak.theory.identifiability.receptive_field import Reach, distinct_contexts, propagate
 from gradleak.theory.identifiability.span_table import Cell, span_table
+from tests.support.readout import read_by_loss
 
 VOCAB, WIDTH, HEADS, SEQ = 600, 128, 4, 10
 Loss = Literal["classification", "causal-lm", "masked-lm"]

@@ -20,8 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.defenses.gaussian import Gaussian

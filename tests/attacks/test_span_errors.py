@@ -10,8 +10,7 @@ from gradleak.attacks.dager import DAGER
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

@@ -17,8 +17,7 @@ from torch import Tensor
 from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Status
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import FACTS, THREATS, Knowledge, knowledge_of
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import FACTS, THREATS, Knowledge, Observation, knowledge_of
 from gradleak.core.rng import derive
 from gradleak.core.specs import Spec, parse_list, spec_of
 from gradleak.harness.request import catalogue

@@ -14,8 +14,7 @@ import torch
 
 from gradleak.core.attack import Status
 from gradleak.core.errors import GradleakError, UnknownNameError, UsageError
-from gradleak.core.knowledge import FACTS, THREATS, Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import FACTS, THREATS, Knowledge, Observation
 from gradleak.core.specs import Spec, parse_chain
 from gradleak.core.update import Update
 from gradleak.harness.request import catalogue

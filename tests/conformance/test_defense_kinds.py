@@ -17,8 +17,7 @@ from gradleak.core.attack import Candidate, Reconstruction
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.channel import Channel, Memory, deal
 from gradleak.core.errors import ModelError
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.specs import Spec, parse_chain
 from gradleak.core.stage import ClientStage, DataStage, ProtocolStage

@@ -15,13 +15,12 @@ from gradleak.core.attack import Reconstruction
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.errors import ModelError, SpecError
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.defenses.dropout import Dropout, MaskedDropout
 from gradleak.harness.utility.tasks import make_task
-from gradleak.matching.engine import pose
+from gradleak.matching.problem import pose
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models.running.noise_inputs import noisy_layers
 

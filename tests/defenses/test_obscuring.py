@@ -14,8 +14,7 @@ from gradleak.attacks.identification import Identification
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.errors import DataError, ModelError, SpecError
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Client, DataStage
 from gradleak.defenses._augmentations import COUNT, augment

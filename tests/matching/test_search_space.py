@@ -8,8 +8,7 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge
-from gradleak.matching.readout import token_table
-from gradleak.matching.search_space import SearchSpace, embeddings, within_span
+from gradleak.matching.search_space import SearchSpace, embeddings, token_table, within_span
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 

@@ -12,8 +12,7 @@ from gradleak.attacks.span import Span
 from gradleak.core.attack import Reconstruction
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.channel import Channel
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update

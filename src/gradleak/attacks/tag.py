@@ -8,9 +8,9 @@ from typing import ClassVar
 from gradleak.core.batch import Modality
 from gradleak.core.specs import require_ranges
 from gradleak.matching.attack import MatchingAttack
-from gradleak.matching.engine import Matching
 from gradleak.matching.objectives import Distance
 from gradleak.matching.optimizers import Adam, Stopping
+from gradleak.matching.problem import Matching
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

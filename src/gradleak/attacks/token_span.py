@@ -11,7 +11,7 @@ from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
-from gradleak.span.candidates.membership import candidates_of
+from gradleak.span.candidates.window import candidates_of
 from gradleak.span.reading.evidence import SpanCase
 from gradleak.span.reading.readers import first_reader
 

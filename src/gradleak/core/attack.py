@@ -16,8 +16,7 @@ from torch import Tensor
 
 from gradleak.core.batch import Modality
 from gradleak.core.errors import DataError, NotApplicableError
-from gradleak.core.knowledge import FACTS, View
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import FACTS, Observation, View
 from gradleak.core.update import Update
 
 

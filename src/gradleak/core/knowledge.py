@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from gradleak.core.errors import KnowledgeError, UnknownNameError
+from gradleak.core.update import Update
 
 FACTS: Mapping[str, str] = MappingProxyType(
     {
@@ -148,3 +149,11 @@ class Knowledge:
 def knowledge_of(threat: Threat, facts: Mapping[str, Any]) -> Knowledge:
     """Those of ``facts`` that this threat model holds."""
     return Knowledge(facts={name: value for name, value in facts.items() if name in threat.facts})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observation:
+    """What one adversary holds about one batch."""
+
+    update: Update
+    knowledge: Knowledge

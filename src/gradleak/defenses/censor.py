@@ -18,8 +18,7 @@ from gradleak.core.stage import Client, ClientStage, State
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require
 from gradleak.mechanics.client.losses import group_losses
-from gradleak.mechanics.client.trainer import ClientTrainer
-from gradleak.mechanics.client.vectorize import vectorized
+from gradleak.mechanics.client.trainer import ClientTrainer, vectorized
 
 _TINY = 1e-30
 _AT_ONCE = 1 << 24

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gradleak.core.errors import UsageError
-from gradleak.mechanics.attention.hessian import weight_hessian
 from gradleak.mechanics.attention.softmax import Attention, Gradient, Heads, HeadsGradient, data_jacobian
+from tests.support.attention_hessian import weight_hessian
 
 pytestmark = pytest.mark.oracle
 

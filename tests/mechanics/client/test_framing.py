@@ -7,8 +7,7 @@ import torch
 
 from gradleak.attacks.tag import TAG
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.framing import UNKNOWN, Framing
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining

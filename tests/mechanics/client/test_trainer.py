@@ -14,8 +14,7 @@ from gradleak.attacks.token_support import TokenSupport
 from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import NotApplicableError, SpecError
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.defenses.dpsgd import DPSGD
 from gradleak.harness.request.prepare import Request, read_methods
 from gradleak.harness.request.shares import parse_share, share_spec

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradleak.mechanics.embeddings.row_noise import row_noise, rows_above
 from gradleak.mechanics.embeddings.rows import EmbeddingChannel
-from gradleak.mechanics.embeddings.support import token_support
+from gradleak.mechanics.embeddings.support import row_noise, rows_above, token_support
 from gradleak.models import load_subject
 from gradleak.theory.noise.token_power import TokenTest
 

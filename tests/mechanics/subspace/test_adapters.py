@@ -12,11 +12,11 @@ from gradleak.attacks.adapter_bag.factors import adapter_families
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.mechanics.subspace.adapters import Shared, adapter_space
 from gradleak.mechanics.subspace.subspace import Subspace
 from gradleak.models import LoRA, Subject, load_subject, with_lora
-from gradleak.span.reading.readers import Model
 
 pytestmark = pytest.mark.oracle
 

@@ -11,8 +11,7 @@ import transformers
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.harness.request.prepare import Request, prepare
 from gradleak.harness.running.runner import run
@@ -24,7 +23,7 @@ from gradleak.span.beyond.reassignment import Held, fill_anew
 from gradleak.span.likelihood.co_membership import Kin
 from gradleak.span.likelihood.reading import evidence
 from gradleak.span.noise.record_search import _distinct
-from gradleak.theory.noise.placement_limit import corner_dimension, most_placed
+from gradleak.theory.noise.position_power import corner_dimension, most_placed
 
 pytestmark = pytest.mark.oracle
 

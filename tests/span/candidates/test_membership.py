@@ -7,7 +7,7 @@ import torch
 
 from gradleak.mechanics.probing.first_input import FirstInput, Norm
 from gradleak.mechanics.subspace.subspace import Subspace
-from gradleak.span.candidates.membership import _Factored
+from gradleak.span.candidates.factored_test import _Factored
 
 pytestmark = pytest.mark.oracle
 

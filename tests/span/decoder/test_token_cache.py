@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from gradleak.core.rng import derive
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import load_subject
 from gradleak.span.decoder.token_cache import Kept
-from gradleak.span.reading.readers import Model
 
 pytestmark = pytest.mark.oracle
 

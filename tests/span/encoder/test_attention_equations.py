@@ -12,11 +12,13 @@ from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
+from gradleak.mechanics.probing.model import Model
 from gradleak.models import Subject, read_anatomy
+from gradleak.span.candidates.types import Candidates
 from gradleak.span.encoder.attention_equations import AttentionEquations, Pairs, attention_equations
 from gradleak.span.encoder.sentence_search import Assembled, Assembly
 from gradleak.span.encoder.subset_selection import Layout, _Interior
-from gradleak.span.reading.readers import Candidates, Model, Reader, context_readers, first_reader
+from gradleak.span.reading.readers import Reader, context_readers, first_reader
 
 pytestmark = pytest.mark.oracle
 

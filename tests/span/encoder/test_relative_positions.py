@@ -8,8 +8,7 @@ import torch
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject

@@ -8,9 +8,10 @@ import torch
 from gradleak.core.attack import Status
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
+from gradleak.mechanics.probing.model import Model
+from gradleak.span.candidates.types import Candidates
 from gradleak.span.noise.pair_search import with_ambiguous
 from gradleak.span.noise.sparse_selection import sparse_members
-from gradleak.span.reading.readers import Candidates, Model
 from tests.support.span import as_set, attack, make_batch, make_subject
 
 pytestmark = pytest.mark.oracle

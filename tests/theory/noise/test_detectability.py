@@ -9,7 +9,7 @@ import torch
 
 from gradleak.core.errors import SpecError, UnknownNameError
 from gradleak.theory.noise import detectability, rounding
-from gradleak.theory.noise import null as null_law
+from gradleak.theory.noise import detectability as null_law
 from gradleak.theory.noise import token_power as token_test
 from gradleak.theory.noise.token_power import TokenTest
 

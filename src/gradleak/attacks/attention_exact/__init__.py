@@ -15,8 +15,7 @@ from gradleak.core.batch import Modality
 from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
-from gradleak.mechanics.attention.bare_factors import heads_of, matrix_names, split
-from gradleak.mechanics.attention.softmax import Heads, HeadsGradient
+from gradleak.mechanics.attention.softmax import Heads, HeadsGradient, heads_of, matrix_names, split
 from gradleak.mechanics.derivatives.least_squares import LevenbergMarquardt
 from gradleak.models.bare import BareAttention
 

@@ -1,9 +1,13 @@
-"""Why: the chain's lowest slice is measured: real releases of the code that is audited, and attacks that see nothing else.
+"""The chain's lowest slice is measured: real releases of the code that is audited, and attacks that see nothing else.
 Holds private data. Must not know bounds.
+
+Attacks propose records, bags of tokens or rankings; a list of candidates asks for one name. Any rule that sees only the
+proposal is a part of the attack, so what bounds every attacker bounds it too. Must not know the truth.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,12 +17,10 @@ from torch import Tensor
 
 from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Batch
-from gradleak.core.knowledge import find_threat, knowledge_of
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Observation, find_threat, knowledge_of
 from gradleak.core.rng import derive
 from gradleak.core.specs import spec_of
 from gradleak.core.update import Update
-from gradleak.harness.bounds.naming import named
 from gradleak.harness.bounds.release import ReleaseLaw
 from gradleak.harness.running.trial import propose
 from gradleak.mechanics.client.gram import CandidateGradients
@@ -154,3 +156,33 @@ def record_of(batch: Batch, place: int) -> Batch:
     length = int(batch.mask[place].sum())
     labels = batch.labels[one] if batch.labels.ndim == 1 else batch.labels[one, :length]
     return Batch(inputs=batch.inputs[one, :length], mask=batch.mask[one, :length], labels=labels)
+
+
+def named(found: Reconstruction, candidates: Sequence[Tensor]) -> tuple[int, ...]:
+    """Places of the candidates that a proposal means: several if it cannot tell them apart, none if it says nothing.
+
+    The first of a ranking, as it is; else the candidate that is most alike the first proposed record: for token ids the largest
+    share of common tokens 2|a ∩ b| / (|a| + |b|), repetitions counted, and of those the most that agree in their place (where the
+    proposal has an order); for pixels the smallest squared distance.
+    """
+    if found.ranking:
+        return tuple(place for place, each in enumerate(candidates) if torch.equal(each, found.ranking[0]))
+    if not found.records:
+        return ()
+    proposal = found.records[0]
+    likeness = [_likeness(proposal, each, ordered=found.ordered) for each in candidates]
+    best = max(likeness)
+    if best[0] == 0.0:
+        return ()
+    return tuple(place for place, each in enumerate(likeness) if each == best)
+
+
+def _likeness(proposal: Tensor, candidate: Tensor, *, ordered: bool) -> tuple[float, int]:
+    if proposal.is_floating_point():
+        if proposal.shape != candidate.shape:
+            return 0.0, 0
+        return 1.0 / (1.0 + float((proposal.double() - candidate.double()).square().sum())), 0
+    one, other = proposal.tolist(), candidate.tolist()
+    common = (Counter(one) & Counter(other)).total()
+    agreeing = sum(a == b for a, b in zip(one, other, strict=False)) if ordered else 0
+    return 2 * common / max(1, len(one) + len(other)), agreeing

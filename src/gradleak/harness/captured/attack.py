@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from gradleak.core.attack import Attack, Clock, Reconstruction
 from gradleak.core.errors import UsageError
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Observation
 from gradleak.core.rng import derive
 from gradleak.core.specs import build, spec_of
 from gradleak.harness.captured.files import load_observation, read_manifest

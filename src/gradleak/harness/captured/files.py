@@ -19,8 +19,7 @@ from torch import Tensor
 
 from gradleak.core.channel import Channel
 from gradleak.core.errors import DataError, UnsafeFileError
-from gradleak.core.knowledge import Knowledge
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.specs import build, spec_of
 from gradleak.core.update import Update
 from gradleak.harness.request.catalogue import make

@@ -16,8 +16,7 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel, deal
-from gradleak.core.knowledge import find_threat, knowledge_of
-from gradleak.core.observation import Observation
+from gradleak.core.knowledge import Observation, find_threat, knowledge_of
 from gradleak.core.record import Record
 from gradleak.core.rng import derive
 from gradleak.core.specs import build

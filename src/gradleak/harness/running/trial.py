@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Status
 from gradleak.core.batch import Batch, Modality, soft_labels
+from gradleak.core.knowledge import Observation
 from gradleak.core.metric import Comparison, Score
-from gradleak.core.observation import Observation
 from gradleak.harness.judging import judge
 from gradleak.models import Subject, Tokenizer
 

@@ -11,6 +11,7 @@ formulas serves one head, many heads and every split into factors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.core.errors import UsageError
+from gradleak.models import Subject
+from gradleak.models.bare import BareAttention
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,3 +284,21 @@ def data_jacobian(
 def _check_inputs(layer: Attention, inputs: Tensor) -> None:
     if inputs.ndim < 2 or inputs.shape[-1] != layer.model:
         raise UsageError(f"The inputs must have shape [..., seq, {layer.model}], got {tuple(inputs.shape)}.")
+
+
+def matrix_names(subject: Subject) -> tuple[str, ...]:
+    """Parameters of queries, keys, values and output, in this order."""
+    return tuple(m.weight for m in subject.anatomy.blocks[0].maps()[:4])
+
+
+def split(tensors: Mapping[str, Tensor], subject: Subject, heads: int) -> HeadsGradient:
+    """Four stored matrices, of weights or of their gradients, as one factor per head, in float64."""
+    stored = [tensors[name].detach().double().T for name in matrix_names(subject)]
+    query, key, value = (each.unflatten(1, (heads, -1)).transpose(0, 1) for each in stored[:3])
+    return HeadsGradient(query=query, key=key, value=value, output=stored[3].unflatten(0, (heads, -1)))
+
+
+def heads_of(subject: Subject, module: BareAttention) -> Heads:
+    """The layer in factors."""
+    own = split(subject.parameters(), subject, module.heads)
+    return Heads(query=own.query, key=own.key, value=own.value, output=own.output, scale=own.query.shape[-1] ** -0.5)

@@ -1,7 +1,10 @@
-"""Why: local training as a map from a batch to an update, the same code for the client and for the attacker's replay.
+"""Local training as a map from a batch to an update, the same code for the client and for the attacker's replay.
 
 The model is called through ``torch.func.functional_call``: it is never copied, and its weights never change.
 Must not know any attack or defense.
+
+Many gradients or losses in one pass are cheaper than one after the other, but a model that branches on its data
+(experts, some encoders with padding) or brings a backward of its own cannot be vectorized. Asked in one place. Must not know what is computed.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +27,6 @@ from gradleak.mechanics.client.ghost_norms import GhostGradients
 from gradleak.mechanics.client.losses import group_losses
 from gradleak.mechanics.client.optimizers import Moments, optimizer_step
 from gradleak.mechanics.client.settings import DTYPES, LocalTraining
-from gradleak.mechanics.client.vectorize import vectorized
 from gradleak.models import Subject
 from gradleak.models.running.noise_inputs import Noisy, listening, noise_name, noisy_layers
 
@@ -365,3 +368,14 @@ def _dropout(trainer: ClientTrainer, rng: torch.Generator) -> Iterator[None]:
             yield
         finally:
             module.eval()
+
+
+def vectorized(function: Callable[..., Any], *arguments: Any, in_dims: Any = 0) -> Any | None:
+    """``torch.func.vmap`` of ``function`` on ``arguments``; None if that cannot be done, and it has to be called one by one."""
+    try:
+        return torch.func.vmap(function, in_dims=in_dims, randomness="different")(*arguments)
+    except RuntimeError as error:
+        # torch has no type of its own for this; its message names the transforms.
+        if not any(word in str(error) for word in ("vmap", "functorch")):
+            raise
+        return None

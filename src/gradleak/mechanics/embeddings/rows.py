@@ -13,8 +13,7 @@ from torch import Tensor
 
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.embeddings.labels import classes_present
-from gradleak.mechanics.embeddings.row_noise import row_noise, rows_above
-from gradleak.mechanics.embeddings.support import Support, order_of_one, token_support
+from gradleak.mechanics.embeddings.support import Support, order_of_one, row_noise, rows_above, token_support
 from gradleak.models import Anatomy
 
 _FALSE_ALARM = 1e-3

@@ -7,34 +7,24 @@ Must not know how sequences are put together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64
-from scipy.stats import f as ratio_of_variances
 from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
-from gradleak.mechanics.probing.first_input import FirstInput, read_first_input
-from gradleak.mechanics.probing.probe import LargestTensor, chunks, reads_context, reads_position
+from gradleak.mechanics.probing.first_input import read_first_input
+from gradleak.mechanics.probing.model import Model
+from gradleak.mechanics.probing.probe import chunks, reads_position
 from gradleak.mechanics.subspace.null_laws import Null, accept, fit_null
-from gradleak.mechanics.subspace.subspace import Subspace
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Candidates, Model, Reader
+from gradleak.span.candidates.factored_test import _Factored
+from gradleak.span.candidates.replayed_test import _Replayed
+from gradleak.span.candidates.types import Candidates
+from gradleak.span.reading.readers import FALSE_ALARM_RATE, Reader
 
-_PROBED_TOKENS = 4
-_FIRST_WINDOW = 32
 _NULL_PAIRS = 4096
-_SKETCH_COLUMNS, _SCREEN_COLUMNS = 32, 8
-"""Directions outside the space that a pair is tested with, and those that the whole vocabulary meets first."""
-_TILT_COLUMNS = 16
-_LENGTH_COLUMNS = 8
-_MISSED = 1e-6
-"""Chance that a pair half way between members and others is screened out; members are far less likely to be."""
-_CANCELLATION = 4e-3
-"""What float32 leaves of a token's and a position's part that cancel: the root of 128 roundings of their squares."""
 _CLEAR = 30.0
 """Ratio of the null's cut to a member's residual above which a sketch of the complement is as good as all of it."""
 
@@ -62,27 +52,6 @@ class _FirstTest(Protocol):
     def nearest(self, places: Int64[Tensor, " places"]) -> Int64[Tensor, " places"]:
         """The token with (roughly) the smallest residual of all at some positions."""
         ...
-
-
-def candidates_of(case: SpanCase, first: Reader, rng: torch.Generator) -> Candidates:
-    """Candidates at every position of a case; where the length is unknown the window grows until its end is empty.
-
-    Raises:
-        NotApplicableError: if what the first attention reads depends on other tokens, or members cannot be told from the rest.
-    """
-    if reads_context(case.subject, first.path, torch.arange(min(_PROBED_TOKENS, case.model.vocab_size))):
-        raise NotApplicableError(
-            f"The first attention reads {first.path!r}, whose input depends on other tokens already: no token can be tested alone."
-        )
-    longest = case.subject.anatomy.max_positions or 1_000_000
-    if case.seq_len is not None:
-        return find_candidates(first, case.model, positions=min(case.seq_len, longest), rng=rng)
-    window = min(_FIRST_WINDOW, longest)
-    while True:
-        found = find_candidates(first, case.model, positions=window, rng=rng)
-        if not found.positional or found.length() < window or window == longest:
-            return found
-        window = min(2 * window, longest)
 
 
 def find_candidates(
@@ -221,162 +190,3 @@ def _null_of(test: _FirstTest, sample: Tensor) -> tuple[Null, float]:
     """The null fitted on a sample of tokens at all positions, and the residual a typical member would show."""
     residual, expected = test.judge(sample)
     return fit_null(residual.flatten()), float(expected.median())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Factored:
-    """The test through the law of the first input: linear in token and position up to one scale per pair.
-
-    Attributes:
-        outside: directions outside the space, orthogonal to the law's offset.
-        tilt: random mixture of basis directions over their singular values; its length is a member's tilt.
-    """
-
-    law: FirstInput
-    space: Subspace
-    outside: Float[Tensor, "features columns"]
-    tilt: Float[Tensor, "features columns"]
-    length: Float[Tensor, "features columns"]
-
-    @staticmethod
-    def of(law: FirstInput, space: Subspace, rng: torch.Generator) -> _Factored:
-        weighted = space.basis / space.singular
-        mixer = torch.randn(space.rank, _TILT_COLUMNS, generator=rng, dtype=torch.float64) / math.sqrt(_TILT_COLUMNS)
-        length = torch.randn(space.features, _LENGTH_COLUMNS, generator=rng, dtype=torch.float64)
-        return _Factored(
-            law=law,
-            space=space,
-            outside=space.sketch(_SKETCH_COLUMNS, rng, without=law.norm.offset),
-            tilt=weighted @ mixer.to(weighted.device),
-            length=length.to(weighted.device) / math.sqrt(_LENGTH_COLUMNS),
-        )
-
-    @property
-    def floats_each(self) -> int:
-        return 8 * len(self.law.positions) + self.space.features
-
-    def sharpened(self) -> _Factored:
-        """The same test with every direction outside the space."""
-        rng = torch.Generator().manual_seed(0)
-        return replace(self, outside=self.space.sketch(self.space.features, rng, without=self.law.norm.offset))
-
-    def judge(self, ids: Int64[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
-        law, norm = self.law, self.law.norm
-        token = norm.center(law.scale * law.table[ids].double())
-        place = norm.center(law.positions.double())
-        gain, offset = norm.gain.double(), norm.offset.double()
-        square = _pair_squares(token, place)
-        sigma = (square / token.shape[1]).sqrt() if norm.normalized else torch.ones_like(square)
-        token, place = gain * token, gain * place
-        along = (token @ offset).unsqueeze(1) + place @ offset
-        length = (_pair_squares(token, place) + 2 * sigma * along + (sigma * offset.norm()) ** 2).clamp(min=0).sqrt()
-        beyond = _pair_squares(token @ self.outside, place @ self.outside).sqrt()
-        tilted = torch.zeros_like(square)
-        for column in self.tilt.T:
-            tilted += ((token @ column).unsqueeze(1) + place @ column + sigma * (offset @ column)).square()
-        known = length > 0
-        length = length.clamp(min=1e-300)
-        expected = self.space.noise * math.sqrt(self.space.rest) * tilted.sqrt() / length
-        return torch.where(known, beyond / length, 1.0), expected.hypot(expected.new_tensor(self.space.precision))
-
-    def weigh(self, ids: Int64[Tensor, " tokens"], root: Float[Tensor, "features columns"]) -> Tensor:
-        law, norm = self.law, self.law.norm
-        token, place = norm.center(law.scale * law.table[ids]), norm.center(law.positions)
-        sigma = (_pair_squares(token, place) / token.shape[1]).sqrt() if norm.normalized else token.new_ones(())
-        token, place = norm.gain * token, norm.gain * place
-
-        def square(columns: Tensor | None) -> Tensor:
-            one, other, offset = (x if columns is None else x @ columns for x in (token, place, norm.offset))
-            along = (one @ offset).unsqueeze(1) + other @ offset
-            return _pair_squares(one, other) + 2 * sigma * along + sigma**2 * offset.square().sum()
-
-        return square(root.to(token.dtype)) / square(None).clamp(min=1e-30)
-
-    def screen(self, below: float) -> Int64[Tensor, " tokens"]:
-        law = self.law
-        outside, lengths, columns = self._screening()
-        error = float(ratio_of_variances.isf(_MISSED, columns, _LENGTH_COLUMNS))
-        margin = max(error * below**2, _CANCELLATION**2)
-        # ‖outside‖² − margin · ‖length‖² of token + position is one product of both.
-        weight = outside.new_tensor([1.0] * columns + [-margin] * _LENGTH_COLUMNS)
-        fold = torch.cat((outside, lengths), dim=1)
-        place = law.positions.to(fold.dtype) @ fold
-        along, of_place = 2.0 * (weight * place).T, place.square() @ weight
-        found: list[Tensor] = []
-        for part in chunks(len(law.table), fold.shape[1] + len(place)):
-            token = law.scale * (law.table[part] @ fold)
-            least = torch.addmm(of_place, token, along).amin(dim=1) + token.square() @ weight
-            found.append((least < 0).nonzero().flatten() + part.start)
-        return torch.cat(found)
-
-    def nearest(self, places: Int64[Tensor, " places"]) -> Int64[Tensor, " places"]:
-        law = self.law
-        outside, lengths, columns = self._screening()
-        fold = torch.cat((outside, lengths), dim=1)
-        place = law.positions[places].to(fold.dtype) @ fold
-        nearest, least = torch.zeros_like(places), fold.new_full((len(places),), math.inf)
-        for part in chunks(len(law.table), fold.shape[1] + 4 * len(place)):
-            token = law.scale * (law.table[part] @ fold)
-            length = _pair_squares(token[:, columns:], place[:, columns:])
-            rough = torch.where(length > 0, _pair_squares(token[:, :columns], place[:, :columns]) / length, math.inf)
-            values, best = rough.min(dim=0)
-            nearest = torch.where(values < least, best + part.start, nearest)
-            least = torch.minimum(values, least)
-        return nearest
-
-    def _screening(self) -> tuple[Tensor, Tensor, int]:
-        """Columns of residual and length, in the table's number format; all directions outside where the test was sharpened."""
-        fold, dtype, columns = self.law.norm.fold, self.law.table.dtype, self.outside.shape[1]
-        few = _SCREEN_COLUMNS if columns == _SKETCH_COLUMNS else columns
-        outside = fold(self.outside[:, :few] * math.sqrt(columns / few)).to(dtype)
-        return outside, fold(self.length).to(dtype), few
-
-
-def _pair_squares(one: Float[Tensor, "tokens columns"], other: Float[Tensor, "positions columns"]) -> Tensor:
-    """‖one_i + other_j‖² for all pairs; differences that cancel to rounding count as zero."""
-    sums = one.square().sum(1, keepdim=True) + other.square().sum(1)
-    return torch.addmm(sums, one, other.T, beta=1.0, alpha=2.0).clamp(min=0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Replayed:
-    """The test by running the model: a row of one token repeated gives its input at all positions in one pass."""
-
-    reader: Reader
-    model: Model
-    width: int
-    rng: torch.Generator
-
-    @property
-    def floats_each(self) -> int:
-        with LargestTensor() as needed:
-            self.model.inputs((self.reader,), torch.zeros(1, self.width, dtype=torch.int64))
-        return max(needed.numel, self.width * self.reader.space.features)
-
-    def judge(self, ids: Int64[Tensor, " tokens"]) -> tuple[Tensor, Tensor]:
-        (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
-        return self.reader.space.residual(z), self.reader.space.expected(z)
-
-    def weigh(self, ids: Int64[Tensor, " tokens"], root: Float[Tensor, "features columns"]) -> Tensor:
-        (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
-        return (z @ root.to(z.dtype)).square().sum(-1) / z.square().sum(-1).clamp(min=1e-30)
-
-    def screen(self, below: float) -> Int64[Tensor, " tokens"]:
-        error = math.sqrt(float(ratio_of_variances.isf(_MISSED, _SKETCH_COLUMNS, self.reader.space.features)))
-        return torch.cat([ids[rough.amin(dim=1) < error * below] for ids, rough in self._rough()])
-
-    def nearest(self, places: Int64[Tensor, " places"]) -> Int64[Tensor, " places"]:
-        nearest, least = torch.zeros_like(places), self.reader.space.basis.new_full((len(places),), math.inf)
-        for ids, rough in self._rough():
-            values, best = rough[:, places].min(dim=0)
-            nearest, least = torch.where(values < least, ids[best], nearest), torch.minimum(values, least)
-        return nearest
-
-    def _rough(self) -> Iterator[tuple[Int64[Tensor, " tokens"], Float[Tensor, "tokens positions"]]]:
-        """Tokens, some at a time, with what a few columns make of their residuals."""
-        sketch = self.reader.space.sketch(_SKETCH_COLUMNS, self.rng)
-        for part in chunks(self.model.vocab_size, self.floats_each):
-            ids = torch.arange(part.start, part.stop, device=sketch.device)
-            (z,) = self.model.inputs((self.reader,), ids.unsqueeze(1).expand(-1, self.width))
-            length = z.norm(dim=-1)
-            yield ids, torch.where(length > 0, (z @ sketch.to(z.dtype)).norm(dim=-1) / length, math.inf)

@@ -16,19 +16,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.probing.heads import Heads, read_heads
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import LargestTensor, chunks
 from gradleak.mechanics.subspace.null_laws import LogNull, log_odds
+from gradleak.span.candidates.types import Candidates
 from gradleak.span.decoder.projections import Reading, output_reading, stream_reading
 from gradleak.span.decoder.screen import Screen
-from gradleak.span.reading.readers import (
-    FALSE_ALARM_RATE,
-    Calibration,
-    Candidates,
-    Model,
-    Reader,
-    calibrate,
-    judge_rows,
-)
+from gradleak.span.reading.readers import FALSE_ALARM_RATE, Calibration, Reader, calibrate, judge_rows
 
 DECOYS = 12
 """Random tokens tested beside the candidates of each position: they show what a wrong continuation looks like."""

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
+from gradleak.mechanics.probing.model import Model
 from gradleak.span.decoder.continuations import Continuations, Grid
-from gradleak.span.reading.readers import Model, Reader
+from gradleak.span.reading.readers import Reader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

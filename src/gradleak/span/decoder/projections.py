@@ -14,10 +14,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.probing.first_input import Norm, before_norm, read_first_input, read_norm
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.mechanics.subspace.subspace import Subspace
 from gradleak.models import LinearMap
-from gradleak.span.reading.readers import Model, Reader
+from gradleak.span.reading.readers import Reader
 
 _OUTSIDE_COLUMNS, _TILT_COLUMNS, _LENGTH_COLUMNS = 32, 16, 32
 _ROUGH_COLUMNS, _SHARP_ROUGH_COLUMNS = 8, 32

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.probing.heads import Heads, read_heads
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.span.decoder.projections import Stream, read_stream
-from gradleak.span.reading.readers import Model
 
 
 @dataclass(slots=True)

@@ -27,10 +27,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.probing.heads import read_heads
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import Block, LinearMap
-from gradleak.span.encoder.merge import fold, norm_before, parameter
-from gradleak.span.reading.readers import Candidates, Model, Reader
+from gradleak.span.candidates.types import Candidates
+from gradleak.span.encoder.repair import fold, norm_before, parameter
+from gradleak.span.reading.readers import Reader
 
 _CHECK_TOLERANCE = 1e-4
 """A wrong formula (another scale, a rotation, a bias on the scores) is off by far more, rounding by far less."""

@@ -22,9 +22,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks
 from gradleak.mechanics.subspace.subspace import Subspace
-from gradleak.span.reading.readers import Model, Reader
+from gradleak.span.reading.readers import Reader
 
 _DEPENDENT = 1e-5
 """Length below which a unit row has nothing of its own."""

@@ -25,10 +25,11 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import fdtri
 from torch import Tensor
 
+from gradleak.mechanics.probing.model import Model
 from gradleak.models import Block
 from gradleak.span.encoder.attention_equations import AttentionEquations, Pairs, attention_equations, enough_columns
 from gradleak.span.encoder.subset_selection import Layout, select
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Model, Reader
+from gradleak.span.reading.readers import FALSE_ALARM_RATE, Reader
 
 _STEPS = 20
 """Interior-point steps per token; set by hand."""

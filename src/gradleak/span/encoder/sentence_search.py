@@ -15,15 +15,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks
 from gradleak.models import Block
 from gradleak.span.candidates.membership import find_candidates
+from gradleak.span.candidates.types import Candidates
 from gradleak.span.encoder.attention_equations import AttentionEquations, Pairs, attention_equations, enough_columns
 from gradleak.span.encoder.joint_decision import Decided, Decision, Ids
+from gradleak.span.encoder.proposals import _Family, _with_confident
 from gradleak.span.encoder.relative_positions import RelativeSearch
+from gradleak.span.encoder.repair import Exchange
 from gradleak.span.encoder.subset_selection import PLAUSIBLE, RANDOM, Layout, select
-from gradleak.span.encoder.swaps import Exchange
-from gradleak.span.reading.readers import Calibration, Candidates, Model, Reader, calibrate, judge_rows
+from gradleak.span.reading.readers import Calibration, Reader, calibrate, judge_rows
 
 _ENUMERATE_AT_MOST = 512
 _FALSE_PER_POSITION = 8.0
@@ -37,8 +40,6 @@ _STEPS = (11, 40)
 """Interior-point steps per anchor, first and later turns: a true anchor is done in 6 to 11, a false one never is."""
 _PRICE = 1e-3
 """Of a share that a found sentence holds already: decides between sentences that fit alike, and nothing else."""
-_MORE_ANCHORS = 3
-"""Positions that a later turn takes over, as further anchors, from where a single anchor got."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,20 +82,6 @@ class _Found:
     wide: tuple[Int64[Tensor, " tokens"], ...] | None = None
     tested: int = 0
     steps: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Family:
-    """Pairs of which at least one is in the batch: all tokens of a position, or all positions of a token."""
-
-    anchors: Int64[Tensor, " anchors"]
-    token: bool
-
-    def unexplained(self, pairs: Pairs, used: Float[Tensor, " pairs"]) -> Int64[Tensor, " anchors"]:
-        """The anchors worth trying: none if a found sentence holds the token, else those that no sentence holds."""
-        if self.token and bool(used[self.anchors].any()):
-            return self.anchors[:0]
-        return self.anchors[used[self.anchors] == 0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -406,16 +393,3 @@ class Assembly:
                     if clock.spent():
                         return False
         return True
-
-
-def _with_confident(
-    layout: Layout, pairs: Pairs, anchors: Int64[Tensor, " batch"], shares: Float[Tensor, "batch pairs"]
-) -> Int64[Tensor, "batch anchors"]:
-    """Each anchor with the pairs of other positions that hold the largest shares, positions without a choice last."""
-    places = range(min(len(pairs.at), layout.positions))
-    best = [shares[:, pairs.at[p]].max(1) for p in places]
-    choice = torch.stack([pairs.at[p][b.indices] for p, b in zip(places, best, strict=True)], dim=1)
-    sure = torch.stack([b.values - float(pairs.at[p].numel() == 1) for p, b in zip(places, best, strict=True)], dim=1)
-    sure[pairs.places[anchors].unsqueeze(1) == torch.arange(len(best), device=sure.device)] = -torch.inf
-    extra = sure.topk(min(_MORE_ANCHORS, len(best) - 1), dim=1).indices
-    return torch.cat((anchors.unsqueeze(1), choice.gather(1, extra)), dim=1)

@@ -31,9 +31,9 @@ from jaxtyping import Bool, Float, Int64
 from scipy.stats import t as student
 from torch import Tensor
 
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
 from gradleak.span.likelihood.reading import Preference
-from gradleak.span.reading.readers import Model
 
 OFFSET, SLOPE, WORST = 0.7, 0.27, 6.23
 """a, b and c."""

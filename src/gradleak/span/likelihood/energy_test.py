@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float, Int64
 from scipy.special import chdtrc
 from torch import Tensor
 
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.span.likelihood.reading import Preference
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Model
+from gradleak.span.reading.readers import FALSE_ALARM_RATE
 
 DEPENDENT = 1e-6
 """A squared length below which nothing of a unit vector is its own."""

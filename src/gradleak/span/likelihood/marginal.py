@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
 from gradleak.span.likelihood.reading import Preference
-from gradleak.span.reading.readers import Model
 
 _DEPENDENT = 1e-6
 """A squared length below which nothing of a unit row is its own."""

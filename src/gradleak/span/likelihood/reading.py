@@ -17,10 +17,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
 from gradleak.mechanics.subspace.noise_level import whiten
 from gradleak.models import LinearMap
-from gradleak.span.reading.readers import Model, NoiseOf
+from gradleak.span.reading.readers import NoiseOf
 
 _FLOATS_EACH = 12
 _ROUNDS = 8

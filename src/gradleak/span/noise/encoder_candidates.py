@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
-from gradleak.span.candidates.membership import candidates_of, find_candidates
+from gradleak.span.candidates.membership import find_candidates
+from gradleak.span.candidates.types import Candidates
+from gradleak.span.candidates.window import candidates_of
 from gradleak.span.likelihood.reading import Preference
 from gradleak.span.noise.decoder_search import measured_noise
 from gradleak.span.noise.pair_search import by_position, noisy_candidates, unit_inputs, with_ambiguous
 from gradleak.span.noise.sparse_selection import stand_out
 from gradleak.span.reading.evidence import SpanCase, closing_token
-from gradleak.span.reading.readers import Candidates, Reader
+from gradleak.span.reading.readers import Reader
 
 _BLURRED = 30.0
 """Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""

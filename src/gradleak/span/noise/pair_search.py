@@ -12,14 +12,16 @@ from jaxtyping import Float
 from scipy.special import chdtri
 from torch import Tensor
 
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.span.candidates.membership import nearest_pairs
+from gradleak.span.candidates.types import Candidates
 from gradleak.span.likelihood.energy_test import DEPENDENT
 from gradleak.span.likelihood.reading import Preference
 from gradleak.span.noise.embedding_evidence import Tabled
 from gradleak.span.noise.position_exchange import Ledger, exchange_places
 from gradleak.span.noise.sparse_selection import eliminate, sparse_members, stand_out
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Candidates, Model, NoiseOf, Reader
+from gradleak.span.reading.readers import FALSE_ALARM_RATE, NoiseOf, Reader
 
 _SHORTLIST = 6
 """Candidate pairs per dimension that the sparse search starts from: it held every true pair of 16 x 16 at noise 0.1, and 182 of

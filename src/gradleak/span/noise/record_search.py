@@ -14,12 +14,12 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probing.heads import Heads, read_heads
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks
 from gradleak.span.decoder.continuations import Grid
 from gradleak.span.decoder.projections import Stream, read_stream
 from gradleak.span.likelihood.co_membership import Kin
 from gradleak.span.likelihood.reading import Preference, evidence, weigh_rows
-from gradleak.span.reading.readers import Model
 
 _REFERENCES = 5
 """Prefixes that are continued by every token, to know what a token brings to any."""

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from gradleak.core.attack import Clock, Reconstruction, Status
+from gradleak.span.candidates.types import Candidates
 from gradleak.span.decoder.prefix_search import Grown
 from gradleak.span.encoder.sentence_search import Assembled
 from gradleak.span.outcome.certificate import Certificate, certify
 from gradleak.span.reading.evidence import SpanCase, steps_by_adamw
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Candidates, Reader
+from gradleak.span.reading.readers import FALSE_ALARM_RATE, Reader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,13 +17,13 @@ from gradleak.core.stage import ModelStage, ProtocolStage, Stage
 from gradleak.core.update import Update
 from gradleak.mechanics.client.stage_noise import released_std
 from gradleak.mechanics.client.trainer import ClientTrainer
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.completion import is_pruned
 from gradleak.mechanics.subspace.noise_level import Noise
 from gradleak.models import Subject
 from gradleak.span.language.prior import LanguagePrior, load_prior
 from gradleak.span.reading.adamw_step import UndoneStep, first_step
 from gradleak.span.reading.model_mismatch import Departure, format_of
-from gradleak.span.reading.readers import Candidates, Model
 
 _UNKNOWN_TOKENS = 1024
 """Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
@@ -175,17 +175,3 @@ def closing_token(subject: Subject) -> int | None:
     ids, mask = subject.tokenizer.encode(["a"], 8)
     last = int(ids[0][mask[0]][-1])
     return last if last in subject.tokenizer.special_ids else None
-
-
-def lengths_of_sentences(case: SpanCase, candidates: Candidates, closing: int | None) -> tuple[int, ...]:
-    """Lengths that sentences may have: known ones; those where the closing token fits; else all, longest first."""
-    filled = 0
-    for ids in candidates.tokens:
-        if not ids.numel():
-            break
-        filled += 1
-    mask = case.view.get("mask")
-    if mask is not None:
-        return tuple(n for n in sorted({int(row.sum()) for row in mask}) if n <= filled)
-    ends = [] if closing is None else [p + 1 for p in range(filled) if bool((candidates.tokens[p] == closing).any())]
-    return tuple(ends) or tuple(range(filled, 0, -1))

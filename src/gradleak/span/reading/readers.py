@@ -10,17 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError
-from gradleak.mechanics.probing.probe import linear_inputs, reads_context
+from gradleak.mechanics.probing.model import Model
+from gradleak.mechanics.probing.probe import reads_context
 from gradleak.mechanics.subspace.adapters import Shared, adapter_space
 from gradleak.mechanics.subspace.completion import completed_space, determined, is_pruned
 from gradleak.mechanics.subspace.noise_level import Noise
 from gradleak.mechanics.subspace.null_laws import Null, fit_null, log_odds
 from gradleak.mechanics.subspace.subspace import Subspace, column_space
-from gradleak.models import Anatomy, LinearMap, Subject
+from gradleak.models import Anatomy, LinearMap
 from gradleak.span.reading.model_mismatch import DepartureOf
 
 FALSE_ALARM_RATE = 1e-3
@@ -62,74 +63,6 @@ class Reader:
         if self.most is None or self.space.inputs < self.most:
             return ""
         return f" Adapters show {self.most} inputs at most, and all are in use: adapter_bag weighs the tokens of larger batches."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """The subject as the probe runs it: with its own or with other parameter values."""
-
-    subject: Subject
-    parameters: Mapping[str, Tensor] | None = None
-
-    @property
-    def vocab_size(self) -> int:
-        return self.subject.anatomy.vocab_size
-
-    def value(self, name: str) -> Tensor:
-        """A parameter as the probe runs the model."""
-        own = self.subject.module.get_parameter(name).detach()
-        return own if self.parameters is None else self.parameters.get(name, own)
-
-    def inputs(
-        self, readers: Sequence[Reader], ids: Int64[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"] | None = None
-    ) -> list[Float[Tensor, "batch seq features"]]:
-        found = linear_inputs(self.subject, [r.path for r in readers], ids, mask=mask, parameters=self.parameters)
-        return [found[r.path] for r in readers]
-
-    def inputs_behind(
-        self, padding: int, readers: Sequence[Reader], ids: Int64[Tensor, "batch seq"]
-    ) -> list[Float[Tensor, "batch seq features"]]:
-        """The inputs of sequences that begin behind so many positions of padding."""
-        if not padding:
-            return self.inputs(readers, ids)
-        padded = torch.nn.functional.pad(ids, (padding, 0))
-        mask = torch.arange(padded.shape[1], device=ids.device).expand_as(padded) >= padding
-        return [found[:, padding:] for found in self.inputs(readers, padded, mask)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidates:
-    """Tokens that pass the first test, per position; where positions do not enter the input all entries are equal.
-
-    Attributes:
-        tokens: token ids per position, best first; residuals beside them.
-        nearest: per position, the token with the smallest residual of all, whether it passes or not; up to ``length()``.
-        null_cut: residual below which no non-member is expected among all pairs.
-        positional: whether the input depends on the position.
-    """
-
-    tokens: tuple[Int64[Tensor, " tokens"], ...]
-    residuals: tuple[Float[Tensor, " tokens"], ...]
-    nearest: Int64[Tensor, " positions"]
-    null_cut: float
-    positional: bool
-
-    def count(self) -> int:
-        """Number of pairs of token and position."""
-        return sum(ids.numel() for ids in self.tokens)
-
-    def length(self) -> int:
-        """Number of leading positions up to the last one with a candidate."""
-        filled = [p for p, ids in enumerate(self.tokens) if ids.numel()]
-        return filled[-1] + 1 if filled else 0
-
-    def bag(self) -> Int64[Tensor, " tokens"]:
-        """Every token that passes somewhere, once."""
-        return (
-            torch.cat(self.tokens[: self.length()] if self.positional else self.tokens[:1]).unique()
-            if self.length()
-            else self.nearest[:0]
-        )
 
 
 def make_reader(

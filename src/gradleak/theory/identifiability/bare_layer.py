@@ -12,8 +12,7 @@ from torch import Tensor
 
 from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.rng import derive
-from gradleak.mechanics.attention.bare_factors import heads_of
-from gradleak.mechanics.attention.softmax import Heads, data_jacobian
+from gradleak.mechanics.attention.softmax import Heads, data_jacobian, heads_of
 from gradleak.models import Subject
 from gradleak.models.bare import BareAttention
 from gradleak.theory.identifiability.counting import AttentionShape, Verdict, expected_rank, identify, unknowns

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch
 from gradleak.core.errors import NotApplicableError
+from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.subspace import column_space
 from gradleak.models import Subject
 from gradleak.span.candidates.membership import find_candidates
-from gradleak.span.reading.readers import Model, Reader
+from gradleak.span.reading.readers import Reader
 from gradleak.theory.identifiability.gradient_flow import Flow
 
 _AFFORDED = 8e7

@@ -1,4 +1,4 @@
-"""Why: a projection's gradient holds only the tokens that the loss can send an error signal to. Which those are follows
+"""A projection's gradient holds only the tokens that the loss can send an error signal to. Which those are follows
 from the mask, the direction of attention and where the loss reads, before any number is computed.
 
 Positions with a signal at the output of block l are R_l. Within a block, where "attended to" is that block's own window
@@ -9,6 +9,15 @@ Positions with a signal at the output of block l are R_l. Within a block, where 
     R_{l-1}   R_l and everything attended to from it.
 
 Must not know weights, tokens or attacks.
+
+The second span test reads a layer behind the first attention, where the input of a place depends on its context.
+Its rank is the number of distinct contexts, and that number, not the number of tokens, must stay below the width.
+
+    causal         the context of place i is the prefix up to i: a shared prefix counts once
+    bidirectional  it is the whole record: only repeated records count once
+    a window       it is what stands in the window, and where the window stands if positions are added to the input
+
+Must not know models.
 """
 
 from __future__ import annotations
@@ -16,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from gradleak.core.errors import SpecError
@@ -78,3 +87,25 @@ def propagate(read: Places, mask: Places, *, bands: Sequence[Band]) -> tuple[Rea
 
 def _attended_from(rows: Places, visible: Bool[Tensor, "batch query key"]) -> Places:
     return (rows.unsqueeze(-1) & visible).any(dim=1)
+
+
+def distinct_contexts(
+    ids: Int64[Tensor, "batch seq"],
+    visible: Bool[Tensor, "batch query key"],
+    *,
+    positional: bool,
+    within: Places,
+) -> int:
+    """Number of distinct contexts among the places of ``within``: the rank of a layer that reads them.
+
+    Args:
+        visible: what each place attends to in the first block.
+        positional: whether the position is part of the first input.
+    """
+    found: set[tuple[int, int, tuple[int, ...]]] = set()
+    for row, sees, lit in zip(ids.tolist(), visible.tolist(), within.tolist(), strict=True):
+        for place, (seen, here) in enumerate(zip(sees, lit, strict=True)):
+            if here:
+                places = [j for j, real in enumerate(seen) if real]
+                found.add((place - places[0], places[0] if positional else 0, tuple(row[j] for j in places)))
+    return len(found)

@@ -1,4 +1,4 @@
-"""Why: a test that is told all other pairs of token and position says whether a pair is there, not whether it is the pair. Error signals
+"""A test that is told all other pairs of token and position says whether a pair is there, not whether it is the pair. Error signals
 of one record are nearly parallel, so two of its tokens may trade places at almost no cost. What a search can find is therefore less:
 pairs that still hold energy of their own once the weak ones are dropped, and whose alternatives are all worse.
 
@@ -11,6 +11,20 @@ another position, and two tokens that trade positions; their probabilities are m
 positions adds to μ the squared change of its misfit, and four times that to the variance.
 
 Must not know models.
+
+Gradients of the token and position tables are sums of the same error signals, so which token stands where is a linear question; here
+is up to how many tokens it has one answer. Must not know updates or attacks.
+
+Each of N tokens (each occurring once) stands at one of P positions: a corner of a simplex. Both tables give dL/dP = Xᵀ dL/dE, that is
+(P − 1) d equations, the last position's following from the others. A convex search finds the corner if no direction into all N simplices
+solves the equations, which for rows in general position is so up to
+
+    N δ_P < (P − 1) d,     δ_P = E min_t (g_1 − t)² + Σ_{j ≥ 2} max(g_j − t, 0)²,     g standard normal:
+
+the statistical dimension of a corner's cone; the change from always to never is sharp where d is large. δ_2 = 1/2 (a box's corner:
+twice as many tokens as equations), and δ_P grows only as log P, so more positions hold more tokens.
+
+Source: Amelunxen, Lotz, McCoy and Tropp, arXiv 1303.6672 (statistical dimension; the formula for this cone is derived here).
 """
 
 from __future__ import annotations
@@ -21,6 +35,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from gradleak.core.rng import derive
 
 _DEPENDENT = 1e-9
 """A squared length below which an alternative adds nothing: it explains what the others explain, and is no set of as many."""
@@ -131,3 +147,26 @@ class _Known:
 
 def _trace(matrices: Float[Tensor, "sets k k"]) -> Float[Tensor, " sets"]:
     return matrices.diagonal(dim1=1, dim2=2).sum(dim=1)
+
+
+_SAMPLES = 20_000
+_HALVINGS = 40
+
+
+def corner_dimension(positions: int) -> float:
+    """δ_P, from a fixed sample; its standard error is below .02."""
+    g = torch.randn(_SAMPLES, positions, generator=derive(0, "corner", positions), dtype=torch.float64)
+    own, others = g[:, :1], g[:, 1:]
+    low, high = own.clone(), g.amax(dim=1, keepdim=True)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        rising = middle - own > (others - middle).clamp(min=0).sum(dim=1, keepdim=True)
+        low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
+    return float(((own - low).square() + (others - low).clamp(min=0).square().sum(dim=1, keepdim=True)).mean())
+
+
+def most_placed(width: int, positions: int) -> int:
+    """Distinct tokens up to which both tables' gradients determine the place of each; 0 for a single position, where none is asked."""
+    if positions < 2:
+        return 0
+    return int((positions - 1) * width / corner_dimension(positions))

@@ -16,18 +16,17 @@ from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import DTYPES, ClientTrainer, LocalTraining
 from gradleak.models import Subject
 from gradleak.theory.identifiability.attention_windows import read_bands
-from gradleak.theory.identifiability.contexts import distinct_contexts
 from gradleak.theory.identifiability.counting import AttentionShape
 from gradleak.theory.identifiability.gradient_flow import Flow, flow_through
 from gradleak.theory.identifiability.input_kinds import InputLaw, read_input_law
 from gradleak.theory.identifiability.jacobian_spectrum import DataSpectrum, data_spectrum
 from gradleak.theory.identifiability.membership import FirstTest, first_test
 from gradleak.theory.identifiability.rank import TokenPositionGraph, token_position_graph
-from gradleak.theory.identifiability.receptive_field import propagate
+from gradleak.theory.identifiability.receptive_field import distinct_contexts, propagate
 from gradleak.theory.identifiability.span_table import Cell, span_table
 from gradleak.theory.identifiability.symmetries import Invariance, probe_invariances
+from gradleak.theory.noise.detectability import smallest_null_residual
 from gradleak.theory.noise.forecast import NoiseForecast, forecast
-from gradleak.theory.noise.null import smallest_null_residual
 from gradleak.theory.noise.rounding import rounding_std
 from gradleak.theory.noise.token_power import CONDITIONS
 from gradleak.theory.prediction.types import Equations, Noise, Prediction, Row

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradleak.mechanics.attention.hessian import logit_curvature, logit_value_curvature, output_jacobian
 from gradleak.mechanics.attention.softmax import Attention
+from tests.support.attention_hessian import logit_curvature, logit_value_curvature, output_jacobian
 
 pytestmark = pytest.mark.oracle
 
