@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks.adapter_bag.recall import Setting, student
+from benchmarks.common import run
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
@@ -241,14 +243,7 @@ def measured(setting: Setting, seed: int, others: int, tokens: int) -> list[floa
     return [equal, told, first(records.amax(-1)), float(right.double().mean()), *evenness(found), seconds]
 
 
-def main() -> None:
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    reader.add_argument("--models", nargs="*", choices=["minilm", "bert"], default=["minilm", "bert"])
-    reader.add_argument("--ranks", nargs="*", type=int, default=[16])
-    reader.add_argument("--seeds", nargs="*", type=int, default=[20, 21, 22, 23, 24])
-    reader.add_argument("--others", type=int, default=1000)
-    reader.add_argument("--tokens", type=int, default=32)
-    asked = reader.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     print(
         "| model | rank | seeds | first: place | first: strength | first: record | right record | even | along | CPU s |"
@@ -265,6 +260,18 @@ def main() -> None:
                 f"| {model} | {rank} | {len(rows)} | " + " | ".join(cells) + f" | {float(values[:, 6].mean()):.0f} |",
                 flush=True,
             )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--models", nargs="*", choices=["minilm", "bert"], default=["minilm", "bert"])
+    reader.add_argument("--ranks", nargs="*", type=int, default=[16])
+    reader.add_argument("--seeds", nargs="*", type=int, default=[20, 21, 22, 23, 24])
+    reader.add_argument("--others", type=int, default=1000)
+    reader.add_argument("--tokens", type=int, default=32)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=asked.seeds):
+        print_page(asked)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import torch
 from scipy.stats import t as student
 
+from benchmarks.common import run
 from gradleak.attacks.adapter_bag import AdapterBag
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge, Observation
@@ -95,18 +97,7 @@ def line(setting: Setting, rows: list[list[float]], seeds: str) -> str:
     return setting.words() + f"| {seeds} | " + " | ".join(cells) + f" | {float(values[:, 5].mean()):.0f} |"
 
 
-def main() -> None:
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    reader.add_argument("--models", nargs="*", default=["gpt2", "llama", "bert", "minilm"])
-    reader.add_argument("--ranks", nargs="*", type=int, default=[16])
-    reader.add_argument("--targets", nargs="*", choices=TARGETS, default=["attention"])
-    reader.add_argument("--blocks", type=int, default=12)
-    reader.add_argument("--b-std", type=float, default=0.0)
-    reader.add_argument("--records", type=int, default=8)
-    reader.add_argument("--length", type=int, default=16)
-    reader.add_argument("--seeds", nargs="*", type=int, default=[20, 21, 22, 23, 24])
-    reader.add_argument("--each", action="store_true")
-    asked = reader.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     print("| model | adapters | rank | b_std | batch | seeds | recall | visible | precision | claimed | best | CPU s |")
     print("|---" * 12 + "|")
@@ -123,6 +114,22 @@ def main() -> None:
                     if asked.each:
                         print(line(setting, rows[-1:], str(seed)), flush=True)
                 print(line(setting, rows, f"{len(rows)}"), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--models", nargs="*", default=["gpt2", "llama", "bert", "minilm"])
+    reader.add_argument("--ranks", nargs="*", type=int, default=[16])
+    reader.add_argument("--targets", nargs="*", choices=TARGETS, default=["attention"])
+    reader.add_argument("--blocks", type=int, default=12)
+    reader.add_argument("--b-std", type=float, default=0.0)
+    reader.add_argument("--records", type=int, default=8)
+    reader.add_argument("--length", type=int, default=16)
+    reader.add_argument("--seeds", nargs="*", type=int, default=[20, 21, 22, 23, 24])
+    reader.add_argument("--each", action="store_true")
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=asked.seeds):
+        print_page(asked)
 
 
 if __name__ == "__main__":

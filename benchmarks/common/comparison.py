@@ -28,7 +28,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             lines.append(f"added: table {name}")
         else:
             lines += _table(name, before[name], table)
-    return lines + _text(old["lines"], new["lines"])
+    return [*lines, *_text(old["lines"], new["lines"])]
 
 
 def _tables(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,6 +56,12 @@ def commit() -> Commit:
         return Commit(name=UNKNOWN, dirty=True)
     elsewhere = ROOT not in Path(gradleak.__file__ or "").resolve().parents
     return Commit(name=name, dirty=bool(status) or elsewhere)
+
+
+def commit_of(environment: Mapping[str, Any]) -> str | None:
+    """The commit that a record of an audit names, as ``Commit`` is printed; None where it names none."""
+    name = environment.get("commit")
+    return None if name is None else str(Commit(name=str(name)[:_SHORT], dirty=bool(environment.get("dirty"))))
 
 
 def git(*arguments: str) -> str | None:

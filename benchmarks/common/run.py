@@ -16,7 +16,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.common import origin
 from benchmarks.common.comparison import compare
 from benchmarks.common.page import read_page
+from gradleak.core.record import Record
 from gradleak.harness.running.store import write_atomically
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
@@ -61,35 +62,56 @@ class Recording:
     """One run of a script, while it prints.
 
     Attributes:
-        results: where the pages of this run go.
-        origins: commits at which stored cells were measured that this run only printed again.
+        commit: of the code that runs.
+        origins: commits at which the stored cells that this run prints were measured.
     """
 
-    results: Path
+    commit: origin.Commit
     origins: set[str] = field(default_factory=set)
 
-    def charts(self, usual: Path) -> Path:
-        """The folder for charts: the usual one, or for results that go elsewhere, that place."""
-        return usual if self.results.resolve() == RESULTS else self.results
+    def cell(self, file: Path, measure: Callable[[], Mapping[str, Any]] | None) -> dict[str, Any] | None:
+        """A cell of a script that resumes: as it is stored in ``file``, or else measured now and stored with the commit.
 
-    def stored(self, cell: dict[str, Any]) -> dict[str, Any]:
-        """A cell that was measured earlier, perhaps at another commit; returned as it is."""
-        self.origins.add(str(cell.get("commit", "not recorded")))
-        return cell
+        Args:
+            file: JSON, one cell; its folder is made if needed.
+            measure: what to store; None where only stored cells are wanted.
+
+        Returns:
+            The cell, None if it is neither stored nor to be measured.
+        """
+        if not file.is_file():
+            if measure is None:
+                return None
+            result = {**measure(), "commit": str(self.commit)}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(result).encode())
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        self.measured_at(stored.get("commit"))
+        return stored
+
+    def measured_at(self, commit: str | None) -> None:
+        """Notes the commit of something stored that this run prints; None where that was not recorded."""
+        self.origins.add(commit or "not recorded")
+
+    def audited(self, records: Iterable[Record]) -> None:
+        """The same for the records of an audit, which name their commit themselves."""
+        for record in records:
+            self.measured_at(origin.commit_of(record.environment))
 
 
 @contextmanager
-def record(script: str, arguments: argparse.Namespace, *, seeds: Sequence[int]) -> Iterator[Recording]:
+def record(script: str, arguments: argparse.Namespace, *, seeds: Sequence[int] | None) -> Iterator[Recording]:
     """Writes page and data of all that is printed inside.
 
     Args:
         script: ``__file__`` of the script.
         arguments: as ``parse`` gave them.
-        seeds: every seed that the script's own draws start from; empty for a script without chance.
+        seeds: every seed that the script's draws start from; empty for a script without chance, None where it writes
+            them into its code, each where it is used.
     """
     begun, commit = datetime.now(UTC), origin.commit()
     wall, cpu, load = time.perf_counter(), _cpu_seconds(), os.getloadavg()[0]
-    recording, printed = Recording(results=arguments.results), _Copy(sys.stdout)
+    recording, printed = Recording(commit=commit), _Copy(sys.stdout)
     with redirect_stdout(printed):
         yield recording
     text = printed.getvalue().strip("\n")
@@ -104,7 +126,7 @@ def record(script: str, arguments: argparse.Namespace, *, seeds: Sequence[int]) 
         "load_before": round(load, 2),
         "machine": origin.machine(),
         "versions": origin.versions(),
-        "seeds": list(seeds),
+        "seeds": None if seeds is None else list(seeds),
         "arguments": {k: _plain(v) for k, v in vars(arguments).items() if k not in _OWN_OPTIONS},
         **read_page(text).plain(),
     }
@@ -123,14 +145,16 @@ def last_line(result: dict[str, Any]) -> str:
     commit = origin.Commit(name=result["commit"], dirty=result["dirty"])
     parts = [f"{RECORDED}`{result['command']}` at commit {commit}"]
     if result["cells_measured_at"] and result["cells_measured_at"] != [str(commit)]:
-        parts.append(f"cells measured at commit {' and '.join(result['cells_measured_at'])}")
+        parts.append(f"measured at commit {' and '.join(result['cells_measured_at'])}")
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     parts.append(f"{machine['processor']}, {machine['cores']} cores, {threads}")
     return "; ".join([*parts, seeds_in_words(result["seeds"])]) + "."
 
 
-def seeds_in_words(seeds: Sequence[int]) -> str:
-    """As "seeds 0 to 4", "seeds 1, 3, 4", "seed 7", or "no seed"."""
+def seeds_in_words(seeds: Sequence[int] | None) -> str:
+    """As "seeds 0 to 4", "seeds 1, 3, 4", "seed 7", "no seed", or "seeds fixed in the script"."""
+    if seeds is None:
+        return "seeds fixed in the script"
     if not seeds:
         return "no seed"
     ordered = sorted(set(seeds))

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchmarks.common import run
 from benchmarks.defenses.digit_networks import (
     IMAGES,
     LABELS,
@@ -295,15 +296,20 @@ PARTS: Mapping[str, Callable[[int], None]] = {
 }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--seeds", type=int, default=5)
-    arguments = parser.parse_args()
+def print_page(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     for part in arguments.parts:
         torch.set_default_dtype(torch.float64)
         PARTS[part](arguments.seeds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=range(arguments.seeds)):
+        print_page(arguments)
 
 
 if __name__ == "__main__":

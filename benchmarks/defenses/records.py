@@ -22,6 +22,7 @@ class Cell:
         records: private records in the batch; net: what was attacked or trained.
         values: by name, such as ``L2, informed``; seconds: processor time.
         reason: why there is no value; empty if there is one.
+        commit, machine: where it was measured; empty in lines that are older than this field.
     """
 
     measure: str
@@ -32,6 +33,8 @@ class Cell:
     values: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str = ""
+    commit: str = ""
+    machine: str = ""
 
     @property
     def key(self) -> tuple[str, str, int, int, str]:

@@ -9,11 +9,12 @@ the notes are rows of ``docs/defense_table.md`` and tables of ``benchmarks/resul
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import run
 from benchmarks.defenses.records import text
 from benchmarks.defenses.worlds import CLASSES, SIDE, Net, digits, subject_of
 from gradleak.core.batch import Batch
@@ -127,10 +128,8 @@ TESTS: tuple[tuple[str, str, Callable[[int], dict[str, float]]], ...] = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
+def print_page(asked: argparse.Namespace) -> None:
+    seeds = asked.seeds
     torch.set_num_threads(1)
     print(f"Output of `python -m benchmarks.defenses.small_tests --seeds {seeds}`.\n")
     print("| test | notes | here |\n|---|---|---|")
@@ -138,6 +137,14 @@ def main() -> None:
         found = [test(seed) for seed in range(seeds)]
         shown = ", ".join(f"{name} {text(interval([each[name] for each in found]), 2)}" for name in found[0])
         print(f"| {what} | {noted} | {shown} |", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    asked = run.parse(parser, argv)
+    with run.record(__file__, asked, seeds=range(asked.seeds)):
+        print_page(asked)
 
 
 if __name__ == "__main__":

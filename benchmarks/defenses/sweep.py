@@ -20,13 +20,15 @@ Every attack runs twice on the same release: with the defense among the attacker
 from __future__ import annotations
 
 import argparse
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
+from benchmarks.common import origin
 from benchmarks.defenses.records import Cell, append, read
 from benchmarks.defenses.settings import settings
 from benchmarks.defenses.worlds import (
@@ -185,19 +187,19 @@ def measure_all(chain: str, seed: int, wanted: set[str]) -> None:
 
 
 def note(cell: Cell) -> None:
-    """Stores a cell and says so."""
-    append(cell)
+    """Stores a cell, with commit and machine, and says so."""
+    append(replace(cell, commit=str(origin.commit()), machine=f"{origin.processor()}, {os.cpu_count()} cores"))
     shown = cell.reason or ", ".join(f"{name} {value:.3g}" for name, value in cell.values.items())
     print(f"{cell.measure} | {cell.defense} | seed {cell.seed} | {cell.seconds:.1f} CPU s | {shown}", flush=True)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     everything = ["pictures", *OTHER_NETS, *PLACES, "unbalanced", "rank", "texts", "topics", "digits"]
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--measures", nargs="*", default=everything, choices=everything)
     parser.add_argument("--defenses", nargs="*", help="only these; all of the catalogue otherwise")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     chains = arguments.defenses or ("none", *settings())
     for seed in range(arguments.seeds):

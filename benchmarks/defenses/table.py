@@ -8,9 +8,11 @@ Nothing is measured here. A test holds that the page is what this script makes o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.common import run
 from benchmarks.defenses.notes import ELSEWHERE, NOTED, Noted
 from benchmarks.defenses.records import Cell, over_seeds, read, text
 from gradleak.harness.request import catalogue
@@ -77,8 +79,22 @@ def page(cells: Sequence[Cell]) -> str:
             "|---|---|",
             *(f"| {what} | `{where}` |" for what, where in ELSEWHERE),
             "",
+            origins(cells),
+            "",
         ]
     )
+
+
+def origins(cells: Sequence[Cell]) -> str:
+    """The last line of the page: commits, machines and seeds of the cells, and of how many they are not recorded."""
+    counts = Counter((cell.commit, cell.machine) for cell in cells)
+    places = [
+        f"{count} at commit {commit}, {machine}"
+        if commit
+        else f"{count} at a commit and on a machine that were not recorded"
+        for (commit, machine), count in counts.items()
+    ]
+    return f"Cells measured: {'; '.join(places)}; {run.seeds_in_words([cell.seed for cell in cells])}."
 
 
 def seeds(cells: Sequence[Cell]) -> str:

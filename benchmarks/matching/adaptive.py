@@ -10,14 +10,15 @@ batches. No interval: the attack did the same in every batch, or the gain was th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.common import run
 from gradleak.harness.request.prepare import Request, prepare
-from gradleak.harness.running.runner import run
-from gradleak.harness.running.store import RunFolder
+from gradleak.harness.running import runner
+from gradleak.harness.running.store import RunFolder, read_records
 from gradleak.report.conclusions.compare import Difference, compare
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -50,7 +51,7 @@ def measure(folder: Path, threat: str, arguments: argparse.Namespace) -> None:
         )
     )
     with RunFolder(folder, prepared.plan) as store:
-        run(prepared.plan, prepared.subject, prepared.source, store)
+        runner.run(prepared.plan, prepared.subject, prepared.source, store)
 
 
 def table(differences: Iterable[Difference]) -> str:
@@ -65,21 +66,27 @@ def table(differences: Iterable[Difference]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_page(arguments: argparse.Namespace, recording: run.Recording) -> None:
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    folders = {threat: arguments.out / threat for threat in (NAIVE, ADAPTIVE)}
+    for threat, folder in folders.items():
+        measure(folder, threat, arguments)
+        recording.audited(read_records(folder))
+    print(table(compare(folders[NAIVE], folders[ADAPTIVE]).differences))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
     parser.add_argument("--model", default="random:gpt2")
     parser.add_argument("--defenses", nargs="*", default=DEFENSES)
     parser.add_argument("--attacks", default=ATTACKS, help="specs; {n} stands for --iterations")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("runs/adaptive"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    folders = {threat: arguments.out / threat for threat in (NAIVE, ADAPTIVE)}
-    for threat, folder in folders.items():
-        measure(folder, threat, arguments)
-    print(table(compare(folders[NAIVE], folders[ADAPTIVE]).differences))
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=range(arguments.repeats)) as recording:
+        print_page(arguments, recording)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common import run
 from gradleak.core.record import Record
 from gradleak.harness.request.prepare import Request, prepare
-from gradleak.harness.running.runner import run
+from gradleak.harness.running import runner
 from gradleak.harness.running.store import RunFolder, read_records
 from gradleak.report.conclusions.pooling import Pooled, cells
 
@@ -64,7 +65,7 @@ def requests(arguments: argparse.Namespace) -> Iterable[tuple[Path, Request]]:
 def measure(folder: Path, request: Request) -> None:
     prepared = prepare(request)
     with RunFolder(folder, prepared.plan) as store:
-        run(prepared.plan, prepared.subject, prepared.source, store)
+        runner.run(prepared.plan, prepared.subject, prepared.source, store)
     print(f"done: {folder.name}", file=sys.stderr, flush=True)
 
 
@@ -89,8 +90,21 @@ def _text(score: Pooled | None) -> str:
     return "–" if score is None else f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_page(arguments: argparse.Namespace, recording: run.Recording) -> None:
+    torch.set_num_threads(arguments.threads)
+    if not arguments.table:
+        for folder, request in requests(arguments):
+            measure(folder, request)
+    folders = arguments.table or [folder for folder, _ in requests(arguments)]
+    for folder in folders:
+        print(f"\n## {folder.name}")
+        records = read_records(folder)
+        recording.audited(records)
+        print(table(records))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
     parser.add_argument("--model", default="random:bert")
     parser.add_argument("--batch-sizes", default="1,2,4")
     parser.add_argument("--threat", default="honest_server")
@@ -104,15 +118,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     parser.add_argument("--table", type=Path, nargs="*", help="print the tables of these run folders and stop")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if not arguments.table:
-        for folder, request in requests(arguments):
-            measure(folder, request)
-    folders = arguments.table or [folder for folder, _ in requests(arguments)]
-    for folder in folders:
-        print(f"\n## {folder.name}")
-        print(table(read_records(folder)))
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=range(arguments.repeats)) as recording:
+        print_page(arguments, recording)
 
 
 if __name__ == "__main__":

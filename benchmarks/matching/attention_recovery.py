@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from scipy.stats import fisher_exact
 from torch import Tensor
 
+from benchmarks.common import run
 from benchmarks.common.chart import Axis, Series, write_chart
 from gradleak.attacks.attention_exact.refine import AttentionMatching
 from gradleak.attacks.attention_exact.solve import mixed_values, recover
@@ -342,10 +343,8 @@ TABLES: Mapping[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(TABLES), help="comma-separated tables")
-    names = parser.parse_args().only.split(",")
+def print_page(asked: argparse.Namespace) -> None:
+    names = asked.only.split(",")
     torch.set_num_threads(1)
     started = time.process_time()
     print("# Recovery of the data of one attention layer\n")
@@ -354,6 +353,14 @@ def main() -> None:
     for name in names:
         TABLES[name]()
     print(f"\n{time.process_time() - started:.0f} CPU seconds, one thread, float64.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--only", default=",".join(TABLES), help="comma-separated tables")
+    asked = run.parse(parser, argv)
+    with run.record(__file__, asked, seeds=None):
+        print_page(asked)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 
+from benchmarks.common import run
 from gradleak.attacks.dlg import DLG
 from gradleak.attacks.gauss_newton import GaussNewton
 from gradleak.core.attack import Attack
@@ -106,12 +108,18 @@ def floors() -> None:
     bounds("MiniLM", minilm, Batch(inputs=ids, mask=mask, labels=torch.tensor([1])))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="attacks,floors", help="comma-separated parts; floors needs the demo extra")
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    for name in parser.parse_args().only.split(","):
+    for name in asked.only.split(","):
         {"attacks": attacks, "floors": floors}[name]()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--only", default="attacks,floors", help="comma-separated parts; floors needs the demo extra")
+    asked = run.parse(parser, argv)
+    with run.record(__file__, asked, seeds=range(3)):
+        print_page(asked)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.func import functional_call
 
+from benchmarks.common import run
 from gradleak.attacks.dlg import DLG
 from gradleak.attacks.inverting_gradients import InvertingGradients
 from gradleak.attacks.tag import TAG
@@ -36,7 +37,7 @@ def cases() -> tuple[dict[str, tuple[Callable[[], None], Callable[[], None]]], i
     facts = {"subject": subject, "trainer": trainer, "batch_size": 1, "seq_len": ids.shape[1]}
     view = View(declared=inversion.NEEDS | inversion.USES, _facts=facts)
     problem = inversion.pose(update, view, TAG(balance=0.0).parts("text"))
-    u = torch.randn(1, *problem.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    u = torch.randn(1, *problem.space.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
     names = [n for n in trainer.names() if n in problem.observed]
     weights = {n: p.detach().requires_grad_(n in problem.observed) for n, p in subject.parameters().items()}
@@ -44,7 +45,7 @@ def cases() -> tuple[dict[str, tuple[Callable[[], None], Callable[[], None]]], i
     label = soft_labels(torch.tensor([1]), 2)
 
     def bare(distance: Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]) -> None:
-        x = (problem.center + problem.scale * u)[0]
+        x = problem.inputs(u)[0]
         arguments = {"inputs_embeds": x, "attention_mask": torch.ones(x.shape[:2], dtype=torch.long)}
         logits = functional_call(subject.module, weights, (), arguments).logits
         loss = -(label * logits.log_softmax(-1)).sum()
@@ -87,7 +88,7 @@ def timed(function: Callable[[], None], repeats: int) -> tuple[float, float]:
     return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
 
 
-def main(rounds: int = 7, per_round: int = 5) -> None:
+def print_page(rounds: int = 7, per_round: int = 5) -> None:
     pairs, tokens = cases()
     print(f"MiniLM, 1 record of {tokens} tokens, {torch.get_num_threads()} threads, median of {rounds} rounds\n")
     print("| objective | ours wall s | bare wall s | ours CPU s | bare CPU s | ratio wall | ratio CPU |")
@@ -96,6 +97,13 @@ def main(rounds: int = 7, per_round: int = 5) -> None:
         rows = [(*timed(ours, per_round), *timed(bare, per_round)) for _ in range(rounds)]
         w0, c0, w1, c1 = (statistics.median(column) for column in zip(*rows, strict=True))
         print(f"| {name} | {w0:.4f} | {w1:.4f} | {c0:.4f} | {c1:.4f} | {w0 / w1:.2f} | {c0 / c1:.2f} |")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=(0,)):
+        print_page()
 
 
 if __name__ == "__main__":

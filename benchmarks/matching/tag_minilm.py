@@ -15,12 +15,14 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.common import run
 from gradleak.attacks.tag import TAG
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge, Observation
@@ -70,13 +72,7 @@ def run_peer(
     return found["ids"], found["cpu"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=1000)
-    parser.add_argument("--peer", nargs=2, metavar=("PEER_PYTHON", "CHECKOUT"))
-    arguments = parser.parse_args()
+def print_page(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     subject = load_subject("minilm", loss="classification", classes=2)
     assert subject.tokenizer is not None
@@ -100,6 +96,17 @@ def main() -> None:
             update, steps = observation.update, arguments.iterations
             guess, cpu = run_peer(python, checkout, subject, truth, update, steps, 101 + seed)
             row("LAMP authors' TAG", 101 + seed, cpu, guess)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--peer", nargs=2, metavar=("PEER_PYTHON", "CHECKOUT"))
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=range(arguments.seeds)):
+        print_page(arguments)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import csv
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from statistics import mean, stdev
 
 import torch
 
+from benchmarks.common import run
 from benchmarks.matching.tag_minilm import capture, score
 from gradleak.attacks.tag import TAG
 from gradleak.core.rng import derive
@@ -65,13 +67,7 @@ def difference(gains: list[float]) -> str:
     return f"{mean(gains):+.2f}" + ("" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sentences", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--settings", default=",".join(SETTINGS))
-    arguments = parser.parse_args()
+def print_page(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     subject = load_subject("minilm", loss="classification", classes=2)
     texts = sentences(arguments.sentences, arguments.seed)
@@ -95,6 +91,17 @@ def main() -> None:
     print("\nPer sentence, words found / in place:\n")
     for name, runs in table.items():
         print(f"- {name}: " + ", ".join(f"{bag:.2f}/{place:.1f}" for bag, place, _ in runs))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--sentences", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=(arguments.seed,)):
+        print_page(arguments)
 
 
 if __name__ == "__main__":

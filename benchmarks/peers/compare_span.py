@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -36,6 +37,7 @@ import tokenizers
 import torch
 import transformers
 
+from benchmarks.common import origin, run
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.harness.captured.files import TENSORS, Manifest, write_capture
@@ -45,7 +47,6 @@ from gradleak.models import load_subject
 from gradleak.models.tokenizer import demo_model_path
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
 HEAD_STD = 1e-3
 """The classifier's head as the peer's experiments draw it. It scales the update, and with it an absolute rank tolerance."""
 FIRST_WORD, LAST_WORD = 3, 50_255
@@ -125,7 +126,7 @@ def write_update(cell: Cell, weights: Path, folder: Path) -> list[list[int]]:
     return [record.tolist() for record in batch.records()]
 
 
-def run(command: list[str | Path], threads: int, limit: float, truth: list[list[int]]) -> dict[str, Any]:
+def attack(command: list[str | Path], threads: int, limit: float, truth: list[list[int]]) -> dict[str, Any]:
     """Starts one attack, and judges its proposals; the recovered ids are not kept."""
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     limits |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
@@ -174,12 +175,16 @@ def measure(cell: Cell, asked: argparse.Namespace, weights: Path) -> None:
         ]
         commands = {"span": ours, "span_length": [*ours, "--seq-len", str(cell.length)], "dager": peer}
         while len(stored["runs"]) < asked.repeats:
-            before = {"update_sha256": digest, "load_before": os.getloadavg()[0]}
-            reports = {name: run(command, asked.threads, asked.limit, truth) for name, command in commands.items()}
+            before = {"update_sha256": digest, "load_before": os.getloadavg()[0], "commit": str(origin.commit())}
+            reports = {name: attack(command, asked.threads, asked.limit, truth) for name, command in commands.items()}
             stored["runs"].append(before | reports)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, (json.dumps(stored, indent=1) + "\n").encode())
-            print(cell.name, {name: (each["seconds"], each.get("exact")) for name, each in reports.items()}, flush=True)
+            print(
+                cell.name,
+                {name: (each["seconds"], each.get("exact")) for name, each in reports.items()},
+                file=sys.stderr,
+            )
 
 
 def machine() -> str:
@@ -215,11 +220,14 @@ def row(stored: dict[str, Any]) -> str:
     return "| " + " | ".join([*columns, f"{max(run['load_before'] for run in runs):.1f}"]) + " |"
 
 
-def table(results: Path) -> str:
+def table(results: Path, recording: run.Recording) -> str:
     """The page of all stored records."""
     files = sorted((results / "peers" / "compare_span").glob("*.json"))
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     records = [stored for stored in records if stored["runs"]]
+    for stored in records:
+        for repeat in stored["runs"]:
+            recording.measured_at(repeat.get("commit"))
     records.sort(key=lambda stored: (stored["threads"], *stored["cell"].values()))
     columns = ["records × tokens", "words, lengths", "threads", "repeats"]
     for name in ATTACKS.values():
@@ -234,17 +242,18 @@ def provenance(records: list[dict[str, Any]]) -> list[str]:
     found: set[str] = set()
     for stored in records:
         found.add(f"Machine: {stored['machine']}. Rank tolerance of the peer: {stored['rank_tol']}.")
-        for run, name in ((run, name) for run in stored["runs"] for name in ("span", "dager")):
-            if run[name]["seconds"] is not None:
-                parts = ", ".join(f"{package} {number}" for package, number in run[name]["versions"].items())
+        for repeat, name in ((repeat, name) for repeat in stored["runs"] for name in ("span", "dager")):
+            if repeat[name]["seconds"] is not None:
+                parts = ", ".join(f"{package} {number}" for package, number in repeat[name]["versions"].items())
                 found.add(
-                    f"{ATTACKS[name]}: {parts}" + (f", commit {run[name]['commit'][:7]}." if name == "dager" else ".")
+                    f"{ATTACKS[name]}: {parts}"
+                    + (f", commit {repeat[name]['commit'][:7]}." if name == "dager" else ".")
                 )
     return [f"- {line}" for line in sorted(found)]
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = run.parser(__doc__)
     parser.add_argument("peer_python", type=Path)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--cells", nargs="+", default=["1x16", "4x16", "16x16", "16x32"])
@@ -256,12 +265,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rank-tol", choices=["auto", "table"], default="table", help="of the peer; see dager.py")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds for one run of one attack, start included")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="1 GB for weights and update")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    return parser.parse_args()
+    return run.parse(parser, argv)
 
 
-def main() -> None:
-    asked = parse()
+def print_page(asked: argparse.Namespace, recording: run.Recording) -> None:
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory(dir=asked.scratch) as place:
         weights = Path(place) / "weights"
@@ -274,7 +281,13 @@ def main() -> None:
                 for lengths in asked.lengths if records > 1 else ["equal"]:
                     cell = Cell(records=records, length=length, words=words, lengths=lengths, seed=asked.seed)
                     measure(cell, asked, weights)
-    write_atomically(asked.results / "peers" / "compare_span.md", table(asked.results).encode())
+    print(table(asked.results, recording))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = parse(argv)
+    with run.record(__file__, asked, seeds=(asked.seed,)) as recording:
+        print_page(asked, recording)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ Each has a test of the same name in tests/privacy/accounting/test_accountant.py 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 
+from benchmarks.common import run
 from gradleak.privacy.accounting import closed_forms, gaussian
 from gradleak.privacy.accounting.accountant import account, pld_curve, success
 from gradleak.privacy.accounting.events import describe
@@ -85,14 +86,25 @@ def others() -> Iterator[Row]:
     yield "A11", "the same pair, rounded up instead of down", "15.25", up.epsilon(1e-6)
 
 
-def main() -> None:
+PARTS = {"releases": releases, "sampled": sampled, "others": others}
+
+
+def print_page(parts: Sequence[str]) -> None:
     print(
         "# Acceptance tests of the accounting\n\nPrinted by `python -m benchmarks.privacy.acceptance`; δ = 1e-5 unless said.\n"
     )
     print("| test | number | notes | here |\n|---|---|---|---|")
-    for part in (releases, sampled, others):
-        for test, what, known, found in part():
+    for part in parts:
+        for test, what, known, found in PARTS[part]():
             print(f"| {test} | {what} | {known} | {found:.7g} |")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=()):
+        print_page(asked.parts)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import run
 from gradleak.privacy.accounting import closed_forms
 from gradleak.privacy.accounting.accountant import account, success
 from gradleak.privacy.goals.suggest import compare
@@ -131,7 +132,7 @@ def frameworks() -> None:
         print("\n".join(f"- {f.severity} `{f.code}`: {f.message}" for f in findings) or "- nothing found")
 
 
-def main() -> None:
+def print_page() -> None:
     start = time.process_time()
     print(
         "# Accounting\n\nPrinted by `python -m benchmarks.privacy.accounting`. Notes: the numbers that the formulas were checked with."
@@ -139,6 +140,13 @@ def main() -> None:
     for part in (anchors, views, batches, reconstruction, frontier, frameworks):
         part()
     print(f"\n{time.process_time() - start:.0f} CPU seconds.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=()):
+        print_page()
 
 
 if __name__ == "__main__":

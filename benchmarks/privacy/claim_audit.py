@@ -9,10 +9,12 @@ software and other random draws.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from benchmarks.common import run
 from gradleak.core.batch import Batch
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
@@ -192,11 +194,24 @@ def _row(
     )
 
 
-if __name__ == "__main__":
+PARTS = {part.__name__: part for part in (ceilings, k_way, zoo, canaries)}
+
+
+def print_page(parts: Sequence[str]) -> None:
     torch.set_num_threads(1)
     assert math.isclose(gaussian.epsilon(1.0, DELTA), 4.377178, abs_tol=1e-5)
     print("# Auditing a claim of privacy")
-    ceilings()
-    k_way()
-    zoo()
-    canaries()
+    for part in parts:
+        PARTS[part]()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=None):
+        print_page(asked.parts)
+
+
+if __name__ == "__main__":
+    main()

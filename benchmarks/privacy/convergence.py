@@ -6,16 +6,19 @@ python -m benchmarks.privacy.convergence
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from benchmarks.common import run
 from benchmarks.common.chart import write_lines
 from gradleak.core.rng import derive
 from gradleak.privacy.training_cost import sgd_bounds
-from gradleak.theory.convergence.noisy_sgd import AttentionScores, LogisticRegression, Run, run
+from gradleak.theory.convergence.noisy_sgd import AttentionScores, LogisticRegression, Run
+from gradleak.theory.convergence.noisy_sgd import run as descend
 from gradleak.theory.convergence.smoothness import smoothness
 
 PLOTS = Path(__file__).parents[2] / "docs" / "theory"
@@ -39,7 +42,7 @@ def logistic(strength: float = 0.0) -> tuple[LogisticRegression, float, float]:
 
 
 def go(problem: LogisticRegression, rates: torch.Tensor, clip: float, noise: float) -> Run:
-    return run(
+    return descend(
         problem,
         torch.zeros(PARAMETERS),
         learning_rates=rates,
@@ -136,7 +139,7 @@ def attention() -> None:
     start = torch.zeros(problem.parameters, dtype=torch.float64)
     for noise in (0.0, 0.2, 1.0):
         clip, batch, steps = 40.0, 8, 400
-        found = run(
+        found = descend(
             problem,
             start,
             learning_rates=torch.full((steps,), 1 / problem.smoothness),
@@ -180,10 +183,17 @@ def constants() -> None:
         row(seed, found.gradient, seen[0], found.hessian, seen[1], found.published_log10)
 
 
-def main() -> None:
+def print_page() -> None:
     print("# Convergence under perturbed gradients\n\nPrinted by `python -m benchmarks.privacy.convergence`.\n")
     for part in (convex, strongly_convex, smooth, attention, constants):
         part()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=None):
+        print_page()
 
 
 if __name__ == "__main__":

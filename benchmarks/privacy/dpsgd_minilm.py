@@ -10,8 +10,10 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common import run
 from gradleak.harness.bounds.store import read_bounds
 from gradleak.harness.running.store import read_records
 from gradleak.report.conclusions.frontier import read_sweep
@@ -23,7 +25,7 @@ COMMAND = (
 )
 
 
-def main(folder: Path) -> None:
+def print_page(folder: Path, recording: run.Recording) -> None:
     # 1 is a violated order, which the table shows; 3 an inconclusive audit.
     ran = subprocess.run(
         [sys.executable, "-m", "gradleak", *shlex.split(COMMAND), "--out", str(folder)],
@@ -33,6 +35,7 @@ def main(folder: Path) -> None:
     if ran.returncode not in (0, 1, 3):
         sys.exit(ran.returncode)
     records = read_records(folder)
+    recording.audited(records)
     (found,) = sections(read_bounds(folder), read_sweep(folder, records))
     print("# A DP-SGD audit of MiniLM\n\n    gradleak " + COMMAND + f"\n\nExit code {ran.returncode}.\n")
     for name, text in (*found.facts, *found.claim):
@@ -69,5 +72,13 @@ def main(folder: Path) -> None:
         )
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("folder", nargs="?", type=Path, default=Path("runs/dpsgd-minilm"))
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=None) as recording:
+        print_page(asked.folder, recording)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/dpsgd-minilm"))
+    main()

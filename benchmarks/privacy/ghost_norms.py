@@ -12,8 +12,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from benchmarks.common import run
 
 CELLS = ((4, 32), (8, 32), (16, 32), (8, 128))
 WAYS = ("whole", "ghost")
@@ -57,10 +59,7 @@ def measure(way: str, records: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
-        return
+def print_page() -> None:
     print(
         "# Ghost norms\n\nPrinted by `python -m benchmarks.privacy.ghost_norms`: one step of `dpsgd` on MiniLM, float32, one thread."
     )
@@ -73,7 +72,7 @@ def main() -> None:
         whole, ghost = (
             json.loads(
                 subprocess.run(
-                    [sys.executable, "-m", "benchmarks.privacy.ghost_norms", way, str(records), str(tokens)],
+                    [sys.executable, "-m", "benchmarks.privacy.ghost_norms", "--cell", way, str(records), str(tokens)],
                     check=True,
                     capture_output=True,
                     text=True,
@@ -89,6 +88,18 @@ def main() -> None:
             flush=True,
         )
     print(f"\n{whole['parameters']:,} shared parameters: {whole['parameters'] * 4 / 2**20:.0f} MB a gradient.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--cell", nargs=3, metavar=("WAY", "RECORDS", "TOKENS"), help="measure this one and print JSON")
+    asked = run.parse(reader, argv)
+    if asked.cell is not None:
+        way, records, tokens = asked.cell
+        print(json.dumps(measure(way, int(records), int(tokens))))
+        return
+    with run.record(__file__, asked, seeds=None):
+        print_page()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ ours has as many parameters. Both clip at the median norm of the candidates.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from scipy.stats import norm
 
+from benchmarks.common import run
 from gradleak.core.batch import Batch
 from gradleak.mechanics.client.gram import gram_matrix
 from gradleak.models import load_subject
@@ -104,9 +106,20 @@ def chain_table() -> None:
             )
 
 
-if __name__ == "__main__":
+def print_page() -> None:
     torch.set_num_threads(1)
     print("# The sandwich of attack and bound")
     reconstruction_table()
     orthogonal_table()
     chain_table()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=(0,)):
+        print_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from benchmarks.common import run
 from gradleak.attacks.sign_span import rank_tokens
 from gradleak.attacks.span import Span
 from gradleak.attacks.token_support import TokenSupport
@@ -105,12 +107,7 @@ def share(hits: float, of: float) -> str:
     return f"{hits / of:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def main() -> None:
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    reader.add_argument("--models", nargs="*", default=["gpt2", "minilm"])
-    reader.add_argument("--batches", nargs="*", default=["1x16", "4x16", "8x16"])
-    reader.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    asked = reader.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     print(
         "| model | batch | seeds | gradient | signs | inverted | span: exact records | wrong | n/a | off, per seed | rows: recall, precision | chance | CPU s |"
@@ -133,6 +130,16 @@ def main() -> None:
                 f"| {model} | {records}×{length} | {len(cells)} | {recalls} | {span} | {off} | {rows} | {chance:.4f} | {seconds:.0f} |",
                 flush=True,
             )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--models", nargs="*", default=["gpt2", "minilm"])
+    reader.add_argument("--batches", nargs="*", default=["1x16", "4x16", "8x16"])
+    reader.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=asked.seeds):
+        print_page(asked)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 
+from benchmarks.common import run
 from gradleak.attacks.span import Span
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge, Observation
@@ -61,13 +63,7 @@ def row(model: str, lora: LoRA, records: int, seed: int) -> str:
     )
 
 
-def main() -> None:
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    reader.add_argument("--models", nargs="*", default=["gpt2", "llama", "minilm"])
-    reader.add_argument("--ranks", nargs="*", type=int, default=[8, 16, 32, 64])
-    reader.add_argument("--records", nargs="*", type=int, default=[1, 2, 4, 8])
-    reader.add_argument("--seeds", nargs="*", type=int, default=[5])
-    asked = reader.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     print("| model | rank | b_std | batch | inputs | room | exact | wrong | bag | status | CPU s |")
     print("|---" * 11 + "|")
@@ -77,6 +73,17 @@ def main() -> None:
                 for records in asked.records:
                     for seed in asked.seeds:
                         print(row(model, LoRA(rank=rank, b_std=b_std), records, seed), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--models", nargs="*", default=["gpt2", "llama", "minilm"])
+    reader.add_argument("--ranks", nargs="*", type=int, default=[8, 16, 32, 64])
+    reader.add_argument("--records", nargs="*", type=int, default=[1, 2, 4, 8])
+    reader.add_argument("--seeds", nargs="*", type=int, default=[5])
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=asked.seeds):
+        print_page(asked)
 
 
 if __name__ == "__main__":

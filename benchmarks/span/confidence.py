@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment, minimize
 
+from benchmarks.common import run
 from benchmarks.common.chart import Axis, Series, write_chart
 from benchmarks.span.speed import Cell, make_batch, text_stream
 from gradleak.attacks.span import Span
@@ -199,14 +200,7 @@ def fit(seeds: Iterable[int]) -> None:
     print(f"{len(x)} tokens, {y.mean():.3f} right; a, b, c = {best.x.round(2).tolist()}, log loss {best.fun:.4f}")
 
 
-def main() -> None:
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    reader.add_argument("--fit", action="store_true")
-    reader.add_argument("--seeds", nargs=2, type=int, default=(100, 130), metavar=("FIRST", "END"))
-    reader.add_argument("--large", nargs=2, type=int, default=(100, 102), metavar=("FIRST", "END"))
-    reader.add_argument("--encoders", nargs=2, type=int, default=(100, 103), metavar=("FIRST", "END"))
-    reader.add_argument("--chart", type=Path)
-    asked = reader.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     if asked.fit:
         fit(range(12))
@@ -251,6 +245,21 @@ def main() -> None:
             y=Axis(label="fraction right", low=0.0, high=1.0),
             series=(diagonal, measured),
         )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--fit", action="store_true")
+    reader.add_argument("--seeds", nargs=2, type=int, default=(100, 130), metavar=("FIRST", "END"))
+    reader.add_argument("--large", nargs=2, type=int, default=(100, 102), metavar=("FIRST", "END"))
+    reader.add_argument("--encoders", nargs=2, type=int, default=(100, 103), metavar=("FIRST", "END"))
+    reader.add_argument("--chart", type=Path)
+    asked = run.parse(reader, argv)
+    asked.page = asked.page or ("confidence_fit" if asked.fit else "")
+    with run.record(
+        __file__, asked, seeds=sorted({*range(*asked.seeds), *range(*asked.large), *range(*asked.encoders)})
+    ):
+        print_page(asked)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,20 @@ import importlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.common import run
 from benchmarks.span import speed
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
-from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
 
-HERE = Path(__file__).parent
 _SEED = 11
 DECODER = {
     "mechanics.subspace.subspace": ("_LADDER", "_CLEAR", "_NARROW"),
@@ -139,18 +137,10 @@ def outcome(cases: Sequence[tuple[Batch, Observation]]) -> tuple[str, float]:
     return ", ".join(shown), time.process_time() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "span" / "constants.md")
-    parser.add_argument("--kinds", default="decoder,encoder", help="comma-separated")
-    asked = parser.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     stream = speed.text_stream()
-    page = [
-        "# The span attack: do results hinge on hand-set constants?",
-        "",
-        "Printed by `python -m benchmarks.span.constants`.",
-    ]
+    print("# The span attack: do results hinge on hand-set constants?")
     for kind, names in (("decoder", DECODER), ("encoder", ENCODER)):
         if kind not in asked.kinds.split(","):
             continue
@@ -158,14 +148,8 @@ def main() -> None:
         outcome(cases)
         plain, spent = outcome(cases)
         sizes = ", ".join(f"{c.batch}×{c.length} {c.data} {c.dtype}" for c in cells()[kind])
-        page += [
-            "",
-            f"## {kind.capitalize()}: {sizes}",
-            "",
-            f"As they are: {plain} records exact, {spent:.1f} CPU s.",
-            "",
-        ]
-        page += ["| constant | value | halved | CPU s | doubled | CPU s |", "|---|---|---|---|---|---|"]
+        print(f"\n## {kind.capitalize()}: {sizes}\n\nAs they are: {plain} records exact, {spent:.1f} CPU s.\n")
+        print("| constant | value | halved | CPU s | doubled | CPU s |\n|---|---|---|---|---|---|")
         for module, constants in names.items():
             for name in constants:
                 old, columns = getattr(importlib.import_module(f"gradleak.{module}"), name), []
@@ -184,9 +168,15 @@ def main() -> None:
                         except RuntimeError as reason:
                             shown, spent = f"fails: {type(reason).__name__}", float("nan")
                     columns += ["same" if shown == plain else shown, f"{spent:.1f}"]
-                page.append(f"| `{module}.{name}` | {old} | " + " | ".join(columns) + " |")
-                print(page[-1], flush=True)
-    write_atomically(asked.results, ("\n".join(page) + "\n").encode())
+                print(f"| `{module}.{name}` | {old} | " + " | ".join(columns) + " |", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--kinds", default="decoder,encoder", help="comma-separated")
+    asked = run.parse(parser, argv)
+    with run.record(__file__, asked, seeds=(_SEED,)):
+        print_page(asked)
 
 
 if __name__ == "__main__":

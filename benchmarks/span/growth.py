@@ -25,6 +25,7 @@ import torch
 from scipy.stats import t
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import run
 from benchmarks.common.chart import Axis, Series, write_chart
 from benchmarks.span import speed
 from gradleak.attacks.span import Span
@@ -32,11 +33,9 @@ from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
-from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
-HERE = Path(__file__).parent
 _STEPS = 22
 
 
@@ -110,10 +109,10 @@ class Exponent:
         return f"{self.value:.2f} ± {self.half_width:.2f}"
 
 
-def decoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], list[str]]:
+def decoder_points(seeds: int) -> dict[str, list[tuple[float, float]]]:
     seconds(Size(), decoder(Size()), 1000)
     found: dict[str, list[tuple[float, float]]] = {}
-    lines = ["| size | values | CPU s of the search | all records exact | exponent |", "|---|---|---|---|---|"]
+    print("| size | values | CPU s of the search | all records exact | exponent |\n|---|---|---|---|---|")
     for name, values in SWEEPS.items():
         points, exact = [], True
         for value in values:
@@ -124,18 +123,15 @@ def decoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], li
             exact &= all(right for _, right in runs)
         found[name] = points
         shown = ", ".join(f"{value:.0f}" for value, _ in points), ", ".join(f"{spent:.2f}" for _, spent in points)
-        lines.append(f"| {name} | {shown[0]} | {shown[1]} | {'yes' if exact else 'no'} | {Exponent.of(points)} |")
-        print(lines[-1], flush=True)
-    return found, lines
+        print(f"| {name} | {shown[0]} | {shown[1]} | {'yes' if exact else 'no'} | {Exponent.of(points)} |", flush=True)
+    return found
 
 
-def encoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], list[str]]:
+def encoder_points(seeds: int) -> dict[str, list[tuple[float, float]]]:
     stream, subject = speed.text_stream(), load_subject("minilm", loss="classification")
     found: dict[str, list[tuple[float, float]]] = {}
-    lines = [
-        "| batch | words | exact | pairs P·T | multiplications | bound | bound ÷ multiplications | CPU s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    print("| batch | words | exact | pairs P·T | multiplications | bound | bound ÷ multiplications | CPU s |")
+    print("|---" * 8 + "|")
     for cell in ENCODER:
         rows = []
         for seed in range(seeds):
@@ -161,24 +157,23 @@ def encoder_points(seeds: int) -> tuple[dict[str, list[tuple[float, float]]], li
         pairs, counted, bound, spent = (median(row[i] for row in rows) for i in range(4))
         exact, records = (sum(row[4][key] for row in rows) for key in ("exact", "records"))
         least = min(row[2] / row[1] for row in rows)
-        lines.append(
-            f"| {cell.batch}×{cell.length} | {cell.data} | {exact}/{records} | {pairs:.0f} | {counted:.1e} | {bound:.1e} | {least:.0f} | {spent:.2f} |"
+        print(
+            f"| {cell.batch}×{cell.length} | {cell.data} | {exact}/{records} | {pairs:.0f} | {counted:.1e} | {bound:.1e} | {least:.0f} | {spent:.2f} |",
+            flush=True,
         )
-        print(lines[-1], flush=True)
         for name, value in ((f"{cell.data}, counted", counted), (f"{cell.data}, bound", bound)):
             found.setdefault(name, []).append((pairs, value))
-    return found, lines
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "span" / "growth.md")
-    parser.add_argument("--charts", type=Path, default=HERE.parents[1] / "docs")
-    asked = parser.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    times, decoder_lines = decoder_points(asked.seeds)
-    counts, encoder_lines = encoder_points(asked.seeds)
+    print("# The span attack: growth\n")
+    print("What is measured and what stays fixed stands at the top of the script.")
+    print("Plots: [growth](../../../docs/span-growth.svg), [bound](../../../docs/span-bound.svg).\n\n## Decoder\n")
+    times = decoder_points(asked.seeds)
+    print("\n## Encoder\n\nThe least ratio of the seeds is shown beside medians of the rest.\n")
+    counts = encoder_points(asked.seeds)
     write_chart(
         asked.charts / "span-growth.svg",
         title="Search time of span against one size at a time (decoder)",
@@ -200,25 +195,16 @@ def main() -> None:
         ],
     )
     exponents = ", ".join(f"{name} {Exponent.of(points)}" for name, points in counts.items())
-    page = [
-        "# The span attack: growth",
-        "",
-        f"Printed by `python -m benchmarks.span.growth --seeds {asked.seeds}` (torch {torch.__version__}, one thread). What is measured and",
-        "what stays fixed stands at the top of the script. Plots: [growth](../../../docs/span-growth.svg), [bound](../../../docs/span-bound.svg).",
-        "",
-        "## Decoder",
-        "",
-        *decoder_lines,
-        "",
-        "## Encoder",
-        "",
-        "The least ratio of the seeds is shown beside medians of the rest.",
-        "",
-        *encoder_lines,
-        "",
-        f"Exponents in the number of pairs: {exponents}.",
-    ]
-    write_atomically(asked.results, ("\n".join(page) + "\n").encode())
+    print(f"\nExponents in the number of pairs: {exponents}.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--charts", type=Path, default=run.BENCHMARKS.parent / "docs")
+    asked = run.parse(parser, argv)
+    with run.record(__file__, asked, seeds=range(asked.seeds)):
+        print_page(asked)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.common import run
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
@@ -108,16 +110,7 @@ def observe(subject: Subject, batch_size: int, length: int, seed: int) -> tuple[
     return Observation(update=update, knowledge=Knowledge(facts=facts)), batch
 
 
-def main() -> None:
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    reader.add_argument("--hidden", type=int, default=4096)
-    reader.add_argument("--vocabulary", type=int, default=128256)
-    reader.add_argument("--batch-size", type=int, default=8)
-    reader.add_argument("--length", type=int, default=16)
-    reader.add_argument("--first-blocks", type=int, default=2)
-    reader.add_argument("--seed", type=int, default=0)
-    reader.add_argument("--budget", type=float, default=480.0, help="seconds for the attack")
-    asked = reader.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     print(f"# Span on a Llama shape: hidden {asked.hidden}, vocabulary {asked.vocabulary}\n")
     print(f"Threads: {torch.get_num_threads()}; batch {asked.batch_size} × {asked.length}, random tokens, causal-lm.\n")
     with tempfile.TemporaryDirectory() as place:
@@ -141,6 +134,20 @@ def main() -> None:
     print(f"\n{subject.loaded}")
     print(f"\n{found.reconstruction.status.name}: {found.reconstruction.message}")
     print(f"\nRecords recovered up to their last token: {exact} of {batch.size}; proposals: {len(recovered)}.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--hidden", type=int, default=4096)
+    reader.add_argument("--vocabulary", type=int, default=128256)
+    reader.add_argument("--batch-size", type=int, default=8)
+    reader.add_argument("--length", type=int, default=16)
+    reader.add_argument("--first-blocks", type=int, default=2)
+    reader.add_argument("--seed", type=int, default=0)
+    reader.add_argument("--budget", type=float, default=480.0, help="seconds for the attack")
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=(asked.seed,)):
+        print_page(asked)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import resource
 import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
+from benchmarks.common import run
 from benchmarks.span.speed import score
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock
@@ -38,7 +39,6 @@ from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import GradleakError, ModelError
 from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
-from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
@@ -184,13 +184,7 @@ def _row(result: Mapping[str, Any]) -> str:
     return f"| {result['type']} | {outcome(result)} | {shown} | {said} |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/model_types"))
-    parser.add_argument("--losses", default="causal-lm,classification")
-    parser.add_argument("--types", default="", help="comma-separated; all if left out")
-    parser.add_argument("--table", type=Path, help="print the table of this folder and stop")
-    arguments = parser.parse_args()
+def print_page(arguments: argparse.Namespace, recording: run.Recording) -> None:
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.RLIM_INFINITY))
     folder = arguments.table or arguments.out
@@ -199,14 +193,23 @@ def main() -> None:
         for kind in _TYPES[loss]:
             if arguments.types and kind not in arguments.types.split(","):
                 continue
-            file = folder / f"{loss}-{kind}.json"
-            if arguments.table is None and not file.is_file():
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(file, json.dumps(measured(kind, loss)).encode())
-                gc.collect()
-            if file.is_file():
-                results.append(json.loads(file.read_text(encoding="utf-8")))
+            work = partial(measured, kind, loss) if arguments.table is None else None
+            result = recording.cell(folder / f"{loss}-{kind}.json", work)
+            gc.collect()
+            if result is not None:
+                results.append(result)
     print(table(results))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/model_types"))
+    parser.add_argument("--losses", default="causal-lm,classification")
+    parser.add_argument("--types", default="", help="comma-separated; all if left out")
+    parser.add_argument("--table", type=Path, help="print the table of this folder and stop")
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=(0, 1)) as recording:
+        print_page(arguments, recording)
 
 
 if __name__ == "__main__":

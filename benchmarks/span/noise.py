@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,6 +31,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from benchmarks.common import run
 from benchmarks.common.chart import Axis, Series, write_chart
 from benchmarks.span.speed import Cell, make_batch
 from gradleak.core.rng import derive
@@ -241,10 +242,7 @@ def report(shape: Shape) -> dict[str, list[tuple[float, float]]]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small-only", action="store_true")
-    arguments = parser.parse_args()
+def print_page(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     print(
         "# Recall under noise: told the others, predicted, found\n\nPrinted by `python -m benchmarks.span.noise`, whose first lines say what the columns are."
@@ -285,6 +283,14 @@ def main() -> None:
             for name, points in lines.items()
         ],
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--small-only", action="store_true")
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=range(FIRST_SEED, FIRST_SEED + 10)):
+        print_page(arguments)
 
 
 if __name__ == "__main__":

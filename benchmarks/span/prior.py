@@ -32,6 +32,7 @@ from faker import Faker
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from benchmarks.common import run
 from benchmarks.span.noise import with_interval
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction, Status
@@ -209,18 +210,23 @@ def report(loss: str, levels: Sequence[float], seeds: Sequence[int], folder: Pat
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs=2, type=int, default=(100, 105), metavar=("FIRST", "END"))
-    parser.add_argument("--levels", nargs="*", type=float, default=(0.1, 0.3, 1.0, 2.0))
-    parser.add_argument("--losses", nargs="*", default=("causal-lm", "classification"))
-    asked = parser.parse_args()
+def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     print("# A language prior beside the update alone and the prior alone\n")
     print("Printed by `python -m benchmarks.span.prior`, whose first lines say what the columns are.")
     with tempfile.TemporaryDirectory() as folder:
         for loss in asked.losses:
             report(loss, asked.levels, range(*asked.seeds), Path(folder))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--seeds", nargs=2, type=int, default=(100, 105), metavar=("FIRST", "END"))
+    parser.add_argument("--levels", nargs="*", type=float, default=(0.1, 0.3, 1.0, 2.0))
+    parser.add_argument("--losses", nargs="*", default=("causal-lm", "classification"))
+    asked = run.parse(parser, argv)
+    with run.record(__file__, asked, seeds=range(*asked.seeds)):
+        print_page(asked)
 
 
 if __name__ == "__main__":

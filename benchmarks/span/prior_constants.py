@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Sequence
 from importlib import resources
 
 import torch
 
+from benchmarks.common import run
 from gradleak.attacks.span import Span
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge, Observation
@@ -48,7 +50,7 @@ def make_batch(texts: list[bytes], seed: int) -> Batch:
     return Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=ids)
 
 
-def run(subject: Subject, batches: dict[int, Batch]) -> tuple[int, int, float, float]:
+def measured(subject: Subject, batches: dict[int, Batch]) -> tuple[int, int, float, float]:
     """Right bytes, bytes, posterior and processor seconds."""
     right, count, posterior, began = 0, 0, 0.0, time.process_time()
     for seed, batch in batches.items():
@@ -65,13 +67,13 @@ def run(subject: Subject, batches: dict[int, Batch]) -> tuple[int, int, float, f
     return right, count, posterior, time.process_time() - began
 
 
-def main() -> None:
+def print_page() -> None:
     torch.set_num_threads(1)
     subject = load_subject("random:gpt2", loss="causal-lm", settings=SIZES)
     with resources.files("gradleak").joinpath("data", "messages.csv").open(encoding="utf-8") as file:
         texts = [row["text"].encode("ascii", "ignore") for row in csv.DictReader(file)]
     batches = {seed: make_batch(texts, seed) for seed in SEEDS}
-    usual = run(subject, batches)
+    usual = measured(subject, batches)
     print("\n## Constants of the search\n\nPrinted by `python -m benchmarks.span.prior_constants`.\n")
     print("| constant | value | right | posterior | CPU s |\n|---|---|---|---|---|")
     print(f"| as they are | | {usual[0]} of {usual[1]} | 0.0 | {usual[3]:.0f} |", flush=True)
@@ -79,11 +81,18 @@ def main() -> None:
         default = getattr(span_posterior, name)
         for value in values:
             setattr(span_posterior, name, value)
-            right, count, posterior, seconds = run(subject, batches)
+            right, count, posterior, seconds = measured(subject, batches)
             print(
                 f"| {name} | {value} | {right} of {count} | {posterior - usual[2]:+.1f} | {seconds:.0f} |", flush=True
             )
         setattr(span_posterior, name, default)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=SEEDS):
+        print_page()
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ record is one that is proposed, in order, and no record of the batch.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from benchmarks.common import run
 from benchmarks.span.situations import Row, measure, table
-from gradleak.harness.running.store import write_atomically
 
 _SEEDS = (40, 41, 42)
 _BUDGET_SECONDS = 600.0
@@ -46,22 +46,26 @@ def cells() -> Iterator[Row]:
                 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/span_pruned"))
-    parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
-    parser.add_argument("--only", default="", help="part of a row's name")
-    arguments = parser.parse_args()
+def print_page(arguments: argparse.Namespace, recording: run.Recording) -> None:
     results: dict[str, list[dict[str, object]]] = {}
     for seed in _SEEDS:
         for row in cells():
-            file = arguments.out / f"{row.name}-{seed}.json"
-            if not file.is_file() and not arguments.table and arguments.only in row.what:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(file, json.dumps(measure(row, seed, budget=_BUDGET_SECONDS)).encode())
-            if file.is_file():
-                results.setdefault(row.what, []).append(json.loads(file.read_text(encoding="utf-8")))
+            wanted = arguments.only in row.what and not arguments.table
+            work = partial(measure, row, seed, budget=_BUDGET_SECONDS) if wanted else None
+            result = recording.cell(arguments.out / f"{row.name}-{seed}.json", work)
+            if result is not None:
+                results.setdefault(row.what, []).append(result)
     print(table("pruned", results), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/span_pruned"))
+    parser.add_argument("--table", action="store_true", help="print the table and measure nothing")
+    parser.add_argument("--only", default="", help="part of a row's name")
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=_SEEDS) as recording:
+        print_page(arguments, recording)
 
 
 if __name__ == "__main__":

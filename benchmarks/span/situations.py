@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks.common import run
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import IGNORED, Batch
@@ -35,7 +36,6 @@ from gradleak.core.update import Update
 from gradleak.harness.judging.intervals import clopper_pearson
 from gradleak.harness.request.catalogue import Catalogue
 from gradleak.harness.request.shares import parse_share
-from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.models import Anatomy, Subject, load_subject
 
@@ -238,23 +238,26 @@ def table(group: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/span_situations"))
-    parser.add_argument("--groups", default="structure,situation,fedavg")
-    parser.add_argument("--table", action="store_true", help="print the tables and measure nothing")
-    arguments = parser.parse_args()
+def print_page(arguments: argparse.Namespace, recording: run.Recording) -> None:
     for group in arguments.groups.split(","):
         results: dict[str, list[dict[str, Any]]] = {}
         for row in (each for each in rows() if each.group == group):
             for seed in range(_SEEDS):
-                file = arguments.out / f"{row.name}-{seed}.json"
-                if not file.is_file() and not arguments.table:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomically(file, json.dumps(measure(row, seed)).encode())
-                if file.is_file():
-                    results.setdefault(row.what, []).append(json.loads(file.read_text(encoding="utf-8")))
+                work = None if arguments.table else partial(measure, row, seed)
+                result = recording.cell(arguments.out / f"{row.name}-{seed}.json", work)
+                if result is not None:
+                    results.setdefault(row.what, []).append(result)
         print(table(group, results), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/span_situations"))
+    parser.add_argument("--groups", default="structure,situation,fedavg")
+    parser.add_argument("--table", action="store_true", help="print the tables and measure nothing")
+    arguments = run.parse(parser, argv)
+    with run.record(__file__, arguments, seeds=range(_SEEDS)) as recording:
+        print_page(arguments, recording)
 
 
 if __name__ == "__main__":

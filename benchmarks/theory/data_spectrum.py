@@ -6,8 +6,10 @@ python -m benchmarks.theory.data_spectrum
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common import run
 from benchmarks.common.chart import write_lines
 from gradleak.mechanics.client.trainer import LocalTraining
 from gradleak.models import load_subject
@@ -67,7 +69,18 @@ def noise() -> None:
     )
 
 
-if __name__ == "__main__":
+def print_page() -> None:
     print("# Singular values of the update's derivative in the data\n")
     models()
     noise()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=(0,)):
+        print_page()
+
+
+if __name__ == "__main__":
+    main()

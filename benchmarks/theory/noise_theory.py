@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.common import run
 from benchmarks.common.chart import Axis, Series, write_chart
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.errors import ModelError
@@ -272,7 +274,7 @@ def _meter_row(name: str, subject: Subject, levels: list[float]) -> Series:
     return Series(label=name, points=points, bars=bars, dots=True)
 
 
-def main() -> None:
+def print_page() -> None:
     torch.set_num_threads(1)
     started = time.process_time()
     print("# Noise: theory and measurement\n")
@@ -283,6 +285,13 @@ def main() -> None:
     quadrature()
     meter()
     print(f"\n{time.process_time() - started:.0f} CPU seconds, one thread.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=None):
+        print_page()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.common import run
 from benchmarks.common.chart import Axis, Series, write_chart
 from gradleak.attacks.span import Span
 from gradleak.attacks.token_span import TokenSpan
@@ -244,7 +246,7 @@ def _posterior_mode(layer: Attention, x: Tensor, b: Tensor, target: Tensor, sigm
     return x
 
 
-def main() -> None:
+def print_page() -> None:
     torch.set_num_threads(1)
     started = time.process_time()
     print("# Theory on real modules\n")
@@ -255,6 +257,13 @@ def main() -> None:
     recalls()
     budget()
     print(f"\n{time.process_time() - started:.0f} CPU seconds, one thread.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    reader = run.parser(__doc__)
+    asked = run.parse(reader, argv)
+    with run.record(__file__, asked, seeds=None):
+        print_page()
 
 
 if __name__ == "__main__":
