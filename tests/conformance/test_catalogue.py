@@ -73,7 +73,8 @@ def attacks_and(package: str) -> Catalogue:
 @pytest.mark.parametrize("kind", KINDS_OF_CODE)
 def test_every_module_is_a_method(kind: str) -> None:
     folder = Path(sys.modules["gradleak"].__file__ or "").parent / kind
-    modules = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    files = [*folder.glob("*.py"), *(path.parent for path in folder.glob("*/__init__.py"))]
+    modules = {path.stem for path in files if not path.stem.startswith("_")}
     assert set(catalogue.names(kind)) == modules
     for name in modules:
         assert catalogue.find(kind, name).__module__ == f"gradleak.{kind}.{name}"
@@ -89,7 +90,7 @@ def test_the_promised_names_are_there() -> None:
 def test_names_are_told_without_torch() -> None:
     """``gradleak --help`` and ``gradleak list`` must answer at once."""
     code = (
-        "import sys; from gradleak.harness import catalogue as c; [c.names(kind) for kind in c.KINDS]; "
+        "import sys; from gradleak.harness.request import catalogue as c; [c.names(kind) for kind in c.KINDS]; "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path), "PATH": ""})

@@ -237,17 +237,3 @@ def test_misuse_is_refused_with_a_remedy() -> None:
         FrozenBlocks(blocks=2).change(trainer.subject)
     with pytest.raises(ModelError, match="no table"):
         FrozenEmbeddings().change(FrozenEmbeddings().change(trainer.subject))
-
-
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "vit", "llama"])
-def test_frozen_blocks_shares_the_upper_blocks_and_the_head_as_they_were(kind: str) -> None:
-    trainer, batch = trainer_of(kind), batch_of(kind, padded=False)
-    changed = trainer.deploy((FrozenBlocks(blocks=1),))
-    plain, released = (each.update(batch, derive(0, "x")) for each in (trainer, changed))
-    assert_close(released, {name: plain[name] for name in released})
-    below, above = trainer.subject.anatomy.blocks
-    assert all(linear.weight in released for linear in above.maps())
-    assert not any(linear.weight in released for linear in below.maps())
-    head = trainer.subject.anatomy.head
-    assert head is not None and (head.weight in released) != trainer.subject.anatomy.tied
-    assert not trainer.subject.frozen, "the given subject stays as it is"

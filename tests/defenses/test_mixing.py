@@ -62,26 +62,6 @@ def test_a_mixture_keeps_its_limit_and_its_partners_are_different_records(mix: i
     assert bool((rows.view(50, 7, 7).diagonal(dim1=1, dim2=2) > 0).all())
 
 
-def test_images_and_labels_are_mixed_by_the_same_weights(trainer: ClientTrainer) -> None:
-    """The weights that least squares reads off the images make the labels."""
-    client = client_of(trainer)
-    data = Mixup().apply(client, derive(1, "mix"))
-    weights = torch.linalg.lstsq(client.data.inputs.flatten(1).T, data.inputs.flatten(1).T).solution.T
-    torch.testing.assert_close(weights.sum(1), torch.ones(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(weights @ client.data.targets, data.targets, atol=1e-4, rtol=0)
-    assert not torch.equal(data.inputs, Mixup().apply(client, derive(2, "mix")).inputs)
-
-
-def test_instahide_is_mixup_with_fair_signs(trainer: ClientTrainer) -> None:
-    """768 coins: their mean is within five standard errors of 1/2 (false alarm below 1e-6)."""
-    client = client_of(trainer)
-    plain, hidden = (stage.apply(client, derive(1, "mix")).inputs - 0.5 for stage in (Mixup(), Instahide()))
-    torch.testing.assert_close(hidden.abs(), plain.abs(), atol=1e-6, rtol=0)
-    kept = (hidden.sign() == plain.sign()).double()
-    assert kept.numel() == 768 and float(kept.mean()) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(768))
-    assert float(hidden.abs().max()) <= 0.5
-
-
 def ranks(trainer: ClientTrainer, stage: DataStage, seed: int, *, magnitudes: bool) -> list[int]:
     """Rank of each mixture's own record among 28 by correlation, for an attacker who holds the mixtures themselves."""
 
@@ -138,40 +118,3 @@ def test_too_few_records_and_text_are_refused(trainer: ClientTrainer, stage: Dat
 def test_arguments_out_of_range_are_refused(stage: type[Mixup], arguments: dict[str, float]) -> None:
     with pytest.raises(SpecError, match="out of range"):
         stage(**arguments)  # type: ignore[arg-type]
-
-
-def encoded(trainer: ClientTrainer, client: Client, epochs: int) -> tuple[Tensor, Tensor]:
-    """Magnitudes of what InstaHide trains on, epoch by epoch, and the weights of the mixtures."""
-    magnitudes, weights = [], []
-    for epoch in range(epochs):
-        found = Instahide().apply(client, derive(epoch, "encode")).inputs
-        magnitudes.append((found.double() - 0.5).abs().flatten(1))
-        weights.append(mixing_weights(client.batch.size, 4, 0.65, derive(epoch, "encode")))
-    return torch.cat(magnitudes), torch.cat(weights)
-
-
-def decode(magnitudes: Tensor, weights: Tensor, rng: torch.Generator) -> Tensor:
-    """|x − 1/2| of every record from |Σ λ (x − 1/2)| of many mixtures: signs and pictures in turn, from many starts."""
-    back, pixels = torch.linalg.pinv(weights), magnitudes.shape[1]
-    best, kept = torch.full((pixels,), math.inf, dtype=torch.float64), torch.zeros(weights.shape[1], pixels).double()
-    for _ in range(60):
-        guess = torch.randn(weights.shape[1], pixels, generator=rng, dtype=torch.float64)
-        for _ in range(60):
-            guess = back @ ((weights @ guess).sign() * magnitudes)
-        error = ((weights @ guess).abs() - magnitudes).square().sum(0)
-        kept = torch.where(error < best, guess, kept)
-        best = torch.minimum(error, best)
-    return kept.abs()
-
-
-def test_many_encodings_give_the_pictures_away(trainer: ClientTrainer) -> None:
-    """The known break (2011.05315), its last step: with the mixtures known, six encodings of each of eight pictures determine
-    every pixel up to its reflection at mid-gray. One encoding of each does not.
-    """
-    client = client_of(trainer, size=8)
-    truth = (client.batch.inputs.double() - 0.5).abs().flatten(1)
-    shares = {}
-    for epochs in (1, 6):
-        found = decode(*encoded(trainer, client, epochs), derive(0, "decode"))
-        shares[epochs] = float(((found - truth).abs() < 1e-5).all(0).double().mean())
-    assert shares[6] > 0.9 and shares[1] < 0.2

@@ -20,7 +20,7 @@ from gradleak.matching.optimizers import flatten, unflatten
 from gradleak.mechanics.attention.softmax import Heads
 from gradleak.mechanics.client.outer_products import OuterSum
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
-from gradleak.mechanics.derivatives.least_squares import LevenbergMarquardt, conjugate_gradients
+from gradleak.mechanics.derivatives.least_squares import LevenbergMarquardt
 from gradleak.models import load_subject
 
 pytestmark = pytest.mark.oracle
@@ -75,15 +75,6 @@ def test_slope_and_curvature_are_those_of_the_objective(model: str, loss: str) -
         local.normal(local.step(torch.full((2,), 1e-2))) + 1e-2 * local.step(torch.full((2,), 1e-2)) + local.slope
     )
     assert float((residual.norm(dim=1) / local.slope.norm(dim=1)).max()) < 1.0, "a step solves part of the system"
-
-
-def test_conjugate_gradients_solve_every_start_on_its_own() -> None:
-    matrices = normal(3, 6, 6, seed=0)
-    matrices = matrices @ matrices.mT + torch.eye(6, dtype=torch.float64)
-    right = normal(3, 6, seed=1)
-    right[1] = 0.0
-    found = conjugate_gradients(lambda v: (matrices @ v[..., None])[..., 0], right, iterations=30, tolerance=1e-12)
-    assert torch.allclose(found, torch.linalg.solve(matrices, right), rtol=1e-9, atol=1e-12)
 
 
 def instance(n: int, d: int, trials: int, seed: int = 0) -> tuple[AttentionMatching, Tensor]:

@@ -10,14 +10,10 @@ from typing import Any
 
 import pytest
 
-from gradleak.core.errors import UsageError
 from gradleak.harness.running.store import read_records
 from gradleak.harness.utility import frontier as audit_frontier
 from gradleak.harness.utility.frontier import read_header, read_trained
-from gradleak.harness.utility.training import Interval
-from gradleak.report.conclusions.frontier import Point, Sweep, mark_front, read_sweep, remarks
-from gradleak.report.conclusions.pooling import Pooled
-from gradleak.report.conclusions.recommend import Limits, recommend
+from gradleak.report.conclusions.frontier import read_sweep, remarks
 
 pytestmark = pytest.mark.contract
 
@@ -152,96 +148,6 @@ def test_wrong_use_is_refused_before_any_work(
     assert not out.exists()
 
 
-def test_recommend_reads_runs_and_ends_with_3_where_there_is_none(
-    gradleak: Callable[..., Any], sweep: list[object], tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    gradleak(*sweep, "--out", out)
-    result = gradleak("recommend", out, "--leakage-below", 0.01, "--accuracy-drop-below", 0.01)
-    assert result.exit_code == 3
-    assert "None of the 3 settings" in result.stdout and "Guessing without any update" in result.stdout
-    plain = gradleak("recommend", out, "--leakage-below", 0.01, "--accuracy-drop-below", 0.01, "--json")
-    assert plain.exit_code == 3 and json.loads(plain.stdout)["found"] is None
-
-
-@pytest.mark.parametrize(
-    ("leakage", "drop", "message"),
-    [
-        (0.0, 0.1, "--leakage-below must be"),
-        (0.1, 1.5, "--accuracy-drop-below must be"),
-        ("nan", 0.1, "must be above 0"),
-    ],
-)
-def test_recommend_refuses_limits_out_of_range(
-    gradleak: Callable[..., Any], tmp_path: Path, leakage: object, drop: object, message: str
-) -> None:
-    result = gradleak("recommend", tmp_path, "--leakage-below", leakage, "--accuracy-drop-below", drop)
-    assert result.exit_code == 2 and message in result.stderr
-
-
-def test_recommend_refuses_a_run_without_a_frontier(
-    gradleak: Callable[..., Any], tiny: list[object], tmp_path: Path
-) -> None:
-    gradleak(*tiny, "--out", tmp_path / "run")
-    result = gradleak("recommend", tmp_path / "run", "--leakage-below", 0.5, "--accuracy-drop-below", 0.5)
-    assert result.exit_code == 2 and "holds no frontier" in result.stderr
-
-
-def _point(
-    knob: str, leakage: float, accuracy: float, *, reach: float = 0.05, adaptive: bool = True, tested: bool = True
-) -> Point:
-    return Point(
-        knob=knob,
-        defense=f"gaussian(std={knob})",
-        attack="span",
-        leakage=Pooled(
-            value=leakage,
-            low=leakage - reach,
-            high=leakage + reach,
-            chance=None,
-            n=20,
-            higher_is_better=True,
-            has_interval=True,
-        ),
-        guessing=0.1,
-        tested=tested,
-        adaptive=adaptive,
-        accuracy=Interval(value=accuracy, low=accuracy - 0.01, high=accuracy + 0.01, n=5),
-        drop=Interval(value=0.9 - accuracy, low=0.89 - accuracy, high=0.91 - accuracy, n=5),
-        epsilon=None,
-        guarantee="no guarantee",
-        seconds=1.0,
-        kept_bytes=0,
-        reason="",
-    )
-
-
-def _sweep(*points: Point, metric: str = "token_recall") -> Sweep:
-    return Sweep(run="r", template=TEMPLATE, metric=metric, task="t", chance=0.25, points=points)
-
-
-def test_the_front_holds_what_nothing_beats_in_both() -> None:
-    points = [_point("a", 0.9, 0.9), _point("b", 0.5, 0.8), _point("c", 0.6, 0.7), _point("d", 0.05, 0.6)]
-    # Below guessing (0.1) nothing is gained: "e" leaks what "d" does and costs more.
-    points += [_point("e", 0.0, 0.55), _point("f", 0.0, 0.95, tested=False)]
-    assert [point.knob for point in mark_front(points) if point.front] == ["a", "b", "d"]
-
-
-def test_the_cheapest_setting_that_meets_both_limits_is_named() -> None:
-    points = (_point("a", 0.9, 0.9), _point("b", 0.2, 0.85), _point("c", 0.2, 0.84), _point("d", 0.15, 0.5))
-    answer = recommend([_sweep(*points)], Limits(leakage=0.3, drop=0.1))
-    assert answer.found is not None and answer.found.point.knob == "b"
-    text = " ".join(answer.sentences())
-    assert "gaussian(std=b)" in text and "protect" not in text and "safe" not in text
-
-
-def test_a_setting_that_was_not_tested_says_so() -> None:
-    swept = _sweep(_point("u", 0.2, 0.8, tested=False), _point("n", 0.2, 0.8, adaptive=False), _point("a", 0.2, 0.8))
-    assert [text.split(":")[0] for text in remarks(swept)] == ["u", "n"]
-    missing = replace(_point("m", 0.2, 0.8), accuracy=None, drop=None, reason="No place for this stage.")
-    assert remarks(_sweep(missing)) == ("m: No place for this stage.",)
-
-
 def test_one_failed_training_spoils_the_point(
     gradleak: Callable[..., Any], sweep: list[object], tmp_path: Path
 ) -> None:
@@ -254,26 +160,3 @@ def test_one_failed_training_spoils_the_point(
     assert swept is not None and swept.points[-1].accuracy is None and not swept.points[-1].front
     assert remarks(swept) == ("100: The update holds NaN.",)
     assert swept.points[1].accuracy is not None
-
-
-def test_estimates_alone_do_not_suffice() -> None:
-    wide = _point("w", 0.2, 0.85, reach=0.2)
-    answer = recommend([_sweep(wide)], Limits(leakage=0.3, drop=0.1))
-    assert answer.found is None and [each.point.knob for each in answer.close] == ["w"]
-    assert "more --repeats" in " ".join(answer.sentences())
-    single = replace(wide, drop=Interval(value=0.0, low=None, high=None, n=1))
-    assert recommend([_sweep(single)], Limits(leakage=1.0, drop=1.0)).found is None
-
-
-@pytest.mark.parametrize("change", [{"adaptive": False}, {"tested": False}])
-def test_a_setting_that_no_informed_attack_tested_is_not_named(change: dict[str, bool]) -> None:
-    answer = recommend([_sweep(_point("x", 0.12, 0.89, **change))], Limits(leakage=0.3, drop=0.1))
-    assert answer.found is None and answer.close == ()
-    assert "Not counted" in " ".join(answer.sentences()) and "gaussian(std=x)" in " ".join(answer.sentences())
-    counted = recommend([_sweep(_point("y", 0.12, 0.89))], Limits(leakage=0.3, drop=0.1))
-    assert "Not counted" not in " ".join(counted.sentences())
-
-
-def test_runs_of_different_metrics_are_not_mixed() -> None:
-    with pytest.raises(UsageError, match="ssim and token_recall"):
-        recommend([_sweep(metric="ssim"), _sweep()], Limits(leakage=0.5, drop=0.5))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradleak.core.channel import Channel, Memory
-from gradleak.core.errors import DataError, SpecError, UnknownNameError
+from gradleak.core.errors import DataError, SpecError
 from gradleak.harness.request import catalogue
 from gradleak.harness.request.plan import Call
 from gradleak.harness.request.prepare import read_chain
@@ -103,13 +103,6 @@ def test_a_short_run_learns_and_heavy_noise_prevents_it() -> None:
     assert plain.accuracy > 0.6 and noisy.accuracy < plain.accuracy - 0.1
 
 
-def test_the_held_out_records_train_nobody() -> None:
-    task = make_task("digits", 0)
-    seen = {tuple(image.flatten().tolist()) for image in task.train.inputs}
-    shared = sum(tuple(image.flatten().tolist()) in seen for image in task.test.inputs)
-    assert task.test.size == 400 and task.train.size == 1397 and shared == 0
-
-
 def test_the_interval_is_that_of_student() -> None:
     found = interval([0.1, 0.2, 0.3])
     assert found.value == pytest.approx(0.2)
@@ -130,11 +123,6 @@ def test_the_drop_pairs_seeds() -> None:
 def test_a_schedule_refuses_what_it_cannot_run(wrong: dict[str, float]) -> None:
     with pytest.raises(SpecError, match="utility run needs"):
         Schedule(**wrong)  # pyright: ignore[reportArgumentType]
-
-
-def test_an_unknown_task_is_named() -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'digits'"):
-        make_task("digit", 0)
 
 
 def test_too_many_clients_are_refused_with_a_reason() -> None:

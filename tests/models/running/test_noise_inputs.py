@@ -3,24 +3,20 @@ draw gives the same update."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from gradleak.core.batch import Batch, TrainingData
+from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.errors import ModelError, SpecError
 from gradleak.core.rng import derive
-from gradleak.core.stage import ModelStage, Stage
 from gradleak.defenses.cvb import CVB
 from gradleak.defenses.frozen_embeddings import FrozenEmbeddings
 from gradleak.defenses.ppp import PPP
 from gradleak.defenses.precode import PRECODE
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.models.running.bottleneck import ConvolutionalBottleneck, LinearBottleneck
-from gradleak.models.running.noise_inputs import noise_name, noisy_layers
+from gradleak.models.running.noise_inputs import noise_name
 
 pytestmark = pytest.mark.oracle
 
@@ -31,148 +27,6 @@ IMAGE = {**SMALL, "image_size": 8, "patch_size": 4}
 
 def vision() -> Subject:
     return load_subject("random:vit", settings=IMAGE)
-
-
-def trainer_of(subject: Subject, *stages: ModelStage, **training: object) -> ClientTrainer:
-    trainer = ClientTrainer(subject=subject, training=LocalTraining(**training))  # pyright: ignore[reportArgumentType]
-    return trainer.deploy(stages)
-
-
-def data_of(trainer: ClientTrainer, *, padded: bool = True) -> TrainingData:
-    if trainer.subject.modality == "image":
-        pixels = torch.rand(3, *trainer.subject.pixel_shape, generator=derive(0, "pixels"))
-        batch = Batch(inputs=pixels, mask=torch.ones(3, dtype=torch.bool), labels=torch.tensor([0, 1, 1]))
-        return trainer.prepare(batch)
-    ids = torch.randint(5, 250, (3, 6), generator=derive(0, "ids"))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[1, 4:] = not padded
-    labels = torch.tensor([0, 1, 1]) if trainer.subject.loss == "classification" else ids.masked_fill(~mask, -100)
-    return trainer.prepare(Batch(inputs=ids, mask=mask, labels=labels))
-
-
-def test_the_penalty_is_the_divergence_from_a_standard_normal_in_bits() -> None:
-    torch.manual_seed(0)
-    layer, x = LinearBottleneck(5, 3, 0.7), torch.randn(4, 5)
-    mean, std = layer.moments(x)
-    codes, standard = torch.distributions.Normal(mean, std), torch.distributions.Normal(0.0, 1.0)
-    expected = torch.distributions.kl_divergence(codes, standard).sum(1) * 0.7 / math.log(2)
-    torch.testing.assert_close(layer.penalty(x), expected)
-
-
-def test_codes_have_the_mean_and_the_spread_that_they_say() -> None:
-    torch.manual_seed(0)
-    layer, x = LinearBottleneck(5, 3, 0.0), torch.randn(1, 5).expand(200_000, 5)
-    layer.decoder = torch.nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    with torch.no_grad():
-        mean, std = layer.moments(x[:1])
-        named = {"noise": layer.draw((200_000, 3), derive(0, "noise"))}
-        codes = torch.func.functional_call(layer, named, (x,))
-    torch.testing.assert_close(codes.mean(0), mean[0], atol=0.02, rtol=0.0)
-    torch.testing.assert_close(codes.std(0), std[0], atol=0.02, rtol=0.0)
-
-
-def test_the_convolution_sees_the_grid_of_patches() -> None:
-    """One patch disturbed changes its neighbors' codes and no others; the class token's code is its own."""
-    torch.manual_seed(0)
-    layer = ConvolutionalBottleneck(4, 8, 3, 0.1, (3, 4))
-    x = torch.randn(1, 13, 4)
-    moved = x.clone()
-    moved[0, 1 + 0 * 4 + 1] += 1.0
-    with torch.no_grad():
-        changed = (layer.moments(x)[0] - layer.moments(moved)[0]).abs().sum(-1)[0] > 1e-6
-    assert not changed[0]
-    assert changed[1:].reshape(3, 4).tolist() == [[True, True, True, False]] * 2 + [[False] * 4]
-
-
-@pytest.mark.parametrize("loss", ["classification", "causal-lm"])
-def test_without_a_draw_it_is_one_deterministic_model(loss: str) -> None:
-    subject = load_subject("random:gpt2", loss=loss, settings={**SMALL, "vocab_size": 260, "n_positions": 12})
-    trainer = trainer_of(subject, PRECODE(code=8))
-    data = data_of(trainer)
-    first, second = (trainer.replay(data.inputs, data.targets, data.mask, differentiable=False) for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.parametrize("kind", ["text", "image"])
-def test_a_replay_with_the_client_s_draw_is_the_client_s_update(kind: str) -> None:
-    text = load_subject("random:bert", settings=TEXT)
-    trainer = trainer_of(text, PRECODE(code=8)) if kind == "text" else trainer_of(vision(), CVB())
-    data = data_of(trainer)
-    released = trainer.train(data, derive(0, "client"))
-    drawn = trainer.with_noise(data, derive(0, "client")).noise
-    again = trainer.replay(data.inputs, data.targets, data.mask, noise=drawn, differentiable=False)
-    without = trainer.replay(data.inputs, data.targets, data.mask, differentiable=False)
-    assert all(torch.equal(released[name], again[name]) for name in released)
-    assert any(not torch.allclose(released[name], without[name]) for name in released)
-
-
-def test_every_step_draws_anew() -> None:
-    trainer = trainer_of(load_subject("random:bert", settings=TEXT), PRECODE(code=8), share="delta", steps=2, lr=0.1)
-    data = data_of(trainer)
-    generator = derive(0, "client")
-    released = trainer.train(data, generator)
-    one = trainer_of(load_subject("random:bert", settings=TEXT), PRECODE(code=8), share="delta", steps=1, lr=0.1)
-    again = derive(0, "client")
-    first = one.train(data, again)
-    weights = {name: one.subject.parameters()[name].detach() + first[name] for name in first}
-    second = one.with_noise(data, again)
-    slopes = torch.autograd.grad(
-        one.loss(second, {n: w.requires_grad_() for n, w in weights.items()}), list(weights.values()), allow_unused=True
-    )
-    for (name, weight), slope in zip(weights.items(), slopes, strict=True):
-        start = one.subject.parameters()[name].detach()
-        expected = weight.detach() - start - 0.1 * (0.0 if slope is None else slope)
-        torch.testing.assert_close(released[name], expected, atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.parametrize("differentiable", [True, False])
-@pytest.mark.parametrize("padded", [True, False])
-def test_examples_keep_their_own_draw(differentiable: bool, padded: bool) -> None:
-    """The mean of the examples' gradients is the batch's gradient, penalty included."""
-    trainer = trainer_of(load_subject("random:bert", settings=TEXT), PRECODE(code=8))
-    data = trainer.with_noise(data_of(trainer, padded=padded), derive(0, "client"))
-    weights = {name: value.detach() for name, value in trainer.subject.trainable().items()}
-    each = trainer.example_gradients(weights, data, differentiable=differentiable)
-    joint = trainer.replay(data.inputs, data.targets, data.mask, noise=data.noise, differentiable=False)
-    for name, expected in joint.items():
-        torch.testing.assert_close(each[name].mean(0), expected, atol=1e-6, rtol=1e-4)
-
-
-def test_what_an_attacker_ignores_is_the_bottleneck_and_what_lies_behind_it() -> None:
-    trainer = trainer_of(load_subject("random:bert", settings=TEXT), PRECODE(code=8))
-    kinds = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
-    assert PRECODE(code=8).ignored(trainer) == {f"classifier.precode.{kind}" for kind in kinds} | {
-        "classifier.weight",
-        "classifier.bias",
-    }
-    images = trainer_of(vision(), CVB())
-    (home,) = noisy_layers(images.subject.module)
-    kept = set(images.names()) - CVB().ignored(images)
-    assert f"{home}.encoder.weight" in kept and f"{home}.decoder.weight" not in kept
-    assert not any(".1." in name or "classifier" in name for name in kept)
-    assert any("patch" in name for name in kept)
-
-
-def test_partial_perturbation_leaves_the_bottleneck_alone() -> None:
-    subject = load_subject("random:bert", settings=TEXT)
-    batch = Batch(
-        inputs=torch.randint(5, 250, (2, 6), generator=derive(0, "ids")),
-        mask=torch.ones(2, 6, dtype=torch.bool),
-        labels=torch.tensor([0, 1]),
-    )
-
-    def released(*stages: Stage) -> dict[str, torch.Tensor]:
-        trainer = ClientTrainer(subject=subject, training=LocalTraining())
-        return dict(Channel(trainer=trainer, stages=stages).observe(batch, derive(0, "client")))
-
-    without, partly = released(PRECODE(code=8)), released(PRECODE(code=8), PPP(relative_std=0.5))
-    above = PRECODE(code=8).ignored(trainer_of(subject, PRECODE(code=8)))
-    moved = {name for name in without if not torch.equal(without[name], partly[name])}
-    zero = {name for name, tensor in without.items() if not tensor.any()}
-    assert moved == set(without) - above - zero
-    name = max(moved, key=lambda each: without[each].numel())
-    ratio = (partly[name] - without[name]).std() / without[name].square().mean().sqrt()
-    assert ratio == pytest.approx(0.5, rel=0.1)
 
 
 def test_wrong_use_is_refused() -> None:

@@ -104,49 +104,10 @@ def test_the_chain_holds(seed: int, z: float) -> None:
     assert found.bits <= bayes.bits_cap(candidates, z) + 4 * found.bits_error
 
 
-@pytest.mark.parametrize("z", [0.3, 1.0])
-def test_instance_bound_is_the_maximum_over_allocations(z: float) -> None:
-    """No feasible split of κ beats it, and a good one comes close: checked by projected random search."""
-    rng = np.random.default_rng(5)
-    _, candidates = random_candidates(6, 20, rng)
-    bound = instance.bound(candidates, z)
-    values = []
-    for radii in (candidates.radii(), candidates.radii(candidates.prior)):
-        kappa = rng.dirichlet(np.full(6, 1.0), size=200_000)
-        gain = norm.cdf(norm.ppf(np.maximum(kappa, 1e-300)) + radii / z)
-        values.append(float((gain * candidates.prior).sum(1).max()))
-    assert min(values) <= bound <= min(values) + 0.02
-
-
-def test_duplicates_are_one_candidate() -> None:
-    gradients = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.6, 0.8]])
-    merged = Candidates.uniform(gradients @ gradients.T).merged()
-    assert merged.count == 3
-    assert merged.kappa == pytest.approx(0.5)
-    assert merged.prior.tolist() == pytest.approx([0.5, 0.25, 0.25])
-    assert bayes.optimal(merged, 1e-3, np.random.default_rng(0), trials=100).success.value == 1.0
-
-
 def test_one_candidate_has_nothing_to_leak() -> None:
     single = Candidates.uniform(np.array([[0.5]]))
     found = bayes.optimal(single, 1.0, np.random.default_rng(0), trials=10)
     assert (found.success.value, found.bits, instance.bound(single, 1.0)) == (1.0, 0.0, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("gram", "prior", "message"),
-    [
-        (np.eye(2), np.array([0.5]), "K×K"),
-        (np.array([[1.0, 0.2], [0.1, 1.0]]), np.array([0.5, 0.5]), "symmetric"),
-        (np.array([[np.nan, 0.0], [0.0, 1.0]]), np.array([0.5, 0.5]), "finite"),
-        (4 * np.eye(2), np.array([0.5, 0.5]), "Clip first"),
-        (np.eye(2), np.array([0.5, 0.6]), "sum to 1"),
-        (np.eye(2), np.array([0.0, 1.0]), "positive"),
-    ],
-)
-def test_bad_candidates(gram: np.ndarray, prior: np.ndarray, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Candidates(gram=gram, prior=prior)
 
 
 def test_bad_numbers() -> None:
@@ -165,26 +126,3 @@ def test_bad_numbers() -> None:
     for arguments in ((3, 2, 0.05), (-1, 2, 0.05), (0, 0, 0.05), (1, 2, 0.0), (1, 2, 1.0)):
         with pytest.raises(UsageError):
             counts.lower(*arguments)
-
-
-def test_counts_against_the_binomial_tail() -> None:
-    from scipy.stats import binom
-
-    for hits, trials in ((0, 10), (3, 10), (10, 10), (499, 1000)):
-        low, high = counts.lower(hits, trials, 0.05), counts.upper(hits, trials, 0.05)
-        assert low == 0.0 if hits == 0 else binom.sf(hits - 1, trials, low) == pytest.approx(0.05, rel=1e-6)
-        assert high == 1.0 if hits == trials else binom.cdf(hits, trials, high) == pytest.approx(0.05, rel=1e-6)
-
-
-@pytest.mark.parametrize("z", [0.1, 0.3])
-def test_clusters_tighten_the_instance_bound(z: float) -> None:
-    """Two opposite groups of 40 nearly equal candidates: the release tells the group, and guessing within it remains."""
-    rng = np.random.default_rng(6)
-    sign = np.repeat([1.0, -1.0], 40)
-    gradients = 0.9 * sign[:, None] * np.eye(30)[0] + 1e-4 * rng.standard_normal((80, 30))
-    candidates = Candidates.uniform(gradients @ gradients.T)
-    best = bayes.optimal(candidates, z, rng, confidence=0.999).success
-    bound = instance.bound(candidates, z)
-    assert best.low <= bound <= 1.15 / 40
-    alone = instance._dual(candidates.prior, np.ones(80), candidates.radii(candidates.prior) / z)
-    assert bound < 0.1 * alone

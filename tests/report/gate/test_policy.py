@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
 from gradleak.core.errors import DataError, SpecError, UnknownNameError, UsageError
 from gradleak.core.record import Record
-from gradleak.report.gate import files as gate_files
 from gradleak.report.gate.policy import Outcome, Rule, check, read_policy
 
 pytestmark = pytest.mark.contract
@@ -129,24 +126,6 @@ def test_a_policy_that_says_nothing_is_refused(tmp_path: Path, text: str, error:
     with pytest.raises(error) as caught:
         read_policy(path)
     assert named in str(caught.value)
-
-
-def test_files_for_continuous_integration(make_record: Maker) -> None:
-    answer = check(
-        [make_record(scores=recall(0.9, 500), defenses=NOISY), make_record(scores=recall(0.0, 500))],
-        [rule(), rule(defense="none"), rule(attack="span")],
-    )
-    assert [one.outcome for one in answer.findings] == [Outcome.FAIL, Outcome.PASS, Outcome.INCONCLUSIVE]
-    suite = ElementTree.fromstring(gate_files.junit(answer))
-    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
-    assert [[child.tag for child in case] for case in suite] == [["failure"], [], ["error"]]
-    (run,) = json.loads(gate_files.sarif(answer, Path("ci/policy.toml")))["runs"]
-    assert [(r["ruleId"], r["kind"], r["level"]) for r in run["results"]] == [
-        ("rule-1", "fail", "error"),
-        ("rule-2", "pass", "none"),
-        ("rule-3", "open", "none"),
-    ]
-    assert {rule["id"] for rule in run["tool"]["driver"]["rules"]} == {"rule-1", "rule-2", "rule-3"}
 
 
 def test_the_policy_of_the_guide_can_be_read(tmp_path: Path) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import transformers
 
-from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
@@ -16,7 +13,6 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.models import Subject, read_anatomy
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.encoder.attention_equations import AttentionEquations, Pairs, attention_equations
-from gradleak.span.encoder.sentence_search import Assembled, Assembly
 from gradleak.span.encoder.subset_selection import Layout, _Interior
 from gradleak.span.reading.readers import Reader, context_readers, first_reader
 
@@ -113,48 +109,3 @@ def test_the_step_uses_the_derivative_of_the_residual() -> None:
     moved = interior._linearized(equations.weights(anchors))[1]
     wanted = (slope @ change.unsqueeze(2)).squeeze(2)
     assert float(((moved - value) / step - wanted).norm()) < 1e-3 * float(wanted.norm())
-
-
-@pytest.mark.parametrize("closing", [None, 5])
-def test_a_sentence_of_any_allowed_length_satisfies_the_layout(closing: int | None) -> None:
-    words = torch.tensor([3, 4, 5])
-    candidates = Candidates(
-        tokens=(words,) * 4, residuals=(torch.zeros(3),) * 4, nearest=words[[0, 0, 0, 0]], null_cut=0.1, positional=True
-    )
-    pairs = Pairs.of(candidates)
-    layout = Layout.of(pairs, [2, 4], closing)
-    for ids, end in (([3, 5], 0), ([3, 4, 4, 5], 1), ([3, 5, 4, 5], 1)):
-        x = torch.zeros(layout.matrix.shape[1], dtype=torch.float64)
-        x[numbers(pairs, torch.tensor(ids))] = 1.0
-        x[pairs.count + end] = 1.0
-        if closing is not None and len(ids) == 4 and ids[1] == closing:
-            x[pairs.count + 2] = 1.0  # A closing token that does not close.
-        assert torch.equal(layout.matrix @ x, layout.wanted)
-
-
-def assembled(kind: str, seed: int) -> tuple[Assembled, Batch]:
-    subject, batch, first, readers, candidates = case(kind, seed)
-    search = Assembly(
-        candidates=candidates,
-        first=first,
-        readers=readers,
-        model=Model(subject=subject),
-        block=subject.anatomy.blocks[0],
-        batch_size=None,
-        lengths=tuple(range(3, max(LENGTHS) + 1)),
-    )
-    return search.run(rng=derive(seed), clock=Clock()), batch
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
-def test_finds_every_sentence_among_all_words_without_lengths_and_batch_size(kind: str, seed: int) -> None:
-    found, batch = assembled(kind, seed)
-    assert {tuple(ids.tolist()) for ids in found.sentences} == {tuple(ids.tolist()) for ids in batch.records()}
-    assert found.complete
-    assert all(float(each.min()) > 0.999 for each in found.confidence)
-    # The polynomial bound of docs/span.md: one pass tries each pair as an anchor twice at most, 11 steps each. Every
-    # sentence one by one would be as many tests as there are choices of a candidate per position.
-    pairs = Pairs.of(case(kind, seed)[4])
-    assert 0 < found.steps <= 2 * 11 * pairs.count
-    assert math.prod(at.numel() for at in pairs.at) > 1000 * found.steps * pairs.count

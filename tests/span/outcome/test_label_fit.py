@@ -12,7 +12,6 @@ from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.span.outcome.certificate import certify
 from gradleak.span.outcome.label_fit import fitted_labels
 
 pytestmark = pytest.mark.oracle
@@ -50,30 +49,6 @@ def test_known_labels_are_given_to_their_records(subject: Subject) -> None:
     known = sorted(batch.labels.tolist())
     found = fitted_labels(update, trainer, batch.inputs, batch.mask, known=known, rng=derive(1), clock=Clock())
     assert found == tuple(batch.labels.tolist())
-
-
-def test_the_certificate_of_attention_alone_costs_two_updates(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer, batch = ClientTrainer(subject=subject, training=LocalTraining()), _batch(subject, 8)
-    update = _attention_of(dict(trainer.update(batch, derive(0))))
-    seen: list[int] = []
-    plain = ClientTrainer.update
-    monkeypatch.setattr(ClientTrainer, "update", lambda self, b, rng: (seen.append(b.size), plain(self, b, rng))[1])
-    found = certify(
-        update,
-        trainer,
-        list(batch.records()),
-        labels=None,
-        batch_size=8,
-        seq_len=7,
-        rng=derive(1),
-        clock=Clock(),
-    )
-    assert found is not None and found.exact
-    assert found.labels == tuple(batch.labels.tolist())
-    # One gradient of each record under each label, and the whole batch once.
-    assert sum(seen) == 8 * subject.classes + 8
 
 
 def test_spent_time_and_too_many_unknowns_are_no_labels(subject: Subject) -> None:
