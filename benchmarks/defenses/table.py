@@ -18,7 +18,7 @@ from benchmarks.defenses.records import Cell, over_seeds, read, text
 from gradleak.harness.request import catalogue
 from gradleak.harness.utility.training import Interval, drop
 from gradleak.privacy.claim import claim
-from gradleak.report.conclusions.words import guarantee
+from gradleak.report.conclusions.phrasing import guarantee
 
 PAGE = Path(__file__).parents[2] / "docs" / "defense_table.md"
 WHO = ("naive", "informed")

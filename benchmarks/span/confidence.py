@@ -41,7 +41,7 @@ from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 from gradleak.span import strategy as span_blurred
 from gradleak.span.likelihood import confidence as span_confidence
-from gradleak.span.reading.readers import FALSE_ALARM_RATE
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE
 
 BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0 + 1e-9)
 SMALL = ((4, 8, 64), (8, 8, 128))

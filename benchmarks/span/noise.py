@@ -44,7 +44,7 @@ from gradleak.models import Subject, load_subject
 from gradleak.span.likelihood.energy_test import own_energy
 from gradleak.span.noise.pair_search import noisy_candidates
 from gradleak.span.noise.sparse_selection import eliminate
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, first_reader
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, first_layer
 from gradleak.theory.identifiability.gradient_flow import flow_through
 from gradleak.theory.noise.position_power import Places
 from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
@@ -159,7 +159,7 @@ def found(shape: Shape, update: Mapping[str, Tensor], case: Case, seed: int, tes
     model = Model(subject=shape.subject)
     tokens = shape.batch * shape.length
     (weight, path), _ = names(shape.subject)
-    reader = first_reader(update, model, noise_std=lambda _: 0.0, summands=tokens)
+    reader = first_layer(update, model, noise_std=lambda _: 0.0, summands=tokens)
     candidates = noisy_candidates(
         update, model, reader, noise_std=lambda name: noise_in(update[name]), positions=shape.length, rng=derive(seed)
     )

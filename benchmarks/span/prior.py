@@ -42,8 +42,8 @@ from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.span.language.prior import load_prior
-from gradleak.span.with_prior.posterior import Question, likeliest
+from gradleak.span.language.language_model import load_prior
+from gradleak.span.with_prior.posterior import Problem
 
 SIZES = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 30522, "initializer_range": 0.05}
 RECORDS, LENGTH, SECONDS = 4, 12, 240.0
@@ -167,8 +167,8 @@ def alone(subject: Subject, texts: Texts) -> tuple[Tensor, ...]:
     """What the good prior says without an update."""
     nothing = (torch.empty(0, dtype=torch.int64),) * LENGTH
     prior = load_prior(texts.files["good"], subject)
-    question = Question(evidence=None, prior=prior, options=nothing, closed=False, records=RECORDS)
-    return likeliest(question.withheld(LENGTH), Clock()).records
+    problem = Problem(evidence=None, prior=prior, options=nothing, closed=False, records=RECORDS)
+    return maximize_posterior(problem.withheld(LENGTH), Clock()).records
 
 
 def report(loss: str, levels: Sequence[float], seeds: Sequence[int], folder: Path) -> None:

@@ -60,7 +60,7 @@ def measured(subject: Subject, batches: dict[int, Batch]) -> tuple[int, int, flo
             facts = {"subject": subject, "batch_size": RECORDS, "seq_len": LENGTH}
             observation = Observation(update=released, knowledge=Knowledge(facts=facts))
             found = Span(prior="public")(observation, rng=derive(seed, "attack"))
-            if "owed_to_prior" in found.statistics:
+            if "tokens_due_to_prior" in found.statistics:
                 right += agreeing(found.records, list(batch.records()))
                 count += RECORDS * LENGTH
                 posterior += found.statistics["log_evidence"] + found.statistics["log_prior"]

@@ -17,10 +17,10 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.models import Subject, load_subject
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.candidates.window import candidates_of
-from gradleak.span.encoder.joint_decision import Decided, Decision
+from gradleak.span.encoder.joint_decision import BatchDecision, DecidedBatch
 from gradleak.span.noise.encoder_candidates import candidate_sets
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import context_readers, first_reader
+from gradleak.span.reading.evidence import AttackInput
+from gradleak.span.reading.observed_layer import context_layers, first_layer
 
 REPEATING = ("the cat saw the dog and the dog saw the cat .", "a dog and a cat saw the tree near the house .")
 """Words stand at several positions, and positions hold several of them: pairs (word, position) depend on each other."""
@@ -64,7 +64,7 @@ def test_a_sentence_that_another_explains_is_not_chosen() -> None:
         batch, derive(3)
     )
     model = Model(subject=subject)
-    decision = Decision.of(model, context_readers(update, model, noise_std=lambda name: 0.0, summands=48))
+    decision = BatchDecision.of(model, context_layers(update, model, noise_std=lambda name: 0.0, summands=48))
     true = [tuple(row[keep].tolist()) for row, keep in zip(ids, mask, strict=True)]
     wrong = (first, *[1011] * 13, last)
     found = decision.choose([wrong, *true], at_most=None)
@@ -73,7 +73,7 @@ def test_a_sentence_that_another_explains_is_not_chosen() -> None:
     assert decision.choose([wrong, true[0], true[2]], at_most=3).unexplained > 0
 
 
-def shown(stage: str, seed: int) -> tuple[Subject, Batch, SpanCase, Observation]:
+def shown(stage: str, seed: int) -> tuple[Subject, Batch, AttackInput, Observation]:
     subject = load_subject("minilm", loss="classification")
     assert subject.tokenizer is not None
     ids, mask = subject.tokenizer.encode(list(REPEATING), 14)
@@ -86,7 +86,7 @@ def shown(stage: str, seed: int) -> tuple[Subject, Batch, SpanCase, Observation]
     return (
         subject,
         batch,
-        SpanCase.of(observation.update, observation.knowledge.view(Span.needs | Span.uses)),
+        AttackInput.of(observation.update, observation.knowledge.view(Span.needs | Span.uses)),
         observation,
     )
 
@@ -108,8 +108,8 @@ def test_pairs_that_noise_hides_are_sought_together() -> None:
     alone, together, true = 0, 0, 0
     for seed in range(3):
         _, batch, case, _ = shown("gaussian(relative_std=0.1)", seed)
-        first = first_reader(
-            case.readable, case.model, noise_std=case.noise_std, summands=case.summands, departure=case.departure
+        first = first_layer(
+            case.readable, case.model, noise_std=case.noise_std, summands=case.summands, mismatch=case.mismatch
         )
         truth = {(place, token) for record in batch.records() for place, token in enumerate(record.tolist())}
         joint = pairs(next(candidate_sets(case, first, derive(seed))))
@@ -124,7 +124,7 @@ def test_pairs_that_noise_hides_are_sought_together() -> None:
 @pytest.mark.parametrize("wrong", ["token", "order", "closing inside", "too long", "too short"])
 def test_a_sentence_wrong_in_little_is_put_right_by_its_evidence(wrong: str) -> None:
     _, batch, case, _ = shown("gaussian(relative_std=0.1)", 0)
-    readers = context_readers(case.readable, case.model, noise_std=case.noise_std, summands=case.summands)
+    readers = context_layers(case.readable, case.model, noise_std=case.noise_std, summands=case.summands)
     one, two = (tuple(record.tolist()) for record in batch.records())
     closing = one[-1]
     changed = {
@@ -135,7 +135,7 @@ def test_a_sentence_wrong_in_little_is_put_right_by_its_evidence(wrong: str) -> 
         "too short": (*one[:-2], closing),
     }[wrong]
     words = torch.tensor(sorted({*one, *two}))
-    decision = Decision.of(case.model, readers)
-    decided = Decided(sentences=(changed, two), unexplained=1)
+    decision = BatchDecision.of(case.model, readers)
+    decided = DecidedBatch(sentences=(changed, two), unexplained=1)
     found = decision.refine(decided, [words] * 16, closing, Clock())
     assert set(found.sentences) == {one, two}

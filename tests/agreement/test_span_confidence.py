@@ -19,7 +19,7 @@ from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.span.reading.readers import FALSE_ALARM_RATE
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE
 from tests.support.span import make_batch, make_subject
 
 NOISES, SEEDS = (0.1, 0.3, 1.0), range(40, 50)

@@ -18,8 +18,8 @@ from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import first_reader
+from gradleak.span.reading.evidence import AttackInput
+from gradleak.span.reading.observed_layer import first_layer
 
 SIZES = {"hidden_size": 160, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 500}
 LENGTHS = (8, 5, 6)
@@ -74,13 +74,13 @@ def test_members_show_the_distance_that_is_predicted(kind: str, seed: int) -> No
     half, whole = subjects_of(kind, seed, torch.bfloat16)
     batch = batch_of(half, seed)
     update = ClientTrainer(subject=half, training=LocalTraining()).update(batch, derive(seed, "client"))
-    case = SpanCase.of(update, view_of(whole, batch).view(Span.needs | Span.uses))
-    reader = first_reader(
+    case = AttackInput.of(update, view_of(whole, batch).view(Span.needs | Span.uses))
+    reader = first_layer(
         case.readable,
         case.model,
         noise_std=case.noise_std,
         summands=case.summands,
-        departure=case.departure,
+        mismatch=case.mismatch,
     )
     (z,) = case.model.inputs((reader,), batch.inputs, batch.mask)
     ratio = reader.space.residual(z[batch.mask]) / reader.space.expected(z[batch.mask])
@@ -94,7 +94,7 @@ def test_a_float32_client_is_where_the_probe_is() -> None:
     update = trainer.update(batch, derive(0))
     path = whole.anatomy.blocks[0].attention_output.module
     known, unknown = (
-        SpanCase.of(update, view_of(whole, batch, each).view(Span.needs | Span.uses)) for each in (trainer, None)
+        AttackInput.of(update, view_of(whole, batch, each).view(Span.needs | Span.uses)) for each in (trainer, None)
     )
-    assert known.departure(path) == 0.0
-    assert 2.0**-11 < unknown.departure(path) < 2.0**-6
+    assert known.mismatch(path) == 0.0
+    assert 2.0**-11 < unknown.mismatch(path) < 2.0**-6

@@ -27,11 +27,11 @@ from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.noise_level import noise_in
 from gradleak.models import Subject, load_subject
-from gradleak.span.language.prior import Uniform, load_prior
+from gradleak.span.language.language_model import Uniform, load_prior
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood, gradient_likelihoods
 from gradleak.span.likelihood.marginal import Evidence, Signal
-from gradleak.span.likelihood.reading import Preference, preferences
 from gradleak.span.with_prior.attribution import agreeing
-from gradleak.span.with_prior.posterior import Question, likeliest
+from gradleak.span.with_prior.posterior import Problem
 
 RECORDS, LENGTH = 2, 8
 SETTINGS = {
@@ -98,9 +98,9 @@ def test_what_is_certified_stays_certified(prior: str) -> None:
 def evidence_of(seed: int, noise: float) -> Evidence:
     subject, update = world(seed)[0], released(seed, noise)
     model = Model(subject=subject)
-    first = Preference.of(update, subject.anatomy.first_maps(), lambda name: noise_in(update[name]))
+    first = GradientLikelihood.of(update, subject.anatomy.first_maps(), lambda name: noise_in(update[name]))
     assert first is not None
-    behind = preferences(update, model, lambda name: noise_in(update[name]), blocks=2)
+    behind = gradient_likelihoods(update, model, lambda name: noise_in(update[name]), blocks=2)
     return Evidence(signals=tuple(map(Signal.of, (first, *behind))), model=model)
 
 
@@ -125,7 +125,7 @@ def test_evidence_is_the_projection_onto_the_inputs(noise: float) -> None:
     assert grown == pytest.approx(evidence.together(rows) - evidence.together(rows[:1]), rel=1e-6)
 
 
-def excess(boldness: Callable[[Signal, Preference], Signal] | None = None) -> tuple[float, float, float]:
+def excess(boldness: Callable[[Signal, GradientLikelihood], Signal] | None = None) -> tuple[float, float, float]:
     """Claimed less true, in standard errors clustered by batch, of: which of 24 tokens stands there, all else being right."""
     differences, claims, truth = [], [], []
     for noise in (2.0, 3.0):
@@ -133,7 +133,9 @@ def excess(boldness: Callable[[Signal, Preference], Signal] | None = None) -> tu
             evidence, ids, rng = evidence_of(seed, noise), world(seed)[1].inputs, derive(seed, "tried")
             if boldness is not None:
                 subject, update = world(seed)[0], released(seed, noise)
-                places = preferences(update, Model(subject=subject), lambda n, u=update: noise_in(u[n]), blocks=2)
+                places = gradient_likelihoods(
+                    update, Model(subject=subject), lambda n, u=update: noise_in(u[n]), blocks=2
+                )
                 behind = tuple(map(boldness, evidence.signals[1:], places))
                 evidence = replace(evidence, signals=(evidence.signals[0], *behind))
             rows = [[seen[i] for seen in evidence.rows(ids)] for i in range(RECORDS)]
@@ -164,7 +166,7 @@ def test_nats_of_evidence_are_nearly_true() -> None:
 def test_evidence_without_shrinkage_would_be_bold() -> None:
     """Directions as strong as they look, noise included."""
 
-    def bold(signal: Signal, place: Preference) -> Signal:
+    def bold(signal: Signal, place: GradientLikelihood) -> Signal:
         left, size, _ = torch.linalg.svd(place.gradient.double(), full_matrices=False)
         count = signal.directions.shape[1]
         return replace(signal, directions=left[:, :count] * size[:count])
@@ -182,11 +184,11 @@ def test_the_prior_brings_tokens_that_the_update_left_out() -> None:
     options[place] = torch.tensor([0])
     start = [tuple(row[: LENGTH - 1]) for row in ids.tolist()]
     start[0] = (*start[0][:place], 0, *start[0][place + 1 :])
-    question = Question(evidence=evidence, prior=prior, options=tuple(options), closed=False, records=RECORDS)
+    problem = Problem(evidence=evidence, prior=prior, options=tuple(options), closed=False, records=RECORDS)
     true = [row[: LENGTH - 1] for row in ids]
-    found = likeliest(question, Clock(), start=start)
+    found = maximize_posterior(problem, Clock(), start=start)
     assert agreeing(found.records, true) == RECORDS * (LENGTH - 1)
-    without = likeliest(replace(question, prior=Uniform(vocab_size=260)), Clock(), start=start)
+    without = maximize_posterior(replace(problem, prior=Uniform(vocab_size=260)), Clock(), start=start)
     assert agreeing(without.records, true) < RECORDS * (LENGTH - 1)
     assert found.log_evidence > without.log_evidence
 
@@ -202,7 +204,7 @@ def test_a_language_model_without_opinion_changes_nothing(tmp_path: Path) -> Non
     blank, uniform = attacked(1, 1.0, str(tmp_path)), attacked(1, 1.0, "uniform")
     assert uniform.status is Status.UNDECIDED and uniform.statistics["proposed_tokens"] > LENGTH
     assert all(map(torch.equal, blank.records, uniform.records))
-    assert blank.statistics["owed_to_prior"] == 0
+    assert blank.statistics["tokens_due_to_prior"] == 0
 
 
 def test_a_prior_adds_no_token_that_the_tables_exclude() -> None:
@@ -213,7 +215,7 @@ def test_a_prior_adds_no_token_that_the_tables_exclude() -> None:
     released = Gaussian(relative_std=0.3).apply(update, derive(2, "noise"))
     facts = {"subject": subject, "batch_size": RECORDS, "seq_len": LENGTH}
     found = Span(prior="public")(Observation(update=released, knowledge=Knowledge(facts=facts)), rng=derive(2))
-    assert found.status is Status.UNDECIDED and "owed_to_prior" in found.statistics
+    assert found.status is Status.UNDECIDED and "tokens_due_to_prior" in found.statistics
     assert set(torch.cat(found.records).tolist()) <= set(batch.inputs.flatten().tolist())
 
 
@@ -231,7 +233,7 @@ def test_a_wrong_prior_claims_nothing(tmp_path: Path) -> None:
                 count = sum(map(len, wrong.records))
                 owed = count - agreeing(wrong.records, alone.records)
                 assert wrong.statistics["proposed_tokens"] == count
-                assert wrong.statistics["owed_to_prior"] == owed
+                assert wrong.statistics["tokens_due_to_prior"] == owed
                 assert wrong.statistics["log_evidence"] <= alone.statistics["log_evidence"] + 30
 
 

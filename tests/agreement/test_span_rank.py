@@ -11,7 +11,7 @@ from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.probing.model import Model
 from gradleak.models import Subject, read_anatomy
-from gradleak.span.reading.readers import first_reader
+from gradleak.span.reading.observed_layer import first_layer
 
 
 def subject_of(kind: str) -> Subject:
@@ -52,7 +52,7 @@ def test_rank_is_tokens_plus_positions_minus_components(words: int, seed: int) -
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, rng)
     predicted = ids.unique().numel() + ids.shape[1] - components(ids)
     distinct = len({(p, t) for row in ids.tolist() for p, t in enumerate(row)})
-    found = first_reader(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=ids.numel())
+    found = first_layer(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=ids.numel())
     assert found.space.rank == min(predicted, distinct)
 
 
@@ -63,5 +63,5 @@ def test_rank_is_the_number_of_tokens_where_positions_are_rotations(seed: int) -
     ids = torch.randint(1, 9, (3, 8), generator=rng)
     batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=torch.tensor([0, 1, 0]))
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, rng)
-    found = first_reader(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=ids.numel())
+    found = first_layer(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=ids.numel())
     assert found.space.rank == ids.unique().numel()

@@ -14,7 +14,7 @@ from gradleak.mechanics.subspace.noise_level import noise_in
 from gradleak.models import Subject, load_subject
 from gradleak.span.likelihood.energy_test import own_energy
 from gradleak.span.noise.pair_search import noisy_candidates
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, first_reader
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, first_layer
 from gradleak.theory.identifiability.gradient_flow import flow_through
 from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 
@@ -58,7 +58,7 @@ def test_told_the_others_recall_is_the_predicted_one(subject: Subject, level: fl
 @pytest.mark.parametrize("seed", range(4))
 def test_tables_and_first_attention_together_place_every_token(subject: Subject, seed: int) -> None:
     batch, update, _ = noisy(subject, seed, 0.1)
-    reader = first_reader(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=RECORDS * LENGTH)
+    reader = first_layer(update, Model(subject=subject), noise_std=lambda _: 0.0, summands=RECORDS * LENGTH)
     found = noisy_candidates(
         update,
         Model(subject=subject),

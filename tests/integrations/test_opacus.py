@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore:Full backwa
 RECORDS, VOCABULARY, WIDTH = 64, 20, 8
 
 
-class Reader(nn.Module):
+class ObservedLayer(nn.Module):
     """One of each kind of layer that a transformer has outside attention."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ def private(loader: Callable[[TensorDataset], DataLoader[Any]] | None = None, **
     """Engine, model, optimizer and loader after ``make_private``."""
     torch.manual_seed(0)
     data = TensorDataset(torch.randint(0, VOCABULARY, (RECORDS, 5)), torch.randint(0, 3, (RECORDS,)))
-    model = Reader()
+    model = ObservedLayer()
     with pytest.warns(UserWarning, match="Secure RNG"):
         engine = PrivacyEngine(accountant=options.pop("accountant", "prv"))
     settings = {"noise_multiplier": 1.0, "max_grad_norm": 0.5, **options}
@@ -131,14 +131,14 @@ def test_adaptive_clipping_divides_by_a_private_size() -> None:
 def test_one_step_is_that_of_ours(clipping: str) -> None:
     """Without noise: per-example gradients by hooks, clipped and summed, against torch.func and our own clips."""
     limit = 0.01
-    norms: Any = limit if clipping == "flat" else [limit] * len(list(Reader().parameters()))
+    norms: Any = limit if clipping == "flat" else [limit] * len(list(ObservedLayer().parameters()))
     _, model, optimizer, _ = private(
         noise_multiplier=0.0, max_grad_norm=norms, clipping=clipping, poisson_sampling=False
     )
     ids, labels = torch.randint(0, VOCABULARY, (16, 5)), torch.randint(0, 3, (16,))
     nn.functional.cross_entropy(model(ids), labels).backward()
     optimizer.pre_step()
-    plain = Reader()
+    plain = ObservedLayer()
     plain.load_state_dict(model._module.state_dict())
 
     def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from gradleak.matching import engine as inversion
 from gradleak.matching.gauss_newton import _Problem
 from gradleak.matching.optimizers import flatten, unflatten
 from gradleak.mechanics.attention.softmax import Heads
-from gradleak.mechanics.client.outer_products import OuterSum
+from gradleak.mechanics.client.outer_products import FactoredMatrix
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.derivatives.least_squares import LevenbergMarquardt
 from gradleak.models import load_subject
@@ -60,7 +60,9 @@ def test_slope_and_curvature_are_those_of_the_objective(model: str, loss: str) -
 
     def dense(x: Tensor) -> Tensor:
         found = function.simulated(unflatten(x, problem.shapes))
-        flat = [(t.dense() if isinstance(t, OuterSum) else t).detach().flatten(1).double() for t in found.values()]
+        flat = [
+            (t.dense() if isinstance(t, FactoredMatrix) else t).detach().flatten(1).double() for t in found.values()
+        ]
         return torch.cat(flat, 1)
 
     local = problem.at(x)

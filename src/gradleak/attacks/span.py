@@ -12,8 +12,8 @@ from gradleak.core.batch import Modality
 from gradleak.core.errors import SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
-from gradleak.span.language.prior import check_prior
-from gradleak.span.reading.evidence import SpanCase
+from gradleak.span.language.language_model import check_prior
+from gradleak.span.reading.evidence import AttackInput
 from gradleak.span.strategy import Effort, recover
 
 
@@ -64,4 +64,4 @@ class Span(Attack):
                 raise SpecError(f"span: {wrong}")
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
-        return recover(SpanCase.of(update, view, self.prior), Effort(beam=self.beam, rounds=self.rounds), rng, clock)
+        return recover(AttackInput.of(update, view, self.prior), Effort(beam=self.beam, rounds=self.rounds), rng, clock)

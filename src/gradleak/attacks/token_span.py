@@ -12,8 +12,8 @@ from gradleak.core.batch import Modality
 from gradleak.core.knowledge import View
 from gradleak.core.update import Update
 from gradleak.span.candidates.window import candidates_of
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import first_reader
+from gradleak.span.reading.evidence import AttackInput
+from gradleak.span.reading.observed_layer import first_layer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +37,13 @@ class TokenSpan(Attack):
     uses: ClassVar[frozenset[str]] = frozenset({"trainer", "stages", "batch_size", "seq_len"})
 
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
-        case = SpanCase.of(update, view)
-        first = first_reader(
+        case = AttackInput.of(update, view)
+        first = first_layer(
             case.readable,
             case.model,
             noise_std=case.noise_std,
             summands=case.summands,
-            departure=case.departure,
+            mismatch=case.mismatch,
         )
         found = candidates_of(case, first, rng)
         bag = found.bag()

@@ -16,10 +16,10 @@ from gradleak.defenses._tensors import require
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.models import Subject
 from gradleak.models.calling import image_shape
-from gradleak.models.quiet import seeded
 from gradleak.models.running.bottleneck import ConvolutionalBottleneck
-from gradleak.models.running.forward_order import parameters_above
+from gradleak.models.running.layer_order import parameters_above
 from gradleak.models.running.noise_inputs import copied_structure
+from gradleak.models.silence import seeded
 
 _CHILD = "cvb"
 

@@ -11,7 +11,7 @@ from gradleak.core.errors import ModelError
 from gradleak.core.stage import ModelStage
 from gradleak.defenses._tensors import require
 from gradleak.models import Subject
-from gradleak.models.running.forward_order import parameters_above
+from gradleak.models.running.layer_order import parameters_above
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from gradleak.core.stage import Client, ClientStage, ModelStage, Stage, State
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require, rms
 from gradleak.models import Subject
-from gradleak.models.running.forward_order import parameters_above
+from gradleak.models.running.layer_order import parameters_above
 from gradleak.models.running.noise_inputs import noisy_layers
 
 

@@ -14,10 +14,10 @@ from gradleak.core.stage import ModelStage
 from gradleak.defenses._tensors import require
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.models import Subject
-from gradleak.models.quiet import seeded
 from gradleak.models.running.bottleneck import LinearBottleneck
-from gradleak.models.running.forward_order import parameters_above
+from gradleak.models.running.layer_order import parameters_above
 from gradleak.models.running.noise_inputs import copied_structure
+from gradleak.models.silence import seeded
 
 _CHILD = "precode"
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.mechanics.client.outer_products import OuterSum, Simulated
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Simulated
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -81,13 +81,13 @@ class Cosine(Objective):
 
 def _split(
     simulated: Simulated, observed: Mapping[str, Tensor]
-) -> tuple[list[tuple[OuterSum, Tensor]], Float[Tensor, "restarts entries"], Float[Tensor, " entries"]]:
+) -> tuple[list[tuple[FactoredMatrix, Tensor]], Float[Tensor, "restarts entries"], Float[Tensor, " entries"]]:
     """The factored parts with their targets, and all dense parts as one vector: many small tensors cost one operation."""
-    factors: list[tuple[OuterSum, Tensor]] = []
+    factors: list[tuple[FactoredMatrix, Tensor]] = []
     mine: list[Tensor] = []
     theirs: list[Tensor] = []
     for name, part in simulated.items():
-        if isinstance(part, OuterSum):
+        if isinstance(part, FactoredMatrix):
             factors.append((part, observed[name]))
         else:
             mine.append(part.flatten(1))

@@ -23,7 +23,7 @@ from gradleak.matching.objectives import Objective, Target
 from gradleak.matching.optimizers import Optimizer, Stopping
 from gradleak.matching.replay import Replay, studied
 from gradleak.matching.search_space import SearchSpace, token_table
-from gradleak.mechanics.client.outer_products import OuterSum, Simulated
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Simulated
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.embeddings.labels import single_label
 from gradleak.models.running.noise_inputs import noise_name, noisy_layers
@@ -125,7 +125,7 @@ class Problem:
 
     def _weighted(self, found: Simulated) -> Simulated:
         return {
-            name: part.scaled(self.weights[name]) if isinstance(part, OuterSum) else part * self.weights[name]
+            name: part.scaled(self.weights[name]) if isinstance(part, FactoredMatrix) else part * self.weights[name]
             for name, part in found.items()
         }
 

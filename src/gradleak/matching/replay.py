@@ -16,7 +16,7 @@ from torch import Tensor
 from gradleak.core.stage import ProtocolStage, ReleaseStage, Stage, TrainingStage
 from gradleak.core.update import Update
 from gradleak.mechanics.client.factored import simulate_gradients
-from gradleak.mechanics.client.outer_products import OuterSum, Simulated, scale, squared_norm
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Simulated, scale, squared_norm
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.models.running.noise_inputs import noisy_layers
 
@@ -120,7 +120,7 @@ class Replay:
         return dense
 
     def _dense(self, found: Simulated, restarts: int) -> Mapping[str, Tensor]:
-        dense = {name: part.dense() if isinstance(part, OuterSum) else part for name, part in found.items()}
+        dense = {name: part.dense() if isinstance(part, FactoredMatrix) else part for name, part in found.items()}
         # A parameter that broadcasts over records comes without its axis of one; stages look at shapes.
         return {name: part.reshape(restarts, *self.released[name].shape) for name, part in dense.items()}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gradleak.core.errors import ModelError, UnknownNameError
 from gradleak.models.anatomy import Anatomy, Block, LinearMap
-from gradleak.models.quiet import seeded
+from gradleak.models.silence import seeded
 from gradleak.models.subject import Subject
 
 NAME = "bare:attention"

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from gradleak.core.errors import ModelError, UnknownNameError
 from gradleak.core.specs import parse_value
-from gradleak.models.quiet import one_line
+from gradleak.models.silence import one_line
 
 PUBLISHED_SIZE = frozenset({"gpt2", "bert"})
 """Model types whose default configuration is a small published model; every other type is built with SMALL."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from gradleak.core.errors import ModelError
 from gradleak.models.configs import own_name
-from gradleak.models.quiet import quiet
+from gradleak.models.silence import quiet
 
 _DEPTH = "num_hidden_layers"
 

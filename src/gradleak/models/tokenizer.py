@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from gradleak.core.errors import DataError, ModelError
-from gradleak.models.quiet import one_line, quiet
+from gradleak.models.silence import one_line, quiet
 
 Encoded = tuple[Int64[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]
 

@@ -19,23 +19,23 @@ from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.core.errors import NotApplicableError
 from gradleak.span.beyond.search import (
     bag_of_embeddings,
-    beyond,
     covers_half,
     missing_inputs,
     mostly_unexplained,
+    search_overcomplete,
     tokens_only,
 )
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.candidates.window import candidates_of
-from gradleak.span.decoder.continuations import Attended, Grid, Replayed, open_first
-from gradleak.span.decoder.prefix_search import Grown, grow
+from gradleak.span.decoder.continuations import CachedAttention, FullForward, Grid, open_first
+from gradleak.span.decoder.prefix_search import SearchResult, beam_search
 from gradleak.span.encoder.lengths import lengths_of_sentences
-from gradleak.span.encoder.sentence_search import Assembled, Assembly
+from gradleak.span.encoder.sentence_search import SentenceResult, SentenceSearch
 from gradleak.span.likelihood.confidence import token_confidence
-from gradleak.span.likelihood.reading import preferences
-from gradleak.span.noise.decoder_search import Explained, explain_noisy, measured_noise
-from gradleak.span.noise.embedding_evidence import Tabled
-from gradleak.span.noise.encoder_candidates import candidate_sets, may_hide
+from gradleak.span.likelihood.gradient_likelihood import gradient_likelihoods
+from gradleak.span.noise.decoder_search import NoisySearchResult, explain_noisy, measured_noise
+from gradleak.span.noise.embedding_evidence import EmbeddingEvidence
+from gradleak.span.noise.encoder_candidates import candidate_sets, noise_may_mask
 from gradleak.span.outcome.outcome import (
     Outcome,
     conclude,
@@ -45,10 +45,10 @@ from gradleak.span.outcome.outcome import (
     statistics_of,
     status_of,
 )
-from gradleak.span.reading.evidence import SpanCase, closing_token
-from gradleak.span.reading.pruned import framed, too_few
-from gradleak.span.reading.readers import Reader, context_readers, first_reader, hides_first
-from gradleak.span.with_prior.attribution import weighed
+from gradleak.span.reading.evidence import AttackInput, closing_token
+from gradleak.span.reading.observed_layer import ObservedLayer, context_layers, first_layer, hides_first_position
+from gradleak.span.reading.pruned import space_of_known_tokens, undetermined_reason
+from gradleak.span.with_prior.attribution import search_with_prior
 
 _PLACES = 2
 """Places that are asked how probable a token is: the first behind the first attention, in the order of their cost."""
@@ -67,22 +67,24 @@ class Effort:
     rounds: int
 
 
-def recover(case: SpanCase, effort: Effort, rng: torch.Generator, clock: Clock) -> Reconstruction:
+def recover(case: AttackInput, effort: Effort, rng: torch.Generator, clock: Clock) -> Reconstruction:
     """The batch behind an update: the ordered search, and the bag of tokens where that tells more.
 
     Raises:
         NotApplicableError: if the update holds nothing that a token could be tested against.
     """
-    evidence = {"noise_std": case.noise_std, "summands": case.summands, "departure": case.departure}
-    first = framed(case, first_reader(case.readable, case.model, **evidence))
+    evidence = {"noise_std": case.noise_std, "summands": case.summands, "mismatch": case.mismatch}
+    first = space_of_known_tokens(case, first_layer(case.readable, case.model, **evidence))
     if first.space.guessed and case.silent:
-        found = beyond(case, _full(first), rng, clock)
+        found = search_overcomplete(case, _full(first), rng, clock)
         if found is not None:
             return found
     try:
         found = _search(case, effort, first, evidence, rng, clock)
     except NotApplicableError as reason:
-        found = beyond(case, str(reason), rng, clock) or drowned(case, first, rng, clock)
+        found = search_overcomplete(case, str(reason), rng, clock) or search_when_no_token_passes(
+            case, first, rng, clock
+        )
         if found is None:
             raise
         return found
@@ -95,17 +97,22 @@ def recover(case: SpanCase, effort: Effort, rng: torch.Generator, clock: Clock) 
         return found
     if found.status is Status.BUDGET_SPENT:
         return replace(bag, status=Status.BUDGET_SPENT)
-    return beyond(case, found.message, rng, clock) or bag
+    return search_overcomplete(case, found.message, rng, clock) or bag
 
 
 def _search(
-    case: SpanCase, effort: Effort, first: Reader, evidence: Mapping[str, Any], rng: torch.Generator, clock: Clock
+    case: AttackInput,
+    effort: Effort,
+    first: ObservedLayer,
+    evidence: Mapping[str, Any],
+    rng: torch.Generator,
+    clock: Clock,
 ) -> Reconstruction:
     decoder = case.subject.anatomy.kind == "decoder"
     sets = iter((candidates_of(case, first, rng),)) if decoder else candidate_sets(case, first, rng)
     candidates = next(sets)
     if not candidates.length():
-        return drowned(case, first, rng, clock) or Reconstruction(
+        return search_when_no_token_passes(case, first, rng, clock) or Reconstruction(
             status=Status.NOTHING_FOUND,
             message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}."
             + first.hint,
@@ -114,7 +121,7 @@ def _search(
         )
     # A space that the inputs merely lie in counts none of them.
     count = 0 if first.left_out else first.space.inputs
-    readers = context_readers(case.readable, case.model, expected_rank=count, **evidence)
+    readers = context_layers(case.readable, case.model, expected_rank=count, **evidence)
     if not readers:
         return tokens_only(
             case,
@@ -122,7 +129,7 @@ def _search(
             statistics_of(first, (), candidates),
             "no layer behind the first attention tells their order"
             + _blind_spot(case, first)
-            + too_few(case, next(iter(case.subject.anatomy.maps_behind()))),
+            + undetermined_reason(case, next(iter(case.subject.anatomy.maps_behind()))),
         )
     if decoder:
         outcome = _grow(case, effort, first, candidates, readers, rng, clock)
@@ -146,21 +153,21 @@ def _search(
 
 
 def _grow(
-    case: SpanCase,
+    case: AttackInput,
     effort: Effort,
-    first: Reader,
+    first: ObservedLayer,
     candidates: Candidates,
-    readers: tuple[Reader, ...],
+    readers: tuple[ObservedLayer, ...],
     rng: torch.Generator,
     clock: Clock,
 ) -> Outcome:
     beam = effort.beam * (case.batch_size or 16)
 
-    def growth(candidates: Candidates) -> Grown:
+    def growth(candidates: Candidates) -> SearchResult:
         grid = Grid.of(candidates, case.model.vocab_size, rng)
-        attended = Attended.of(grid, readers, case.model, rng)
-        continuations = attended or Replayed(grid=grid, readers=readers, model=case.model)
-        return grow(
+        attended = CachedAttention.of(grid, readers, case.model, rng)
+        continuations = attended or FullForward(grid=grid, readers=readers, model=case.model)
+        return beam_search(
             grid,
             continuations,
             readers[-1],
@@ -172,32 +179,32 @@ def _grow(
             positional=candidates.positional,
         )
 
-    if not candidates.tokens[0].numel() and hides_first(case.subject.anatomy, first):
+    if not candidates.tokens[0].numel() and hides_first_position(case.subject.anatomy, first):
         candidates = open_first(candidates, readers, case.model, rng)
-    blurred = may_hide(case, first, candidates.null_cut)
+    blurred = noise_may_mask(case, first, candidates.null_cut)
     # Inputs that moved, or lost features to dropout, leave directions that are no tokens.
-    counted = not blurred and case.model.parameters is None and not case.departure.dropout
+    counted = not blurred and case.model.parameters is None and not case.mismatch.dropout
     directions = readers[-1].space.inputs if counted else 0
     outcome = outcome_of_growth(growth(candidates), case.batch_size)
     if not blurred:
         return outcome
-    return under_noise(case, first, outcome, growth, rng, clock)
+    return search_under_noise(case, first, outcome, growth, rng, clock)
 
 
 def _assemble(
-    case: SpanCase,
+    case: AttackInput,
     effort: Effort,
-    first: Reader,
+    first: ObservedLayer,
     sets: Iterable[Candidates],
-    readers: tuple[Reader, ...],
+    readers: tuple[ObservedLayer, ...],
     rng: torch.Generator,
     clock: Clock,
 ) -> tuple[Candidates, Outcome]:
     """The candidates that explain the batch first, or else those that give most sentences, and what came of them."""
     closing = closing_token(case.subject)
-    found: list[tuple[Candidates, Assembled]] = []
+    found: list[tuple[Candidates, SentenceResult]] = []
     for candidates in sets:
-        assembly = Assembly(
+        assembly = SentenceSearch(
             candidates=candidates,
             first=first,
             readers=readers,
@@ -215,23 +222,23 @@ def _assemble(
     return candidates, outcome_of_assembly(assembled, case.batch_size)
 
 
-def _full(first: Reader) -> str:
+def _full(first: ObservedLayer) -> str:
     return (
         f"The gradients of the first attention fill all {first.space.features} dimensions, and no noise does it: the batch holds more "
         "distinct inputs than the model is wide."
     )
 
 
-def _blind_spot(case: SpanCase, first: Reader) -> str:
-    hidden = hides_first(case.subject.anatomy, first)
+def _blind_spot(case: AttackInput, first: ObservedLayer) -> str:
+    hidden = hides_first_position(case.subject.anatomy, first)
     return "; only queries were shared, and they never show the first token of a record" if hidden else ""
 
 
-def under_noise(
-    case: SpanCase,
-    first: Reader,
+def search_under_noise(
+    case: AttackInput,
+    first: ObservedLayer,
     outcome: Outcome,
-    growth: Callable[[Candidates], Grown] | None,
+    growth: Callable[[Candidates], SearchResult] | None,
     rng: torch.Generator,
     clock: Clock,
 ) -> Outcome:
@@ -240,7 +247,7 @@ def under_noise(
     found = explain_noisy(case, first, outcome.records, tested=tested, growth=growth, rng=rng, clock=clock)
     if case.prior is not None and (found is None or found.unexplained):
         pool = (*(() if found is None else found.sequences), *outcome.records)
-        tipped = weighed(case, first, pool, rng, clock)
+        tipped = search_with_prior(case, first, pool, rng, clock)
         if tipped is not None:
             return replace(tipped, statistics={**outcome.statistics, **tipped.statistics})
     if found is None:
@@ -272,26 +279,28 @@ def under_noise(
     )
 
 
-def _confidence(case: SpanCase, found: Explained, rng: torch.Generator) -> tuple[Tensor, ...]:
+def _confidence(case: AttackInput, found: NoisySearchResult, rng: torch.Generator) -> tuple[Tensor, ...]:
     """What was explained to the end passed tests of a known rate of false alarms; else every token is weighed anew."""
     if not found.unexplained:
         return passed_every_test(found.sequences)
     std = measured_noise(case.readable, case.noise_std)
-    places = preferences(case.readable, case.model, std, blocks=2)[:_PLACES]
+    places = gradient_likelihoods(case.readable, case.model, std, blocks=2)[:_PLACES]
     return token_confidence(found.sequences, places, case.model, rng)
 
 
-def _confidence_of_bag(case: SpanCase, bag: Tensor) -> tuple[Tensor, ...]:
+def _confidence_of_bag(case: AttackInput, bag: Tensor) -> tuple[Tensor, ...]:
     """What the tables' gradients show is told at a known rate of false alarms; of other tokens nothing is claimed without a place."""
-    told = Tabled.of(case.readable, case.subject.anatomy, positions=int(case.seq_len or 0))
+    told = EmbeddingEvidence.of(case.readable, case.subject.anatomy, positions=int(case.seq_len or 0))
     known = told is not None and bool(torch.isin(bag, told.tokens).all())
     return passed_every_test((bag,)) if known else ()
 
 
-def drowned(case: SpanCase, first: Reader, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
+def search_when_no_token_passes(
+    case: AttackInput, first: ObservedLayer, rng: torch.Generator, clock: Clock
+) -> Reconstruction | None:
     """What a joint search tells where noise is such that no token passes on its own; None if nothing stands out."""
-    if case.subject.anatomy.kind != "decoder" or not may_hide(case, first, 0.0):
+    if case.subject.anatomy.kind != "decoder" or not noise_may_mask(case, first, 0.0):
         return None
     nothing = Outcome(records=(), status=Status.NOTHING_FOUND, message="", statistics={})
-    outcome = under_noise(case, first, nothing, None, rng, clock)
+    outcome = search_under_noise(case, first, nothing, None, rng, clock)
     return conclude(case, outcome, dict(outcome.statistics), rng, clock) if outcome.records else None

@@ -15,7 +15,7 @@ from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import DataError
 from gradleak.harness.judging.judge import Judgement, all_metrics, compare, require_scorable, score
-from gradleak.harness.running.trial import evidence
+from gradleak.harness.running.cell import evidence
 from gradleak.models.tokenizer import ByteTokenizer, pad_rows
 
 pytestmark = pytest.mark.property

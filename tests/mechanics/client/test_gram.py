@@ -9,7 +9,7 @@ from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.errors import ModelError
 from gradleak.mechanics.client import gram
 from gradleak.mechanics.client.gram import CandidateGradients, gram_matrix
-from gradleak.mechanics.client.outer_products import OuterSum, RowSum
+from gradleak.mechanics.client.outer_products import FactoredMatrix, RowSum
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
@@ -110,7 +110,9 @@ def test_rounds_of_little_memory_give_the_same_matrix(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("tokens", [2, 9])
 def test_both_ways_to_multiply_outer_sums_agree(tokens: int) -> None:
     rng = torch.Generator().manual_seed(3)
-    part = OuterSum(left=torch.randn(4, tokens, 17, generator=rng), right=torch.randn(4, tokens, 15, generator=rng))
+    part = FactoredMatrix(
+        left=torch.randn(4, tokens, 17, generator=rng), right=torch.randn(4, tokens, 15, generator=rng)
+    )
     dense = part.dense().flatten(1)
     assert torch.allclose(gram._sliced(part), dense @ dense.T)
     assert torch.allclose(gram._by_tokens(part, part), dense @ dense.T)
@@ -119,7 +121,7 @@ def test_both_ways_to_multiply_outer_sums_agree(tokens: int) -> None:
 
 def test_a_table_meets_a_tied_head() -> None:
     rng = torch.Generator().manual_seed(4)
-    head = OuterSum(left=torch.randn(4, 3, 11, generator=rng), right=torch.randn(4, 3, 5, generator=rng))
+    head = FactoredMatrix(left=torch.randn(4, 3, 11, generator=rng), right=torch.randn(4, 3, 5, generator=rng))
     table = RowSum(index=torch.randint(11, (4, 3), generator=rng), rows=torch.randn(4, 3, 5, generator=rng), height=11)
     dense = (head.dense() + table.dense()).flatten(1)
     assert torch.allclose(gram._self_products((head, table), 4), dense @ dense.T)

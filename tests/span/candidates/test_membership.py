@@ -7,7 +7,7 @@ import torch
 
 from gradleak.mechanics.probing.first_input import FirstInput, Norm
 from gradleak.mechanics.subspace.subspace import Subspace
-from gradleak.span.candidates.factored_test import _Factored
+from gradleak.span.candidates.factored_test import FactoredTest
 
 pytestmark = pytest.mark.oracle
 
@@ -44,7 +44,7 @@ def test_residuals_are_those_of_the_pairs_themselves(centered: bool, normalized:
     x = law.norm.center((law.scale * law.table).double().unsqueeze(1) + law.positions.double())
     sigma = x.square().mean(-1, keepdim=True).sqrt() if normalized else torch.ones(1)
     z = law.norm.gain.double() * x / sigma + law.norm.offset.double()
-    residual, expected = _Factored.of(law, space, rng).sharpened().judge(torch.arange(VOCAB))
+    residual, expected = FactoredTest.of(law, space, rng).sharpened().judge(torch.arange(VOCAB))
     outside = space.outside(z)
     if normalized:
         # The factored test gives up the one direction that the offset takes.
@@ -62,7 +62,7 @@ def test_a_token_whose_part_cancels_against_its_position_is_not_missed() -> None
     space, law = subspace(rng), law_of(rng, centered=False, normalized=False)
     members = torch.randn(POSITIONS, RANK, generator=rng, dtype=torch.float64) @ space.basis.T
     law.table[:POSITIONS] = ((members - law.positions.double()) / law.scale).float()
-    test = _Factored.of(law, space, rng)
+    test = FactoredTest.of(law, space, rng)
     residual, _ = test.judge(torch.arange(POSITIONS))
     assert float(residual.diagonal().max()) < 1e-6
     found = test.screen(1e-6)

@@ -10,7 +10,7 @@ from gradleak.core.rng import derive
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import load_subject
-from gradleak.span.decoder.token_cache import Kept
+from gradleak.span.decoder.token_cache import TokenCache
 
 pytestmark = pytest.mark.oracle
 
@@ -33,7 +33,7 @@ def seen(model: Model, paths: tuple[str, ...], ids: Tensor) -> list[Tensor]:
 def test_kept_rows_are_those_of_the_model(kind: str) -> None:
     model, paths = made(kind)
     ids = torch.randint(6, 300, (5, 6), generator=derive(0, kind))
-    kept = Kept.of(model, paths, ids[:2].unique().tolist(), 6)
+    kept = TokenCache.of(model, paths, ids[:2].unique().tolist(), 6)
     assert kept is not None
     # A parallel block feeds its feed-forward part from elsewhere, and then that place is not served.
     assert kept.paths == (paths[:2] if kind == "gpt_neox" else paths)
@@ -50,4 +50,4 @@ def test_kept_rows_are_those_of_the_model(kind: str) -> None:
 
 def test_places_in_another_order_are_not_served() -> None:
     model, paths = made("gpt2")
-    assert Kept.of(model, paths[::-1], [1, 2], 4) is None
+    assert TokenCache.of(model, paths[::-1], [1, 2], 4) is None

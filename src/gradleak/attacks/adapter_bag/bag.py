@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gradleak.attacks.adapter_bag.weights import Pool, Weighing
+from gradleak.attacks.adapter_bag.token_weights import Pool, Weighing
 from gradleak.attacks.adapter_bag.whitening import whiten
 from gradleak.core.attack import Clock
 

@@ -8,7 +8,7 @@ expected, about the *other* tokens of the record is written here.
 
         columns of dL/dB_q ⊂ span{W_k,h (x_s − x_s')},      columns of dL/dB_k ⊂ span{W_q,h x_t + b_q,h}:
 
-    at B = 0 the *left* factor of the query adapter is a ledger of the keys, and that of the key adapter one of the queries.
+    at B = 0 the *left* factor of the query adapter is a tables of the keys, and that of the key adapter one of the queries.
     With rotary positions each vector is turned by the distance of the pair; slow dimensions hardly move.
 
 Must not know attacks.

@@ -21,7 +21,7 @@ from gradleak.core.specs import name_of
 from gradleak.core.stage import Client, DataStage, ProtocolStage, Stage
 from gradleak.core.update import Update
 from gradleak.matching.replay import Replay, studied
-from gradleak.mechanics.client.outer_products import OuterSum
+from gradleak.mechanics.client.outer_products import FactoredMatrix
 from gradleak.mechanics.client.stage_noise import released_std
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.embeddings.labels import single_label
@@ -284,7 +284,7 @@ class _World:
             found = self.replay.simulate(trained.inputs.unsqueeze(0), trained.targets.unsqueeze(0), trained.mask)
         dense: dict[str, Tensor] = {}
         for name, part in found.items():
-            tensor = part.dense() if isinstance(part, OuterSum) else part
+            tensor = part.dense() if isinstance(part, FactoredMatrix) else part
             dense[name] = tensor.detach().reshape(self.replay.released[name].shape)
         return dense
 

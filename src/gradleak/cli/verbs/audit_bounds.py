@@ -11,8 +11,8 @@ from typing import Any
 
 from gradleak.cli.verbs.bound import bound_progress
 from gradleak.core.errors import SpecError, UnknownNameError
+from gradleak.harness.bounds.candidate_lists import PRIORS, CandidatePrior, Wanted, make_prior
 from gradleak.harness.bounds.chain import MEASURED, Settings, bound
-from gradleak.harness.bounds.priors import PRIORS, CandidatePrior, Wanted, make_prior
 from gradleak.harness.bounds.release import laws
 from gradleak.harness.request import catalogue
 from gradleak.harness.request.prepare import Prepared

@@ -86,7 +86,7 @@ def bound(
         overrides, levels = parse_settings(settings), parse_levels(noise_multipliers)
         template = mechanism(defense, max_norm)
         from gradleak.harness.bounds import chain as audit_bound
-        from gradleak.harness.bounds.priors import Wanted, make_prior
+        from gradleak.harness.bounds.candidate_lists import Wanted, make_prior
         from gradleak.harness.request import catalogue
         from gradleak.harness.request.defaults import MODEL
         from gradleak.harness.request.prepare import Request, load

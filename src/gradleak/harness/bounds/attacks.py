@@ -22,7 +22,7 @@ from gradleak.core.rng import derive
 from gradleak.core.specs import spec_of
 from gradleak.core.update import Update
 from gradleak.harness.bounds.release import ReleaseLaw
-from gradleak.harness.running.trial import propose
+from gradleak.harness.running.cell import propose
 from gradleak.mechanics.client.gram import CandidateGradients
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.privacy.bounds.bayes import Rate

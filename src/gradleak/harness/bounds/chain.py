@@ -16,8 +16,8 @@ from gradleak.core.attack import Attack
 from gradleak.core.errors import DataError, UsageError
 from gradleak.core.specs import spec_of
 from gradleak.harness.bounds.attacks import NEAREST, Game, Measured
+from gradleak.harness.bounds.candidate_lists import CandidatePrior
 from gradleak.harness.bounds.pixels import ErrorFloor, Floor
-from gradleak.harness.bounds.priors import CandidatePrior
 from gradleak.harness.bounds.release import ReleaseLaw, laws
 from gradleak.harness.bounds.store import BoundFolder, read_bounds
 from gradleak.harness.request.fingerprint import fingerprint

@@ -21,8 +21,8 @@ from gradleak.core.specs import build, spec_of
 from gradleak.harness.captured.files import load_observation, read_manifest
 from gradleak.harness.request import catalogue, defaults
 from gradleak.harness.request.shares import adapted
+from gradleak.harness.running.cell import finite, propose, worst_tensors
 from gradleak.harness.running.store import write_atomically
-from gradleak.harness.running.trial import finite, propose, worst_tensors
 from gradleak.mechanics.client.trainer import LocalTraining
 from gradleak.models import Subject, Tokenizer, load_subject
 

@@ -29,9 +29,9 @@ from gradleak.harness.request import catalogue
 from gradleak.harness.request.plan import Call, Cell, Plan, chain_name
 from gradleak.harness.request.shares import share_spec
 from gradleak.harness.request.sources import Others, Source
+from gradleak.harness.running.cell import Outcome, finite, plain_scores, run_cell
 from gradleak.harness.running.environment import environment_of
 from gradleak.harness.running.store import RunFolder
-from gradleak.harness.running.trial import Outcome, attempt, finite, plain_scores
 from gradleak.mechanics.client.framing import Framing
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject
@@ -159,7 +159,7 @@ def _run_defense(
     )
     for cell in cells:
         attack = catalogue.make("attacks", cell.attack.spec())
-        outcome = attempt(
+        outcome = run_cell(
             attack,
             observation,
             setting.batch,

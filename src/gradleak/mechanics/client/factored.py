@@ -23,7 +23,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from gradleak.mechanics.client.losses import group_losses
-from gradleak.mechanics.client.outer_products import OuterSum, Part, RowSum, Simulated
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Part, RowSum, Simulated
 from gradleak.models import Subject
 
 
@@ -218,7 +218,7 @@ def _gradients(seen: _Seen, slope: Tensor, restarts: int) -> dict[str, Part]:
     if isinstance(seen.module, nn.Linear | Conv1D):
         x = seen.input.reshape(restarts, -1, seen.input.shape[-1])
         left, right = (x, delta) if isinstance(seen.module, Conv1D) else (delta, x)
-        found[f"{prefix}weight"] = OuterSum(left=left, right=right)
+        found[f"{prefix}weight"] = FactoredMatrix(left=left, right=right)
     elif "weight" in dict(seen.module.named_parameters(recurse=False)):
         unit = _normalized(seen.module, seen.input).reshape(restarts, -1, slope.shape[-1])
         found[f"{prefix}weight"] = (delta * unit).sum(1)
@@ -241,7 +241,7 @@ def _patch_gradients(seen: _Seen, slope: Tensor, restarts: int, prefix: str) -> 
     patches = nn.functional.unfold(seen.input, conv.kernel_size, stride=conv.stride).transpose(1, 2)
     delta = slope.flatten(2).transpose(1, 2).reshape(restarts, -1, slope.shape[1])
     x = patches.reshape(restarts, -1, patches.shape[-1])
-    found: dict[str, Part] = {f"{prefix}weight": OuterSum(left=delta, right=x)}
+    found: dict[str, Part] = {f"{prefix}weight": FactoredMatrix(left=delta, right=x)}
     if conv.bias is not None:
         found[f"{prefix}bias"] = delta.sum(1)
     return found
@@ -275,13 +275,13 @@ def _in_range(index: Tensor, table: Tensor) -> bool:
     return bool((index >= 0).all()) and bool((index < table.shape[0]).all())
 
 
-def _without_rows(part: Part) -> Tensor | OuterSum:
+def _without_rows(part: Part) -> Tensor | FactoredMatrix:
     return part.dense() if isinstance(part, RowSum) else part
 
 
-def _add(a: Tensor | OuterSum, b: Tensor | OuterSum) -> Tensor | OuterSum:
+def _add(a: Tensor | FactoredMatrix, b: Tensor | FactoredMatrix) -> Tensor | FactoredMatrix:
     """Sum of two gradients of one parameter (a module that is called twice)."""
-    if isinstance(a, OuterSum) and isinstance(b, OuterSum):
-        return OuterSum(left=torch.cat((a.left, b.left), 1), right=torch.cat((a.right, b.right), 1))
+    if isinstance(a, FactoredMatrix) and isinstance(b, FactoredMatrix):
+        return FactoredMatrix(left=torch.cat((a.left, b.left), 1), right=torch.cat((a.right, b.right), 1))
     assert isinstance(a, Tensor) and isinstance(b, Tensor)
     return a + b

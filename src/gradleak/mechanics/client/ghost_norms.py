@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradleak.core.batch import TrainingData
 from gradleak.mechanics.client.factored import factor_gradients
-from gradleak.mechanics.client.outer_products import OuterSum, Part, RowSum
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Part, RowSum
 from gradleak.models import Subject
 
 
@@ -70,8 +70,8 @@ class GhostGradients:
 
 
 def _detached(part: Part) -> Part:
-    if isinstance(part, OuterSum):
-        return OuterSum(left=part.left.detach(), right=part.right.detach())
+    if isinstance(part, FactoredMatrix):
+        return FactoredMatrix(left=part.left.detach(), right=part.right.detach())
     if isinstance(part, RowSum):
         return RowSum(index=part.index, rows=part.rows.detach(), height=part.height)
     return part.detach()
@@ -80,7 +80,7 @@ def _detached(part: Part) -> Part:
 def _added(part: Part, by: Float[Tensor, " batch"]) -> Tensor:
     if isinstance(part, Tensor):
         return torch.tensordot(by, part, dims=1)
-    if isinstance(part, OuterSum):
+    if isinstance(part, FactoredMatrix):
         return (part.left * by.view(-1, 1, 1)).flatten(0, 1).T @ part.right.flatten(0, 1)
     rows = (part.rows * by.view(-1, 1, 1)).flatten(0, 1)
     return rows.new_zeros(part.height, rows.shape[1]).index_add_(0, part.index.flatten(), rows)
@@ -101,25 +101,25 @@ def _inner(one: Part, other: Part) -> Float[Tensor, " batch"]:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         dense = [part if isinstance(part, Tensor) else part.dense() for part in (one, other)]
         return (dense[0].flatten(1).double() * dense[1].flatten(1).double()).sum(1)
-    if one is other and isinstance(one, OuterSum) and _dense_is_smaller(one):
+    if one is other and isinstance(one, FactoredMatrix) and _dense_is_smaller(one):
         return (one.left.double().transpose(1, 2) @ one.right.double()).flatten(1).square().sum(1)
-    right = [part.right if isinstance(part, OuterSum) else part.rows for part in (one, other)]
+    right = [part.right if isinstance(part, FactoredMatrix) else part.rows for part in (one, other)]
     return (_left(one, other) * (right[0].double() @ right[1].double().transpose(1, 2))).sum((1, 2))
 
 
-def _dense_is_smaller(part: OuterSum) -> bool:
+def _dense_is_smaller(part: FactoredMatrix) -> bool:
     """True for matrices with fewer entries than pairs of tokens: then forming them takes less memory and time."""
     _, tokens, rows = part.left.shape
     return rows * part.right.shape[2] < tokens * tokens
 
 
-def _left(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Float[Tensor, "batch tokens others"]:
+def _left(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "batch tokens others"]:
     """Products of the left factors of every pair of an example's tokens; a table's left factors are unit vectors."""
     if isinstance(one, RowSum) and isinstance(other, RowSum):
         return (one.index.unsqueeze(2) == other.index.unsqueeze(1)).double()
-    if isinstance(one, OuterSum) and isinstance(other, OuterSum):
+    if isinstance(one, FactoredMatrix) and isinstance(other, FactoredMatrix):
         return one.left.double() @ other.left.double().transpose(1, 2)
-    if isinstance(one, OuterSum) and isinstance(other, RowSum):
+    if isinstance(one, FactoredMatrix) and isinstance(other, RowSum):
         picked = other.index.unsqueeze(1).expand(-1, one.left.shape[1], -1)
         return one.left.gather(2, picked).double()
     return _left(other, one).transpose(1, 2)

@@ -18,7 +18,7 @@ from torch import Tensor
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.errors import ModelError
 from gradleak.mechanics.client.factored import factor_gradients
-from gradleak.mechanics.client.outer_products import OuterSum, Part, RowSum
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Part, RowSum
 from gradleak.models import Subject
 
 CHUNK = 16
@@ -149,8 +149,8 @@ def _factors(subject: Subject, candidates: Batch, names: Sequence[str], rows: sl
 
 
 def _detached(part: Part) -> Part:
-    if isinstance(part, OuterSum):
-        return OuterSum(left=part.left.detach(), right=part.right.detach())
+    if isinstance(part, FactoredMatrix):
+        return FactoredMatrix(left=part.left.detach(), right=part.right.detach())
     if isinstance(part, RowSum):
         return RowSum(index=part.index, rows=part.rows.detach(), height=part.height)
     return part.detach()
@@ -158,7 +158,11 @@ def _detached(part: Part) -> Part:
 
 def _bytes(part: Part) -> int:
     tensors = (
-        (part.left, part.right) if isinstance(part, OuterSum) else (part.rows,) if isinstance(part, RowSum) else (part,)
+        (part.left, part.right)
+        if isinstance(part, FactoredMatrix)
+        else (part.rows,)
+        if isinstance(part, RowSum)
+        else (part,)
     )
     return sum(tensor.nbytes for tensor in tensors)
 
@@ -168,11 +172,11 @@ def _stack(chunks: Sequence[tuple[Part, ...]]) -> tuple[Part, ...]:
 
 
 def _concatenate(parts: Sequence[Part]) -> Part:
-    outer = [part for part in parts if isinstance(part, OuterSum)]
+    outer = [part for part in parts if isinstance(part, FactoredMatrix)]
     rows = [part for part in parts if isinstance(part, RowSum)]
     dense = [part for part in parts if isinstance(part, Tensor)]
     if outer:
-        return OuterSum(left=torch.cat([p.left for p in outer]), right=torch.cat([p.right for p in outer]))
+        return FactoredMatrix(left=torch.cat([p.left for p in outer]), right=torch.cat([p.right for p in outer]))
     if rows:
         index, values = torch.cat([p.index for p in rows]), torch.cat([p.rows for p in rows])
         return RowSum(index=index, rows=values, height=rows[0].height)
@@ -196,7 +200,7 @@ def _products(one: Part, other: Part) -> Float[Tensor, "candidates candidates"]:
         return one.flatten(1).double() @ other.flatten(1).double().T
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return _products(_dense(one), _dense(other))
-    if one is other and isinstance(one, OuterSum) and _slices_are_cheaper(one):
+    if one is other and isinstance(one, FactoredMatrix) and _slices_are_cheaper(one):
         return _sliced(one)
     return _by_tokens(one, other)
 
@@ -205,12 +209,12 @@ def _dense(part: Part) -> Tensor:
     return part if isinstance(part, Tensor) else part.dense()
 
 
-def _slices_are_cheaper(part: OuterSum) -> bool:
+def _slices_are_cheaper(part: FactoredMatrix) -> bool:
     tokens, rows, columns = part.left.shape[1], part.left.shape[2], part.right.shape[2]
     return tokens * tokens * (rows + columns) > rows * columns
 
 
-def _sliced(part: OuterSum) -> Float[Tensor, "candidates candidates"]:
+def _sliced(part: FactoredMatrix) -> Float[Tensor, "candidates candidates"]:
     """Forms a slice of rows of every candidate's gradient at a time."""
     count, _, height = part.left.shape
     step = max(1, _CELLS // (count * part.right.shape[2]))
@@ -222,7 +226,7 @@ def _sliced(part: OuterSum) -> Float[Tensor, "candidates candidates"]:
     return total
 
 
-def _by_tokens(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Float[Tensor, "candidates candidates"]:
+def _by_tokens(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "candidates candidates"]:
     """Σ_{t,u} (l_t · l'_u)(r_t · r'_u), a block of candidates against a block of candidates at a time."""
     tokens, width = max(_tokens(one), _tokens(other)), max(_width(one), _width(other))
     step = max(1, min(int(_CELLS**0.5), _CELLS // width) // tokens)
@@ -237,40 +241,40 @@ def _by_tokens(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Float[Tensor
     return total
 
 
-def _block(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Float[Tensor, "candidates candidates"]:
+def _block(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "candidates candidates"]:
     products = _left(one, other) * _right(one, other)
     return products.view(_count(one), _tokens(one), _count(other), _tokens(other)).sum((1, 3))
 
 
-def _width(part: OuterSum | RowSum) -> int:
-    return part.left.shape[2] + part.right.shape[2] if isinstance(part, OuterSum) else part.rows.shape[2]
+def _width(part: FactoredMatrix | RowSum) -> int:
+    return part.left.shape[2] + part.right.shape[2] if isinstance(part, FactoredMatrix) else part.rows.shape[2]
 
 
-def _count(part: OuterSum | RowSum) -> int:
-    return (part.left if isinstance(part, OuterSum) else part.rows).shape[0]
+def _count(part: FactoredMatrix | RowSum) -> int:
+    return (part.left if isinstance(part, FactoredMatrix) else part.rows).shape[0]
 
 
-def _tokens(part: OuterSum | RowSum) -> int:
-    return (part.left if isinstance(part, OuterSum) else part.rows).shape[1]
+def _tokens(part: FactoredMatrix | RowSum) -> int:
+    return (part.left if isinstance(part, FactoredMatrix) else part.rows).shape[1]
 
 
-def _slice(part: OuterSum | RowSum, rows: slice) -> OuterSum | RowSum:
-    if isinstance(part, OuterSum):
-        return OuterSum(left=part.left[rows], right=part.right[rows])
+def _slice(part: FactoredMatrix | RowSum, rows: slice) -> FactoredMatrix | RowSum:
+    if isinstance(part, FactoredMatrix):
+        return FactoredMatrix(left=part.left[rows], right=part.right[rows])
     return RowSum(index=part.index[rows], rows=part.rows[rows], height=part.height)
 
 
-def _left(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Tensor:
+def _left(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Tensor:
     """Products of the left factors of every pair of tokens; a table's left factors are unit vectors."""
     if isinstance(one, RowSum) and isinstance(other, RowSum):
         return (one.index.reshape(-1, 1) == other.index.reshape(1, -1)).double()
-    if isinstance(one, OuterSum) and isinstance(other, OuterSum):
+    if isinstance(one, FactoredMatrix) and isinstance(other, FactoredMatrix):
         return one.left.flatten(0, 1).double() @ other.left.flatten(0, 1).double().T
-    if isinstance(one, OuterSum) and isinstance(other, RowSum):
+    if isinstance(one, FactoredMatrix) and isinstance(other, RowSum):
         return one.left.flatten(0, 1)[:, other.index.flatten()].double()
     return _left(other, one).T
 
 
-def _right(one: OuterSum | RowSum, other: OuterSum | RowSum) -> Tensor:
-    right = [part.right if isinstance(part, OuterSum) else part.rows for part in (one, other)]
+def _right(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Tensor:
+    right = [part.right if isinstance(part, FactoredMatrix) else part.rows for part in (one, other)]
     return right[0].flatten(0, 1).double() @ right[1].flatten(0, 1).double().T

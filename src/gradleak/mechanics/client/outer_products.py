@@ -17,7 +17,7 @@ _BLOCK = 2**16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OuterSum:
+class FactoredMatrix:
     """A stack of matrices Σ_t left_t right_tᵀ, never formed.
 
     Attributes:
@@ -30,9 +30,9 @@ class OuterSum:
     def dense(self) -> Float[Tensor, "restarts rows columns"]:
         return self.left.transpose(1, 2) @ self.right
 
-    def scaled(self, factor: float | Float[Tensor, " restarts"]) -> OuterSum:
+    def scaled(self, factor: float | Float[Tensor, " restarts"]) -> FactoredMatrix:
         by = factor.view(-1, 1, 1) if isinstance(factor, Tensor) else factor
-        return OuterSum(left=self.left * by, right=self.right)
+        return FactoredMatrix(left=self.left * by, right=self.right)
 
     def inner(self, other: Tensor) -> Float[Tensor, " restarts"]:
         """Frobenius inner product with one matrix (any shape of the same entries)."""
@@ -122,19 +122,19 @@ def _distance(
     return value
 
 
-Simulated = Mapping[str, Tensor | OuterSum]
+Simulated = Mapping[str, Tensor | FactoredMatrix]
 """Candidate updates by name: dense tensors with a leading ``restarts`` axis, or factors."""
 
-Part = Tensor | OuterSum | RowSum
+Part = Tensor | FactoredMatrix | RowSum
 """One summand of a parameter's gradient: what one use of the parameter contributes."""
 
 
-def scale(part: Tensor | OuterSum, factor: Float[Tensor, " restarts"]) -> Tensor | OuterSum:
+def scale(part: Tensor | FactoredMatrix, factor: Float[Tensor, " restarts"]) -> Tensor | FactoredMatrix:
     """A candidate gradient, dense or in factors, times one number per restart."""
-    return part.scaled(factor) if isinstance(part, OuterSum) else part * factor.view(-1, *[1] * (part.ndim - 1))
+    return part.scaled(factor) if isinstance(part, FactoredMatrix) else part * factor.view(-1, *[1] * (part.ndim - 1))
 
 
 def squared_norm(simulated: Simulated) -> Float[Tensor, " restarts"]:
     """Squared Euclidean norm of every candidate update, over all its tensors."""
-    parts = [p.square() if isinstance(p, OuterSum) else p.square().flatten(1).sum(1) for p in simulated.values()]
+    parts = [p.square() if isinstance(p, FactoredMatrix) else p.square().flatten(1).sum(1) for p in simulated.values()]
     return torch.stack(parts).sum(0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradleak.mechanics.client.outer_products import OuterSum, Simulated
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Simulated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +73,11 @@ class NormalProduct:
         )
 
 
-def _tensors(part: Tensor | OuterSum) -> tuple[Tensor, ...]:
-    return (part.left, part.right) if isinstance(part, OuterSum) else (part,)
+def _tensors(part: Tensor | FactoredMatrix) -> tuple[Tensor, ...]:
+    return (part.left, part.right) if isinstance(part, FactoredMatrix) else (part,)
 
 
-def _contract(part: Tensor | OuterSum, tangents: Mapping[int, Tensor], weights: dict[int, Tensor]) -> None:
+def _contract(part: Tensor | FactoredMatrix, tangents: Mapping[int, Tensor], weights: dict[int, Tensor]) -> None:
     """Adds the adjoint of "factors to update" applied to the update's tangent, factor by factor."""
     if isinstance(part, Tensor):
         if id(part) in tangents:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gradleak.mechanics.probing.head_law import Projected, projections_by_law
+from gradleak.mechanics.probing.closed_form import Projected, projections_by_law
 from gradleak.mechanics.probing.probe import LargestTensor, StopForward, chunks, linear_inputs, run_quietly
 from gradleak.models import Subject
 from gradleak.models.running.interception import AttentionCall, intercepted

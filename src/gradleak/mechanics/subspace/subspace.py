@@ -103,10 +103,10 @@ class Subspace:
         """Orthonormal columns of everything outside; computed when first asked for."""
         return torch.linalg.qr(self.basis, mode="complete").Q[:, self.rank :]
 
-    def parted(self, relative: float) -> Subspace:
+    def with_mismatch(self, relative: float) -> Subspace:
         """The same space where members were measured at another place than they are computed, by so much of their length.
 
-        What is parted from a member has any direction, so that the share of the space's outside of it shows.
+        What is with_mismatch from a member has any direction, so that the share of the space's outside of it shows.
         """
         shown = relative * math.sqrt(self.rest / self.features)
         return replace(self, precision=math.hypot(self.precision, shown)) if relative else self

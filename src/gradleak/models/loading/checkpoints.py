@@ -20,11 +20,11 @@ from gradleak.core.errors import ModelError, UnsafeFileError
 from gradleak.models.calling import reads_pixels
 from gradleak.models.configs import apply_settings
 from gradleak.models.extent import Extent, cut_config, depth_of, extent_of, shapes_without_weights
-from gradleak.models.loading.assemble import assemble
-from gradleak.models.loading.heads import family_for, has_trained_head, own_loss
+from gradleak.models.loading.checks import assemble
+from gradleak.models.loading.head_classes import family_for, has_trained_head, own_loss
 from gradleak.models.loading.shards import only_needed
-from gradleak.models.quiet import one_line, quiet, seeded
 from gradleak.models.running.attention import DIFFERENTIABLE
+from gradleak.models.silence import one_line, quiet, seeded
 from gradleak.models.subject import Subject
 from gradleak.models.tokenizer import Tokenizer, fallback_tokenizer, has_tokenizer, load_tokenizer
 

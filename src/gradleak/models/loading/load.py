@@ -17,12 +17,12 @@ from gradleak.models.bare import load_bare
 from gradleak.models.calling import reads_pixels
 from gradleak.models.configs import own_name, random_config
 from gradleak.models.extent import cut_config, depth_of, extent_of, shapes_without_weights
-from gradleak.models.loading.assemble import assemble
 from gradleak.models.loading.checkpoints import load_checkpoint
-from gradleak.models.loading.heads import family_for
+from gradleak.models.loading.checks import assemble
+from gradleak.models.loading.head_classes import family_for
 from gradleak.models.loading.lora import without_wrapper
-from gradleak.models.quiet import one_line, quiet, seeded
 from gradleak.models.running.attention import DIFFERENTIABLE, ensure_differentiable
+from gradleak.models.silence import one_line, quiet, seeded
 from gradleak.models.subject import LOSSES, Subject
 from gradleak.models.tokenizer import Tokenizer, as_tokenizer, demo_model_path, fallback_tokenizer
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from gradleak.core.errors import ModelError, SpecError
 from gradleak.models.anatomy import Anatomy, LinearMap
-from gradleak.models.quiet import one_line, quiet, seeded
 from gradleak.models.reading.anatomy_reader import read_anatomy
+from gradleak.models.silence import one_line, quiet, seeded
 from gradleak.models.subject import Subject
 
 Targets = Literal["attention", "query_value", "all"]

@@ -27,12 +27,12 @@ from transformers.pytorch_utils import Conv1D
 from gradleak.core.errors import ModelError
 from gradleak.models.anatomy import Adapter, Anatomy, Block, Kind, LinearMap
 from gradleak.models.calling import reads_pixels, token_embedding, weight_of
-from gradleak.models.quiet import one_line
 from gradleak.models.reading.adapters import adapter_calls
 from gradleak.models.reading.first_attention import read_entrance
 from gradleak.models.reading.positions import read_positions
 from gradleak.models.running.attention import differentiable, sample_inputs
 from gradleak.models.running.tracing import Call, Trace, influence_on, same_input, trace
+from gradleak.models.silence import one_line
 
 _FOREIGN = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ImportError, AssertionError)
 """What another library's forward raises when it is not called as it wants."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from gradleak.models.quiet import quiet
 from gradleak.models.running.attention import attention_kernel
+from gradleak.models.silence import quiet
 
 _NAME = "gradleak_intercepted"
 

@@ -13,7 +13,7 @@ from gradleak.core.record import Record
 from gradleak.harness.utility.frontier import Frontier, read_header, read_trained
 from gradleak.harness.utility.tasks import make_task
 from gradleak.harness.utility.training import Interval, Trained, drop, interval
-from gradleak.report.conclusions import words
+from gradleak.report.conclusions import phrasing
 from gradleak.report.conclusions.pooling import Cell, Pooled, cells, groups
 
 METRIC: Mapping[str, str] = {"text": "token_recall", "image": "ssim"}
@@ -145,7 +145,7 @@ def _point(knob: str | None, name: str, members: Sequence[Cell], trained: Sequen
         accuracy=_share(interval(list(accuracy.values()))) if accuracy else None,
         drop=drop(accuracy, plain) if accuracy.keys() & plain.keys() else None,
         epsilon=privacy["epsilon"],
-        guarantee=words.guarantee(privacy),
+        guarantee=phrasing.guarantee(privacy),
         seconds=sum(each.cpu_seconds for each in own) / len(own) if own else 0.0,
         kept_bytes=max((each.kept_bytes for each in own), default=0),
         reason=next((each.reason for each in own if each.reason), ""),
@@ -161,7 +161,7 @@ def _share(found: Interval) -> Interval:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A point in words."""
+    """A point in phrasing."""
 
     knob: str
     leakage: str

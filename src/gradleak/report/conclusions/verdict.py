@@ -1,4 +1,4 @@
-"""Why: what a run means, in words that claim no more than was measured. Must not know how it is printed; never says
+"""Why: what a run means, in phrasing that claim no more than was measured. Must not know how it is printed; never says
 that anything is protected.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gradleak.core.record import Record
-from gradleak.report.conclusions import words
+from gradleak.report.conclusions import phrasing
 from gradleak.report.conclusions.pooling import (
     LEAK_METRICS,
     SEARCH_FAILED,
@@ -28,7 +28,7 @@ EMPTY = "Inconclusive: this run holds no record yet."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """A run in words.
+    """A run in phrasing.
 
     Attributes:
         headline: one line; names attack, adversary, defense, what was recovered, interval, prior-only level, guarantee.
@@ -85,8 +85,8 @@ def verdict(records: Iterable[Record]) -> Verdict:
 def _leak_headline(cell: Cell, metric: str) -> str:
     where = f"{cell.scenario}: " if cell.scenario else ""
     return (
-        f"{where}{cell.attack}, run by the {words.adversary(cell.threat)}, recovered {_amount(cell, metric)} "
-        f"{_through(cell.defense)} ({_evidence(cell, metric)}); {words.guarantee(cell.records[0].privacy)}."
+        f"{where}{cell.attack}, run by the {phrasing.adversary(cell.threat)}, recovered {_amount(cell, metric)} "
+        f"{_through(cell.defense)} ({_evidence(cell, metric)}); {phrasing.guarantee(cell.records[0].privacy)}."
     )
 
 
@@ -101,9 +101,9 @@ def _undecided_headline(cell: Cell) -> str:
     metric = LEAK_METRICS[cell.modality][-1]
     where = f"{cell.scenario}: " if cell.scenario else ""
     return (
-        f"{where}{cell.attack}, run by the {words.adversary(cell.threat)}, came furthest and recovered "
-        f"{_amount(cell, metric)} {_through(cell.defense)}, which {words.count(cell.scores[metric].n, 'record')} cannot "
-        f"tell from guessing ({_evidence(cell, metric)}); {words.guarantee(cell.records[0].privacy)}. "
+        f"{where}{cell.attack}, run by the {phrasing.adversary(cell.threat)}, came furthest and recovered "
+        f"{_amount(cell, metric)} {_through(cell.defense)}, which {phrasing.count(cell.scores[metric].n, 'record')} cannot "
+        f"tell from guessing ({_evidence(cell, metric)}); {phrasing.guarantee(cell.records[0].privacy)}. "
         "This is not evidence of protection."
     )
 
@@ -116,28 +116,28 @@ def _amount(cell: Cell, metric: str) -> str:
     score = cell.scores[metric]
     if metric == "exact_match":
         if abs(score.value * score.n - round(score.value * score.n)) < 1e-6:
-            return f"{round(score.value * score.n)} of {words.count(score.n, 'private record')} exactly"
-        return f"{words.number(metric, score.value)} of the private records exactly"
+            return f"{round(score.value * score.n)} of {phrasing.count(score.n, 'private record')} exactly"
+        return f"{phrasing.number(metric, score.value)} of the private records exactly"
     if metric == "token_recall":
-        return f"{words.number(metric, score.value)} of the private tokens"
-    return f"the private images at {words.number(metric, score.value)} {metric.upper()}"
+        return f"{phrasing.number(metric, score.value)} of the private tokens"
+    return f"the private images at {phrasing.number(metric, score.value)} {metric.upper()}"
 
 
 def _evidence(cell: Cell, metric: str) -> str:
     """``100%, 95% interval 48–100%, prior-only 0%``."""
     score, baseline = cell.scores[metric], cell.baseline.get(metric)
-    spread = f"95% interval {words.interval(metric, score)}" if score.has_interval else "one record, no interval"
-    prior = "no prior-only level" if baseline is None else f"prior-only {words.number(metric, baseline.value)}"
-    lead = f"{words.number(metric, score.value)}, " if metric == "exact_match" else ""
+    spread = f"95% interval {phrasing.interval(metric, score)}" if score.has_interval else "one record, no interval"
+    prior = "no prior-only level" if baseline is None else f"prior-only {phrasing.number(metric, baseline.value)}"
+    lead = f"{phrasing.number(metric, score.value)}, " if metric == "exact_match" else ""
     return f"{lead}{spread}, {prior}"
 
 
 def _defense_sentence(members: Sequence[Cell], *, name_threat: bool) -> str:
     first = members[0]
-    parts = [first.scenario, words.adversary(first.threat) if name_threat else "", words.defense(first.defense)]
+    parts = [first.scenario, phrasing.adversary(first.threat) if name_threat else "", phrasing.defense(first.defense)]
     title = ", ".join(part for part in parts if part)
     title = title[0].upper() + title[1:] if title.startswith("no defense") else title
-    return f"{title}: {_outcome(strongest(members), members)}; {words.guarantee(first.records[0].privacy)}."
+    return f"{title}: {_outcome(strongest(members), members)}; {phrasing.guarantee(first.records[0].privacy)}."
 
 
 def _outcome(best: Cell | None, members: Sequence[Cell]) -> str:
@@ -164,7 +164,7 @@ def _limits(found: Sequence[Cell], leak: bool) -> list[str]:
     failed = sum(SEARCH_FAILED in record.flags for record in repeats)
     if failed:
         sentences.append(
-            f"In {failed} of {words.count(len(repeats), 'attack run')} the search missed an optimum that the true data "
+            f"In {failed} of {phrasing.count(len(repeats), 'attack run')} the search missed an optimum that the true data "
             "attain; these count as failed, not as resisted."
         )
     if found and len({(record.seed, record.repeat) for record in repeats}) == 1:
@@ -175,7 +175,7 @@ def _limits(found: Sequence[Cell], leak: bool) -> list[str]:
     recall = [cell.scores["token_recall"].high for cell in found if "token_recall" in cell.scores and cell.tested()]
     if recall and not leak:
         sentences.append(
-            f"The intervals reach up to {words.number('token_recall', max(recall))} of the tokens, so a leak of that "
+            f"The intervals reach up to {phrasing.number('token_recall', max(recall))} of the tokens, so a leak of that "
             "size cannot be excluded; more repeats narrow them."
         )
     return sentences

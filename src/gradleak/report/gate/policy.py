@@ -25,7 +25,7 @@ from gradleak.core.errors import DataError, SpecError, UnknownNameError
 from gradleak.core.record import Record
 from gradleak.core.specs import Spec, spec_of
 from gradleak.harness.request import catalogue
-from gradleak.report.conclusions import words
+from gradleak.report.conclusions import phrasing
 from gradleak.report.conclusions.pooling import Cell, Pooled, cells, groups
 
 _KEYS = ("metric", "at_most", "at_least", "epsilon_at_most", "defense", "attack")
@@ -176,7 +176,7 @@ def _epsilon(rule: Rule, group: Sequence[Cell]) -> tuple[Outcome, str]:
     privacy = group[0].records[0].privacy
     epsilon = privacy.get("epsilon")
     kept = epsilon is not None and float(epsilon) <= rule.limit
-    return (Outcome.PASS if kept else Outcome.FAIL), words.guarantee(privacy)
+    return (Outcome.PASS if kept else Outcome.FAIL), phrasing.guarantee(privacy)
 
 
 def _metric(rule: Rule, group: Sequence[Cell]) -> tuple[Outcome, str]:
@@ -187,7 +187,7 @@ def _metric(rule: Rule, group: Sequence[Cell]) -> tuple[Outcome, str]:
             continue
         outcome = _place(rule, score)
         if outcome is Outcome.FAIL or cell.tested():
-            value, spread = words.number(rule.metric, score.value), words.interval(rule.metric, score)
+            value, spread = phrasing.number(rule.metric, score.value), phrasing.interval(rule.metric, score)
             more = "; more repeats would decide" if outcome is Outcome.INCONCLUSIVE else ""
             sentence = f"{cell.attack} reached {value} (95% interval {spread}, n {score.n}){more}"
             judged.append((outcome.rank, -score.value if rule.upward else score.value, outcome, sentence))

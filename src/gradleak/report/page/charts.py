@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from gradleak.core.record import Record
-from gradleak.report.conclusions import words
+from gradleak.report.conclusions import phrasing
 from gradleak.report.conclusions.pooling import (
     SEARCH_FAILED,
     UNBOUNDED,
@@ -80,13 +80,13 @@ def _dot_plot(found: Sequence[Cell], metric: str) -> DotPlot:
     labels = [f"{25 * i}%" if fraction else f"{top * i / 4:g}" for i in range(5)]
     return DotPlot(
         metric=metric,
-        meaning=words.METRICS.get(metric, ""),
+        meaning=phrasing.METRICS.get(metric, ""),
         axis=svg.axis(labels),
         blocks=tuple(
             Block(
                 defense=members[0].defense,
                 note=context(members[0], found),
-                claim=words.guarantee(members[0].records[0].privacy),
+                claim=phrasing.guarantee(members[0].records[0].privacy),
                 rows=tuple(_row(cell, metric, top) for cell in members),
             )
             for members in groups(found).values()
@@ -97,14 +97,14 @@ def _dot_plot(found: Sequence[Cell], metric: str) -> DotPlot:
 def context(cell: Cell, found: Sequence[Cell]) -> str:
     """Scenario and adversary of a cell, where the run holds several."""
     several = len({other.threat for other in found}) > 1
-    return ", ".join(part for part in (cell.scenario, words.adversary(cell.threat) if several else "") if part)
+    return ", ".join(part for part in (cell.scenario, phrasing.adversary(cell.threat) if several else "") if part)
 
 
 def _row(cell: Cell, metric: str, top: float) -> Row:
     score = cell.scores.get(metric)
     if score is None:
         return Row(
-            attack=cell.attack, strip=None, text="does not apply" if cell.scores else words.statuses(cell.statuses)
+            attack=cell.attack, strip=None, text="does not apply" if cell.scores else phrasing.statuses(cell.statuses)
         )
     baseline = cell.baseline.get(metric)
     return Row(
@@ -118,15 +118,15 @@ def _row(cell: Cell, metric: str, top: float) -> Row:
             failed=not cell.tested(),
             label=_label(cell, metric, score, baseline),
         ),
-        text=words.number(metric, score.value),
+        text=phrasing.number(metric, score.value),
     )
 
 
 def _label(cell: Cell, metric: str, score: Pooled, baseline: Pooled | None) -> str:
-    prior = "" if baseline is None else f", prior-only {words.number(metric, baseline.value)}"
+    prior = "" if baseline is None else f", prior-only {phrasing.number(metric, baseline.value)}"
     return (
-        f"{cell.attack} against {words.defense(cell.defense)}: {metric} {words.number(metric, score.value)}, "
-        f"95% interval {words.interval(metric, score)}{prior}"
+        f"{cell.attack} against {phrasing.defense(cell.defense)}: {metric} {phrasing.number(metric, score.value)}, "
+        f"95% interval {phrasing.interval(metric, score)}{prior}"
     )
 
 
@@ -159,10 +159,10 @@ def _panel(cell: Cell, note: str) -> Panel:
             lines=drawn,
             levels=levels,
             grid=[scale.height(tick) for tick in ticks],
-            label=f"Objective of {cell.attack} against {words.defense(cell.defense)} over {words.count(round(last), 'iteration')}",
+            label=f"Objective of {cell.attack} against {phrasing.defense(cell.defense)} over {phrasing.count(round(last), 'iteration')}",
         ),
         ticks=tuple(Tick(text=f"{tick:.2g}", top=f"{100 * (1 - scale.height(tick)):.1f}%") for tick in ticks),
-        span=words.count(round(last), "iteration"),
+        span=phrasing.count(round(last), "iteration"),
         remark=_remark(cell, scale, truths),
     )
 

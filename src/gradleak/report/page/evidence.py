@@ -71,7 +71,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exhibit:
+class CellEvidence:
     """What the page shows of one cell.
 
     Attributes:
@@ -107,7 +107,7 @@ class Budget:
         return True
 
 
-def exhibit(run: Path, cell: Cell, *, reveal: bool, budget: Budget) -> Exhibit:
+def cell_evidence(run: Path, cell: Cell, *, reveal: bool, budget: Budget) -> CellEvidence:
     """The first ``RECORDS_PER_CELL`` private records of a cell, repeats in order: chosen before looking at the scores."""
     pairs: list[Pair] = []
     bags: dict[int, tuple[Token, ...]] = {}
@@ -128,7 +128,7 @@ def exhibit(run: Path, cell: Cell, *, reveal: bool, budget: Budget) -> Exhibit:
                 bags.setdefault(len(pairs), bag)
                 bag = ()
             pairs.append(pair)
-    return Exhibit(pairs=tuple(pairs), bags=bags, total=total, dropped=dropped)
+    return CellEvidence(pairs=tuple(pairs), bags=bags, total=total, dropped=dropped)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,35 +18,34 @@ from gradleak.core.record import Record
 from gradleak.harness.bounds.store import read_bounds
 from gradleak.harness.request.plan import Plan
 from gradleak.harness.running.store import read_plan, read_records, write_atomically
-from gradleak.report.conclusions import words
+from gradleak.report.conclusions import phrasing
 from gradleak.report.conclusions.frontier import read_sweep
 from gradleak.report.conclusions.pooling import Cell, cells, groups, headline_metric, leaking_metric, strength
 from gradleak.report.conclusions.verdict import verdict
-from gradleak.report.page import bounds, charts, frontier, sections, training
-from gradleak.report.page import tokens as chips
-from gradleak.report.page.evidence import RECORDS_PER_CELL, Budget, Exhibit, exhibit
+from gradleak.report.page import bounds, charts, frontier, sections, token_html, training
+from gradleak.report.page.evidence import RECORDS_PER_CELL, Budget, CellEvidence, cell_evidence
 
 PANELS_SHOWN = 6
 """Convergence panels before the rest is folded away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shown:
+class CaptionedEvidence:
     """The evidence of one cell with its caption."""
 
     attack: str
     caption: str
     leak: bool
-    exhibit: Exhibit
+    exhibit: CellEvidence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wall:
+class DefenseEvidence:
     """The evidence of one defense, the attack that recovered most first."""
 
     defense: str
     note: str
-    shown: tuple[Shown, ...]
+    shown: tuple[CaptionedEvidence, ...]
 
     @property
     def claims(self) -> bool:
@@ -132,17 +131,17 @@ def _context(run: Path, plan: Plan, records: Sequence[Record], *, reveal: bool) 
     }
 
 
-def _walls(run: Path, found: Sequence[Cell], *, reveal: bool) -> tuple[Wall, ...]:
+def _walls(run: Path, found: Sequence[Cell], *, reveal: bool) -> tuple[DefenseEvidence, ...]:
     """Evidence of every defense. The best attack of each defense is served first, so that space never hides a leak."""
     budget = Budget()
     ranked = {group: sorted(members, key=strength, reverse=True) for group, members in groups(found).items()}
-    exhibits: dict[int, Exhibit] = {}
+    exhibits: dict[int, CellEvidence] = {}
     for place in range(max((len(members) for members in ranked.values()), default=0)):
         for members in ranked.values():
             if place < len(members):
-                exhibits[id(members[place])] = exhibit(run, members[place], reveal=reveal, budget=budget)
+                exhibits[id(members[place])] = cell_evidence(run, members[place], reveal=reveal, budget=budget)
     walls = [
-        Wall(
+        DefenseEvidence(
             defense=members[0].defense,
             note=charts.context(members[0], found),
             shown=tuple(_shown(cell, exhibits[id(cell)], found) for cell in members if exhibits[id(cell)].total),
@@ -152,11 +151,11 @@ def _walls(run: Path, found: Sequence[Cell], *, reveal: bool) -> tuple[Wall, ...
     return tuple(wall for wall in walls if wall.shown)
 
 
-def _shown(cell: Cell, evidence: Exhibit, found: Sequence[Cell]) -> Shown:
+def _shown(cell: Cell, evidence: CellEvidence, found: Sequence[Cell]) -> CaptionedEvidence:
     metric = leaking_metric(cell) or headline_metric(found)
     score = cell.scores.get(metric)
-    value = words.statuses(cell.statuses) if score is None else f"{metric} {words.number(metric, score.value)}"
-    return Shown(attack=cell.attack, caption=value, leak=leaking_metric(cell) is not None, exhibit=evidence)
+    value = phrasing.statuses(cell.statuses) if score is None else f"{metric} {phrasing.number(metric, score.value)}"
+    return CaptionedEvidence(attack=cell.attack, caption=value, leak=leaking_metric(cell) is not None, exhibit=evidence)
 
 
 def _style() -> str:
@@ -181,5 +180,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(breakable=_breakable, chips=chips.pair, bag=chips.bag)
+    environment.filters.update(breakable=_breakable, chips=token_html.pair, bag=token_html.bag)
     return environment

@@ -1,4 +1,4 @@
-"""Why: the parts of the page that are words and tables, as plain values for the templates. Must not hold markup."""
+"""Why: the parts of the page that are phrasing and tables, as plain values for the templates. Must not hold markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from gradleak.core.knowledge import FACTS, ORACLE_FACTS, THREATS
 from gradleak.core.record import Record
 from gradleak.mechanics.client.trainer import LocalTraining
-from gradleak.report.conclusions import words
+from gradleak.report.conclusions import phrasing
 from gradleak.report.conclusions.pooling import (
     NO_RESULT,
     Cell,
@@ -104,7 +104,7 @@ def score_table(found: Sequence[Cell]) -> ScoreTable:
     return ScoreTable(
         lead=lead,
         others=others,
-        meanings=tuple((name, words.METRICS.get(name, "")) for name in (*lead, *others)),
+        meanings=tuple((name, phrasing.METRICS.get(name, "")) for name in (*lead, *others)),
         groups=tuple(_score_group(members, lead, others, found) for members in groups(found).values()),
     )
 
@@ -116,9 +116,11 @@ def _score_group(
     return ScoreGroup(
         defense=members[0].defense,
         note=context(members[0], found),
-        claim=words.guarantee(privacy),
+        claim=phrasing.guarantee(privacy),
         statement=str(privacy.get("statement") or "").removeprefix("no guarantee: "),
-        flags=tuple((flag, words.FLAGS[flag]) for flag in RELEASE_FLAGS if any(flag in cell.flags for cell in members)),
+        flags=tuple(
+            (flag, phrasing.FLAGS[flag]) for flag in RELEASE_FLAGS if any(flag in cell.flags for cell in members)
+        ),
         rows=tuple(_score_row(cell, lead, others) for cell in members),
     )
 
@@ -132,18 +134,18 @@ def _score_row(cell: Cell, lead: Sequence[str], others: Sequence[str]) -> ScoreR
         attack=cell.attack,
         lead=tuple(_value(cell, name) for name in lead),
         others=tuple(_value(cell, name) for name in others),
-        status=words.statuses(cell.statuses),
+        status=phrasing.statuses(cell.statuses),
         status_sentence=" ".join(sentence for sentence in sentences if sentence),
         message=next((message for message in messages if message), "") if not cell.scores else "",
         flags=tuple(
-            (shown, words.FLAGS.get(name, words.UNKNOWN_FLAG))
-            for name, shown in zip(cell.flags, words.flags(cell.flags, len(cell.records)), strict=True)
+            (shown, phrasing.FLAGS.get(name, phrasing.UNKNOWN_FLAG))
+            for name, shown in zip(cell.flags, phrasing.flags(cell.flags, len(cell.records)), strict=True)
             if name not in RELEASE_FLAGS
         ),
         adapted=", ".join(adapted),
-        seconds=f"{seconds:.{0 if seconds >= 10 else 1}f} s in {words.count(len(cell.records), 'run')}",
+        seconds=f"{seconds:.{0 if seconds >= 10 else 1}f} s in {phrasing.count(len(cell.records), 'run')}",
         n=str(max((score.n for score in cell.scores.values()), default="–")),
-        false=words.false_positives(cell),
+        false=phrasing.false_positives(cell),
         certificate=Certificate.of(cell),
     )
 
@@ -153,9 +155,9 @@ def _value(cell: Cell, metric: str) -> Value:
     if score is None:
         return Value()
     return Value(
-        value=words.number(metric, score.value),
-        interval=words.interval(metric, score),
-        chance="–" if score.chance is None else words.number(metric, score.chance),
+        value=phrasing.number(metric, score.value),
+        interval=phrasing.interval(metric, score),
+        chance="–" if score.chance is None else phrasing.number(metric, score.chance),
         prior=_level(metric, cell.baseline.get(metric)),
         n=str(score.n),
         above=above_guessing(cell, metric),
@@ -163,13 +165,13 @@ def _value(cell: Cell, metric: str) -> Value:
 
 
 def _level(metric: str, score: Pooled | None) -> str:
-    return "–" if score is None else words.number(metric, score.value)
+    return "–" if score is None else phrasing.number(metric, score.value)
 
 
 def flag_legend(found: Iterable[Cell]) -> tuple[tuple[str, str], ...]:
     """Every flag of the run with its sentence."""
     names = dict.fromkeys(flag for cell in found for flag in cell.flags)
-    return tuple((name, words.FLAGS.get(name, words.UNKNOWN_FLAG)) for name in names)
+    return tuple((name, phrasing.FLAGS.get(name, phrasing.UNKNOWN_FLAG)) for name in names)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +196,7 @@ def _adversary(name: str, found: Sequence[Cell]) -> Adversary:
     threat = THREATS.get(name)
     reads = {cell.attack: plain_text(cell.records[0].knowledge.get("read") or []) for cell in found}
     return Adversary(
-        name=words.adversary(name),
+        name=phrasing.adversary(name),
         summary=threat.summary if threat is not None else "An adversary that was put together for this run.",
         facts=tuple((fact, FACTS.get(fact, ""), fact in ORACLE_FACTS) for fact in held),
         lacks=tuple(meaning for fact, meaning in FACTS.items() if fact not in held),
@@ -230,7 +232,7 @@ def _chosen(share: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(size: Any) -> str:
-    return "" if size is None else words.count(int(size), "record")
+    return "" if size is None else phrasing.count(int(size), "record")
 
 
 def reproduction(plan: Mapping[str, Any], records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
@@ -286,11 +288,11 @@ def untried(plan: Mapping[str, Any], found: Sequence[Cell]) -> Untried:
         attacks=tuple(name for name in _names(available, "attacks") if name not in ran),
         failed=_failed(found),
         threats=tuple(
-            (words.adversary(name), THREATS[name].summary if name in THREATS else "")
+            (phrasing.adversary(name), THREATS[name].summary if name in THREATS else "")
             for name in (_names(available, "threats") or tuple(THREATS))
             if name not in threats
         ),
-        defenses_run=tuple(dict.fromkeys(words.defense(cell.defense) for cell in found)),
+        defenses_run=tuple(dict.fromkeys(phrasing.defense(cell.defense) for cell in found)),
         defenses=tuple(name for name in _names(available, "defenses") if name not in defenses),
     )
 
@@ -306,5 +308,5 @@ def _failed(found: Sequence[Cell]) -> tuple[tuple[str, str, str], ...]:
         for record in cell.records:
             if record.status["name"] in NO_RESULT:
                 reason = str(record.status.get("message") or record.status.get("sentence") or record.status["name"])
-                where.setdefault((cell.attack, reason), {})[words.defense(cell.defense)] = None
+                where.setdefault((cell.attack, reason), {})[phrasing.defense(cell.defense)] = None
     return tuple((attack, ", ".join(defenses), reason) for (attack, reason), defenses in where.items())

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradleak.core.record import Record
-from gradleak.report.conclusions import words
+from gradleak.report.conclusions import phrasing
 from gradleak.report.conclusions.pooling import LEAK_METRICS, Cell, cells, leaking_metric
 
 SHORT_STATUS_WIDTH = 18
@@ -28,7 +28,7 @@ def table(records: Iterable[Record]) -> Table:
         result.add_column("prior", justify="right", no_wrap=True)
     result.add_column("n", justify="right")
     result.add_column("status", overflow="fold")
-    wrong = any(words.false_positives(cell) for cell in found)
+    wrong = any(phrasing.false_positives(cell) for cell in found)
     if wrong:
         result.add_column("proposed", overflow="fold")
     result.add_column("flags", overflow="fold")
@@ -53,15 +53,15 @@ def _row(cell: Cell, metrics: list[str], *, first: bool, wrong: bool) -> list[Te
         row += [_score(cell, metric, bold=metric == leak), _prior(cell, metric)]
     sizes = {score.n for score in cell.scores.values()}
     row.append(Text(str(max(sizes)) if sizes else "–"))
-    row.append(Text(words.statuses(cell.statuses)))
+    row.append(Text(phrasing.statuses(cell.statuses)))
     if wrong:
-        row.append(Text(words.false_positives(cell) or "–"))
-    row.append(Text(" ".join(words.flags(cell.flags, len(cell.records))), style="yellow"))
+        row.append(Text(phrasing.false_positives(cell) or "–"))
+    row.append(Text(" ".join(phrasing.flags(cell.flags, len(cell.records))), style="yellow"))
     return row
 
 
 def _defense(cell: Cell) -> Text:
-    lines = [cell.scenario, cell.defense, words.guarantee(cell.records[0].privacy)]
+    lines = [cell.scenario, cell.defense, phrasing.guarantee(cell.records[0].privacy)]
     text = Text("\n".join(line for line in lines if line))
     text.stylize("dim", len(text) - len(lines[-1]))
     return text
@@ -71,11 +71,11 @@ def _score(cell: Cell, metric: str, *, bold: bool) -> Text:
     score = cell.scores.get(metric)
     if score is None:
         return Text("–", style="dim")
-    text = Text(words.number(metric, score.value), style="bold red" if bold else "")
-    text.append(f" [{words.interval(metric, score)}]", style="dim not bold")
+    text = Text(phrasing.number(metric, score.value), style="bold red" if bold else "")
+    text.append(f" [{phrasing.interval(metric, score)}]", style="dim not bold")
     return text
 
 
 def _prior(cell: Cell, metric: str) -> Text:
     baseline = cell.baseline.get(metric)
-    return Text("–" if baseline is None else words.number(metric, baseline.value), style="dim")
+    return Text("–" if baseline is None else phrasing.number(metric, baseline.value), style="dim")

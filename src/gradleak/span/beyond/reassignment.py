@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from gradleak.span.likelihood.co_membership import Kin
+from gradleak.span.likelihood.co_membership import SameRecordEvidence
 
 _REACH = 3
 """Neighbors on either side whose kinship is asked, as in the growth."""
@@ -24,7 +24,7 @@ _ROUNDS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
+class Assignment:
     """Which token each record holds at each position.
 
     Attributes:
@@ -35,7 +35,7 @@ class Held:
     tokens: Int64[Tensor, "records positions"]
     evidence: Float[Tensor, "records positions"]
 
-    def in_question(self, shares: Float[Tensor, "tokens positions"]) -> Bool[Tensor, "records positions"]:
+    def contested(self, shares: Float[Tensor, "tokens positions"]) -> Bool[Tensor, "records positions"]:
         """Slots that the evidence does not favor, those of tokens that are likelier elsewhere, or that another slot has more right to."""
         strength = self.evidence.clone()
         strength[:, 0] = torch.inf  # of a first token nothing is known
@@ -45,17 +45,19 @@ class Held:
         return (strength == 0) | (strength < most[self.tokens])
 
 
-def fill_anew(held: Held, shares: Float[Tensor, "tokens positions"], kin: Kin) -> Held:
+def reassign(
+    held: Assignment, shares: Float[Tensor, "tokens positions"], same_record: SameRecordEvidence
+) -> Assignment:
     """The slots in question with every token in some slot, as far as they go; the others stay.
 
     Args:
-        kin: its signals in the order of ``shares``.
+        same_record: its signals in the order of ``shares``.
     """
     for _ in range(_ROUNDS):
-        asked = held.in_question(shares)
+        asked = held.contested(shares)
         if bool(asked.all()) or not bool(asked.any()):
             break
-        better = _filled(held, asked, shares, kin)
+        better = _filled(held, asked, shares, same_record)
         same = bool((better.tokens == held.tokens).all())
         held = better
         if same:
@@ -64,9 +66,12 @@ def fill_anew(held: Held, shares: Float[Tensor, "tokens positions"], kin: Kin) -
 
 
 def _filled(
-    held: Held, asked: Bool[Tensor, "records positions"], shares: Float[Tensor, "tokens positions"], kin: Kin
-) -> Held:
-    value = _values(held, asked, shares, kin)
+    held: Assignment,
+    asked: Bool[Tensor, "records positions"],
+    shares: Float[Tensor, "tokens positions"],
+    same_record: SameRecordEvidence,
+) -> Assignment:
+    value = _values(held, asked, shares, same_record)
     fixed = torch.zeros(len(shares), dtype=torch.bool, device=shares.device)
     fixed[held.tokens[~asked]] = True
     loose = (~fixed).nonzero().flatten()
@@ -78,14 +83,17 @@ def _filled(
     chosen[left], sure[left] = loose[right], value[left, loose[right]]
     tokens, evidence = held.tokens.clone(), held.evidence.clone()
     tokens[asked], evidence[asked] = chosen, sure
-    return Held(tokens=tokens, evidence=evidence)
+    return Assignment(tokens=tokens, evidence=evidence)
 
 
 def _values(
-    held: Held, asked: Bool[Tensor, "records positions"], shares: Float[Tensor, "tokens positions"], kin: Kin
+    held: Assignment,
+    asked: Bool[Tensor, "records positions"],
+    shares: Float[Tensor, "tokens positions"],
+    same_record: SameRecordEvidence,
 ) -> Float[Tensor, "slots tokens"]:
     slots = asked.nonzero()
-    signals = kin.signals[: len(shares)].double()
+    signals = same_record.signals[: len(shares)].double()
     positions = held.tokens.shape[1]
     near = torch.arange(positions, device=signals.device)
     near = ((near.unsqueeze(0) - near.unsqueeze(1)).abs() <= _REACH) & (near.unsqueeze(0) != near.unsqueeze(1))
@@ -105,7 +113,7 @@ def _ratio_at(
 ) -> Float[Tensor, "records tokens"]:
     """Log-likelihood ratio of kinship under normal laws of one width; zero where too few slots show what is usual.
 
-    Tokens of the same record are all kin, wherever they stand, and a token of two records is to both: either is one in ``tokens``,
+    Tokens of one record have parallel signals, wherever they stand, and a token of two records is to both: either is one in ``tokens``,
     so that the ratio says no more than that.
     """
     if int(sure.sum()) < 3:

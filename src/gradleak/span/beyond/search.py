@@ -19,14 +19,14 @@ from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.mechanics.embeddings.placement import place_tokens
 from gradleak.mechanics.embeddings.rows import EmbeddingChannel
 from gradleak.mechanics.probing.model import Model
-from gradleak.span.beyond.reassignment import Held, fill_anew
+from gradleak.span.beyond.reassignment import Assignment, reassign
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.decoder.continuations import Grid
-from gradleak.span.likelihood.co_membership import Kin
-from gradleak.span.likelihood.reading import preferences
-from gradleak.span.noise.record_search import Joined, grow_jointly
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import Reader
+from gradleak.span.likelihood.co_membership import SameRecordEvidence
+from gradleak.span.likelihood.gradient_likelihood import gradient_likelihoods
+from gradleak.span.noise.record_search import JointResult, search_records_jointly
+from gradleak.span.reading.evidence import AttackInput
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 _LIKELY = 0.25
 """A token is a candidate where its share is at least this part of its largest."""
@@ -35,8 +35,8 @@ _BLOCKS = 2
 
 def join_placed(
     update: Mapping[str, Tensor], model: Model, *, records: int, positions: int, rng: torch.Generator, clock: Clock
-) -> Joined | None:
-    """Sequences from the tables' gradients and the preferences of the first blocks.
+) -> JointResult | None:
+    """Sequences from the tables' gradients and the gradient_likelihoods of the first blocks.
 
     Returns:
         None unless the model adds trained positions to tokens and shares the gradients of both tables.
@@ -54,20 +54,20 @@ def join_placed(
     rows = channel.rows[ids]
     del channel
     shares = place_tokens(rows, used, clock=clock)
-    kin = Kin.of(rows, ids, model.vocab_size)
-    preferred = preferences(update, model, lambda _: 0.0, blocks=_BLOCKS)
+    same_record = SameRecordEvidence.of(rows, ids, model.vocab_size)
+    preferred = gradient_likelihoods(update, model, lambda _: 0.0, blocks=_BLOCKS)
     placed = _placed(ids, shares)
     if not preferred or not placed.tokens[0].numel():  # nothing to begin a sentence with
         return None
     grid = Grid.of(placed, model.vocab_size, rng)
-    joined = grow_jointly(grid, preferred, model, records=records, clock=clock, kin=kin)
-    return _settled(joined, shares, kin) if len({len(s) for s in joined.sequences}) == 1 else joined
+    joined = search_records_jointly(grid, preferred, model, records=records, clock=clock, same_record=same_record)
+    return _settled(joined, shares, same_record) if len({len(s) for s in joined.sequences}) == 1 else joined
 
 
-def _settled(joined: Joined, shares: Tensor, kin: Kin) -> Joined:
+def _settled(joined: JointResult, shares: Tensor, same_record: SameRecordEvidence) -> JointResult:
     tokens, evidence = torch.stack(joined.sequences), torch.stack(joined.evidence)
-    held = fill_anew(Held(tokens=kin.numbers[tokens], evidence=evidence), shares, kin)
-    return replace(joined, sequences=tuple(kin.ids[held.tokens]), evidence=tuple(held.evidence))
+    held = reassign(Assignment(tokens=same_record.numbers[tokens], evidence=evidence), shares, same_record)
+    return replace(joined, sequences=tuple(same_record.ids[held.tokens]), evidence=tuple(held.evidence))
 
 
 def _placed(tokens: Int64[Tensor, " tokens"], shares: Float[Tensor, "tokens positions"]) -> Candidates:
@@ -83,7 +83,7 @@ def _placed(tokens: Int64[Tensor, " tokens"], shares: Float[Tensor, "tokens posi
     )
 
 
-def tokens_only(case: SpanCase, candidates: Candidates, statistics: dict[str, float], why: str) -> Reconstruction:
+def tokens_only(case: AttackInput, candidates: Candidates, statistics: dict[str, float], why: str) -> Reconstruction:
     """What the first test alone gives: the nearest token per position for a single record, else a bag of tokens."""
     single = case.batch_size == 1 and candidates.positional
     bag = candidates.bag()
@@ -98,14 +98,14 @@ def tokens_only(case: SpanCase, candidates: Candidates, statistics: dict[str, fl
     )
 
 
-def mostly_unexplained(case: SpanCase, missed: float, proof: Reader) -> bool:
+def mostly_unexplained(case: AttackInput, missed: float, proof: ObservedLayer) -> bool:
     """Whether more directions are missed than explained, and strangers may pass by chance: in a space that fills more than half of its
     width, or one of an undone AdamW step, whose noise has many sizes."""
     crowded = case.undone is not None or 2 * proof.space.rank > proof.space.features
     return crowded and 2 * missed > proof.space.inputs
 
 
-def missing_inputs(records: tuple[Tensor, ...], first: Reader, candidates: Candidates) -> int:
+def missing_inputs(records: tuple[Tensor, ...], first: ObservedLayer, candidates: Candidates) -> int:
     """Inputs that sketches of adapters count and that no record holds: a few conditions may fail to tell a continuation.
 
     Where the space is that of the inputs themselves, what is found is judged otherwise (drift and noise add directions).
@@ -116,7 +116,7 @@ def missing_inputs(records: tuple[Tensor, ...], first: Reader, candidates: Candi
     return max(0, first.space.inputs - len(held))
 
 
-def bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
+def bag_of_embeddings(case: AttackInput, reason: str) -> Reconstruction | None:
     """The tokens from the rows of the embedding's gradient; None if it is not shared or does not tell them exactly."""
     channel = EmbeddingChannel.of(case.update, case.subject.anatomy)
     if channel is None or not channel.support.exact or not channel.support.ids.numel():
@@ -132,11 +132,11 @@ def bag_of_embeddings(case: SpanCase, reason: str) -> Reconstruction | None:
     )
 
 
-def beyond(case: SpanCase, reason: str, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
+def search_overcomplete(case: AttackInput, reason: str, rng: torch.Generator, clock: Clock) -> Reconstruction | None:
     """What the tables of tokens and positions tell where the spans are full: sentences, or a bag of tokens; None if nothing."""
     bag = bag_of_embeddings(case, reason)
     # Inputs that lost features at the client, and tables that lost entries, prefer wrong joints as much as right ones.
-    unjoined = case.pruned or case.departure.dropout
+    unjoined = case.pruned or case.mismatch.dropout
     if bag is None or unjoined or case.batch_size is None or case.seq_len is None:
         return bag
     joined = join_placed(case.update, case.model, records=case.batch_size, positions=case.seq_len, rng=rng, clock=clock)

@@ -34,7 +34,7 @@ _CANCELLATION = 4e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Factored:
+class FactoredTest:
     """The test through the law of the first input: linear in token and position up to one scale per pair.
 
     Attributes:
@@ -49,11 +49,11 @@ class _Factored:
     length: Float[Tensor, "features columns"]
 
     @staticmethod
-    def of(law: FirstInput, space: Subspace, rng: torch.Generator) -> _Factored:
+    def of(law: FirstInput, space: Subspace, rng: torch.Generator) -> FactoredTest:
         weighted = space.basis / space.singular
         mixer = torch.randn(space.rank, _TILT_COLUMNS, generator=rng, dtype=torch.float64) / math.sqrt(_TILT_COLUMNS)
         length = torch.randn(space.features, _LENGTH_COLUMNS, generator=rng, dtype=torch.float64)
-        return _Factored(
+        return FactoredTest(
             law=law,
             space=space,
             outside=space.sketch(_SKETCH_COLUMNS, rng, without=law.norm.offset),
@@ -65,7 +65,7 @@ class _Factored:
     def floats_each(self) -> int:
         return 8 * len(self.law.positions) + self.space.features
 
-    def sharpened(self) -> _Factored:
+    def sharpened(self) -> FactoredTest:
         """The same test with every direction outside the space."""
         rng = torch.Generator().manual_seed(0)
         return replace(self, outside=self.space.sketch(self.space.features, rng, without=self.law.norm.offset))

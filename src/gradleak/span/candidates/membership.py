@@ -19,10 +19,10 @@ from gradleak.mechanics.probing.first_input import read_first_input
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, reads_position
 from gradleak.mechanics.subspace.null_laws import Null, accept, fit_null
-from gradleak.span.candidates.factored_test import _Factored
-from gradleak.span.candidates.replayed_test import _Replayed
+from gradleak.span.candidates.factored_test import FactoredTest
+from gradleak.span.candidates.replayed_test import ReplayedTest
 from gradleak.span.candidates.types import Candidates
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Reader
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, ObservedLayer
 
 _NULL_PAIRS = 4096
 _CLEAR = 30.0
@@ -55,7 +55,7 @@ class _FirstTest(Protocol):
 
 
 def find_candidates(
-    reader: Reader,
+    reader: ObservedLayer,
     model: Model,
     *,
     positions: int,
@@ -86,7 +86,7 @@ def find_candidates(
             "dropout altered the inputs."
         )
     blurred = cut < _CLEAR * typical
-    if blurred and isinstance(test, _Factored):
+    if blurred and isinstance(test, FactoredTest):
         test = test.sharpened()
     if blurred and near:
         # Later tests reject a few non-members per position, as long as their spaces leave room outside.
@@ -103,7 +103,7 @@ def find_candidates(
 
 
 def nearest_pairs(
-    reader: Reader,
+    reader: ObservedLayer,
     model: Model,
     root: Float[Tensor, "features columns"],
     *,
@@ -172,7 +172,7 @@ _NOTHING = (
 )
 
 
-def _make_test(reader: Reader, model: Model, positions: int, rng: torch.Generator) -> tuple[_FirstTest, int]:
+def _make_test(reader: ObservedLayer, model: Model, positions: int, rng: torch.Generator) -> tuple[_FirstTest, int]:
     """The test, and the number of positions at which inputs differ: all, or one where positions enter by rotation."""
     law = read_first_input(model.subject, reader.path, positions=positions, parameters=model.parameters)
     if law is not None:
@@ -180,10 +180,10 @@ def _make_test(reader: Reader, model: Model, positions: int, rng: torch.Generato
         alike = bool((places - places[:1]).norm() <= 1e-4 * law.table[0].norm() * law.scale)
         if alike:
             law = replace(law, positions=places[:1])
-        return _Factored.of(law, reader.space, rng), len(law.positions)
+        return FactoredTest.of(law, reader.space, rng), len(law.positions)
     some = torch.randperm(model.vocab_size, generator=rng)[:4]
     width = positions if reads_position(model.subject, reader.path, some, positions=positions) else 1
-    return _Replayed(reader=reader, model=model, width=width, rng=rng), width
+    return ReplayedTest(reader=reader, model=model, width=width, rng=rng), width
 
 
 def _null_of(test: _FirstTest, sample: Tensor) -> tuple[Null, float]:

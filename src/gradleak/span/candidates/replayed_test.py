@@ -15,14 +15,14 @@ from torch import Tensor
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import LargestTensor, chunks
 from gradleak.span.candidates.factored_test import _MISSED, _SKETCH_COLUMNS
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Replayed:
+class ReplayedTest:
     """The test by running the model: a row of one token repeated gives its input at all positions in one pass."""
 
-    reader: Reader
+    reader: ObservedLayer
     model: Model
     width: int
     rng: torch.Generator

@@ -9,8 +9,8 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.mechanics.probing.probe import reads_context
 from gradleak.span.candidates.membership import find_candidates
 from gradleak.span.candidates.types import Candidates
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.evidence import AttackInput
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 _PROBED_TOKENS = 4
 
@@ -18,7 +18,7 @@ _PROBED_TOKENS = 4
 _FIRST_WINDOW = 32
 
 
-def candidates_of(case: SpanCase, first: Reader, rng: torch.Generator) -> Candidates:
+def candidates_of(case: AttackInput, first: ObservedLayer, rng: torch.Generator) -> Candidates:
     """Candidates at every position of a case; where the length is unknown the window grows until its end is empty.
 
     Raises:

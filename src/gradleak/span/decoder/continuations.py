@@ -1,6 +1,6 @@
 """Why: behind the first attention a layer's input depends on the tokens so far, and the gradient there tells which
 sequences the batch holds. Two ways to that input for many sequences at once: attention over the candidates' own queries,
-keys and values, kept from one pass (``Attended``); or the model itself on every sequence (``Replayed``), where its
+keys and values, kept from one pass (``CachedAttention``); or the model itself on every sequence (``FullForward``), where its
 attention cannot be intercepted or its output map was not shared. Must not know how sequences are searched.
 """
 
@@ -20,9 +20,9 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import LargestTensor, chunks
 from gradleak.mechanics.subspace.null_laws import LogNull, log_odds
 from gradleak.span.candidates.types import Candidates
-from gradleak.span.decoder.projections import Reading, output_reading, stream_reading
-from gradleak.span.decoder.screen import Screen
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Calibration, Reader, calibrate, judge_rows
+from gradleak.span.decoder.prefilter import Prefilter
+from gradleak.span.decoder.projections import Projection, output_projection, stream_projection
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, Calibration, ObservedLayer, calibrate, judge_rows
 
 DECOYS = 12
 """Random tokens tested beside the candidates of each position: they show what a wrong continuation looks like."""
@@ -30,7 +30,7 @@ _DECOY_TOKENS = 64
 """Tokens that decoys are drawn from: few, so that their projections are made once for all positions."""
 _NULL_ROWS = 192
 _DECISIVE = 1.0
-"""Decades between members and wrong continuations from which a reading may reject one; the best reading always may."""
+"""Decades between members and wrong continuations from which a projection may reject one; the best projection always may."""
 _WORTH_SCREENING = 64
 """Continuations below which the test itself is as fast."""
 _FEW = 4
@@ -101,39 +101,39 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attended:
+class CachedAttention:
     """Continuations through kept queries, keys and values."""
 
     grid: Grid
     heads: Heads
-    readings: tuple[Reading, ...]
-    screen: Screen
+    projections: tuple[Projection, ...]
+    screen: Prefilter
 
     @staticmethod
-    def of(grid: Grid, readers: Sequence[Reader], model: Model, rng: torch.Generator) -> Attended | None:
+    def of(grid: Grid, readers: Sequence[ObservedLayer], model: Model, rng: torch.Generator) -> CachedAttention | None:
         """None if no reader's input follows from the first attention's queries, keys and values alone."""
         block = model.subject.anatomy.blocks[0]
         near = [r for r in readers if r.path in {each.module for each in block.behind_attention()}]
         heads = read_heads(model.subject, grid.tokens, parameters=model.parameters) if near else None
         if heads is None:
             return None
-        readings = [
-            output_reading(reader, heads.value.dtype, rng)
+        projections = [
+            output_projection(reader, heads.value.dtype, rng)
             if reader.path == block.attention_output.module
-            else stream_reading(reader, block.attention_output, model, grid.tokens, rng)
+            else stream_projection(reader, block.attention_output, model, grid.tokens, rng)
             for reader in near
         ]
-        usable = tuple(reading for reading in readings if reading is not None)
+        usable = tuple(projection for projection in projections if projection is not None)
         if not usable:
             return None
-        return Attended(grid=grid, heads=heads, readings=usable, screen=Screen.of(usable, rng))
+        return CachedAttention(grid=grid, heads=heads, projections=usable, screen=Prefilter.of(usable, rng))
 
-    def since(self, start: int) -> Attended:
-        readings = tuple(reading.since(start) for reading in self.readings)
-        return Attended(
+    def since(self, start: int) -> CachedAttention:
+        projections = tuple(projection.since(start) for projection in self.projections)
+        return CachedAttention(
             grid=self.grid.since(start),
             heads=self.heads.since(start),
-            readings=readings,
+            projections=projections,
             screen=self.screen.since(start),
         )
 
@@ -143,8 +143,8 @@ class Attended:
         rate = FALSE_ALARM_RATE / max(1, len(prefixes) * count * tests_left)
         nulls = self._nulls(prefixes)
         cuts = [null.cut(rate) for null in nulls]
-        margins = [reading.margin(cut) for reading, cut in zip(self.readings, cuts, strict=True)]
-        # What the readings still to come could at most say in favor.
+        margins = [projection.margin(cut) for projection, cut in zip(self.projections, cuts, strict=True)]
+        # What the projections still to come could at most say in favor.
         slack = [sum(0.5 * math.log(10.0) * max(m, 0.0) for m in margins[i + 1 :]) for i in range(len(margins))]
         decisive = [i for i, margin in enumerate(margins) if margin >= _DECISIVE or margin == max(margins)]
         device = self.heads.query.device
@@ -166,7 +166,7 @@ class Attended:
             evidence = torch.zeros(len(attended), dtype=torch.float64, device=device)
             total = torch.zeros(len(attended), dtype=torch.float64, device=device)
             for i in decisive:
-                residual, expected = self.readings[i].judge(attended[alive], children[alive], before)
+                residual, expected = self.projections[i].judge(attended[alive], children[alive], before)
                 total[alive] += (residual.clamp(min=1e-12) / expected).log().clamp(min=0.0)
                 evidence[alive] += log_odds(residual, expected, null_cut=cuts[i])
                 alive = alive[evidence[alive] < slack[i]]
@@ -175,16 +175,16 @@ class Attended:
         return Verdicts(passed=passed, excess=excess)
 
     def _nulls(self, prefixes: Tensor) -> list[LogNull]:
-        """For each reading, the law of decoys behind (some of) the prefixes."""
+        """For each projection, the law of decoys behind (some of) the prefixes."""
         before, rows = prefixes.shape[1], len(self.grid.tokens)
         decoys = torch.arange(rows - DECOYS, rows, device=self.grid.tokens.device)
         some = prefixes[:: max(1, len(prefixes) * DECOYS // _NULL_ROWS)]
         attended = self.heads.extend(some, decoys).flatten(0, 1)
-        return [LogNull.of(r.judge(attended, decoys.repeat(len(some)), before)[0]) for r in self.readings]
+        return [LogNull.of(r.judge(attended, decoys.repeat(len(some)), before)[0]) for r in self.projections]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Replayed:
+class FullForward:
     """Continuations through the model itself, tested wherever ``readers`` stand.
 
     Attributes:
@@ -192,11 +192,11 @@ class Replayed:
     """
 
     grid: Grid
-    readers: Sequence[Reader]
+    readers: Sequence[ObservedLayer]
     model: Model
     start: int = 0
 
-    def since(self, start: int) -> Replayed:
+    def since(self, start: int) -> FullForward:
         return replace(self, grid=self.grid.since(start), start=self.start + start)
 
     def test(self, prefixes: Int64[Tensor, "prefixes before"], *, tests_left: int) -> Verdicts:
@@ -232,12 +232,14 @@ def _pairs(starts: Tensor, ends: Tensor) -> Tensor:
     return torch.cat((left, ends.repeat(len(starts)).unsqueeze(1)), dim=1)
 
 
-def open_first(candidates: Candidates, readers: tuple[Reader, ...], model: Model, rng: torch.Generator) -> Candidates:
+def open_first(
+    candidates: Candidates, readers: tuple[ObservedLayer, ...], model: Model, rng: torch.Generator
+) -> Candidates:
     """Candidates with a first position, where queries alone, which never show it, were shared: the next layer knows it."""
     every = replace(candidates, tokens=(torch.arange(model.vocab_size),), residuals=(torch.zeros(model.vocab_size),))
     grid = Grid.of(every, model.vocab_size, rng)
     start = torch.empty(1, 0, dtype=torch.int64, device=grid.tokens.device)
-    verdicts = Replayed(grid=grid, readers=readers, model=model).test(start, tests_left=candidates.length())
+    verdicts = FullForward(grid=grid, readers=readers, model=model).test(start, tests_left=candidates.length())
     first = verdicts.passed[0].nonzero().flatten()
     return replace(
         candidates,

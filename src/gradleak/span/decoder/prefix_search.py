@@ -13,11 +13,11 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probing.model import Model
 from gradleak.span.decoder.continuations import Continuations, Grid
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grown:
+class SearchResult:
     """Sequences that no token extends, as few as explain the space.
 
     Attributes:
@@ -46,17 +46,17 @@ class _Leaf:
 
 
 @dataclass(slots=True)
-class _Front:
+class _Beam:
     """Prefixes of one length, as candidate numbers, with the sum of their excesses."""
 
     rows: Int64[Tensor, "prefixes length"]
     excess: Float[Tensor, " prefixes"]
 
 
-def grow(
+def beam_search(
     grid: Grid,
     continuations: Continuations,
-    proof: Reader,
+    proof: ObservedLayer,
     model: Model,
     *,
     beam: int,
@@ -64,7 +64,7 @@ def grow(
     clock: Clock,
     directions: int = 0,
     positional: bool = False,
-) -> Grown:
+) -> SearchResult:
     """Breadth-first growth from the first position; from later ones too where those leave directions unexplained.
 
     A sequence explains at most one direction for each of its beginnings, and padding in front of it one more where it carries
@@ -88,7 +88,7 @@ def grow(
             walk = walk.joined(_Walk.from_start(grid.since(start), continuations.since(start), start, beam, clock))
     # A crowd of prefixes says that wrong ones pass too.
     chosen = _select(walk.leaves, proof, model, at_most, 0 if walk.crowded else directions)
-    return Grown(
+    return SearchResult(
         sequences=tuple(leaf.ids for leaf in chosen),
         starts=tuple(leaf.start for leaf in chosen),
         leaves=len(walk.leaves),
@@ -119,7 +119,7 @@ class _Walk:
     def from_start(grid: Grid, continuations: Continuations, start: int, beam: int, clock: Clock) -> _Walk:
         leaves: list[_Leaf] = []
         root = grid.tokens.new_empty(1, 0)
-        front = _Front(root, root.new_zeros(1, dtype=torch.float64))
+        front = _Beam(root, root.new_zeros(1, dtype=torch.float64))
         tested, crowded, finished = 0, False, True
         for p in range(grid.length):
             finished = not clock.spent()
@@ -136,7 +136,7 @@ class _Walk:
             crowded |= len(parents) > beam
             keep = excess.argsort()[:beam]
             rows = torch.cat((front.rows[parents[keep]], children[keep].unsqueeze(1)), dim=1)
-            front = _Front(rows, excess[keep])
+            front = _Beam(rows, excess[keep])
         leaves += _leaves(grid, front, front.rows.new_ones(len(front.rows), dtype=torch.bool), start)
         return _Walk(leaves=leaves, tested=tested, finished=finished, crowded=crowded)
 
@@ -149,7 +149,7 @@ class _Walk:
         )
 
 
-def _leaves(grid: Grid, front: _Front, which: Tensor, start: int) -> list[_Leaf]:
+def _leaves(grid: Grid, front: _Beam, which: Tensor, start: int) -> list[_Leaf]:
     length = front.rows.shape[1]
     if not length:
         return []
@@ -158,7 +158,9 @@ def _leaves(grid: Grid, front: _Front, which: Tensor, start: int) -> list[_Leaf]
     return [_Leaf(ids, excess, start) for ids, excess in zip(grid.ids(front.rows[chosen]), means, strict=True)]
 
 
-def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | None, directions: int) -> list[_Leaf]:
+def _select(
+    leaves: list[_Leaf], proof: ObservedLayer, model: Model, at_most: int | None, directions: int
+) -> list[_Leaf]:
     """The sequences that explain most: all of them where there are as many as records, else a greedy choice.
 
     Passing every test is not enough: where positions are rotations the first token repeated for ever passes too, for
@@ -189,12 +191,12 @@ def _select(leaves: list[_Leaf], proof: Reader, model: Model, at_most: int | Non
     return chosen
 
 
-def _normed(reader: Reader, model: Model, leaf: _Leaf) -> Float[Tensor, "seq features"]:
+def _normed(reader: ObservedLayer, model: Model, leaf: _Leaf) -> Float[Tensor, "seq features"]:
     (z,) = model.inputs_behind(leaf.start, (reader,), leaf.ids.unsqueeze(0))
     return torch.nn.functional.normalize(z[0].double(), dim=-1)
 
 
-def _tolerance(reader: Reader, rows: Tensor) -> float:
+def _tolerance(reader: ObservedLayer, rows: Tensor) -> float:
     """Half way, in logarithm, between what noise leaves of an explained row and a whole row."""
     return float(reader.space.expected(rows).median().clamp(max=1.0).sqrt())
 

@@ -18,7 +18,7 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.mechanics.subspace.subspace import Subspace
 from gradleak.models import LinearMap
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 _OUTSIDE_COLUMNS, _TILT_COLUMNS, _LENGTH_COLUMNS = 32, 16, 32
 _ROUGH_COLUMNS, _SHARP_ROUGH_COLUMNS = 8, 32
@@ -32,7 +32,7 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class Projection:
     """A reader's test as columns that are applied to attended vectors.
 
     The input tested is z = gain ∘ C h / σ(h) + offset with h = stream + W o; o is attended. Columns come in groups:
@@ -51,7 +51,7 @@ class Reading:
     offset_norm: float
     constant: Float[Tensor, " tilt"]
 
-    def since(self, start: int) -> Reading:
+    def since(self, start: int) -> Projection:
         """The same where sequences begin at position ``start``."""
         return self if self.base is None else replace(self, base=self.base[:, start:])
 
@@ -81,7 +81,7 @@ class Reading:
         expected = self.space.noise * math.sqrt(self.space.rest) * (tilt.norm(dim=-1) / size).double()
         return (outside.norm(dim=-1) / size).double(), expected.hypot(expected.new_tensor(self.space.precision))
 
-    def rough(self, rng: torch.Generator) -> Reading:
+    def rough(self, rng: torch.Generator) -> Projection:
         """The same test by fewer columns; without the tilt where a member's largest residual will do in its place."""
         outside, tilt, *lengths = self.widths
         clear = outside == _OUTSIDE_COLUMNS
@@ -102,14 +102,14 @@ class Reading:
         return math.log10(max(cut, 1e-300) / self.space.typical)
 
 
-def output_reading(reader: Reader, dtype: torch.dtype, rng: torch.Generator) -> Reading:
+def output_projection(reader: ObservedLayer, dtype: torch.dtype, rng: torch.Generator) -> Projection:
     """The test at the input of the attention's output map: the attended vector itself."""
-    return _reading(reader.space, Norm.none(reader.space.basis.T), None, None, dtype, rng)
+    return _projection(reader.space, Norm.none(reader.space.basis.T), None, None, dtype, rng)
 
 
-def stream_reading(
-    reader: Reader, output: LinearMap, model: Model, tokens: Int64[Tensor, "rows seq"], rng: torch.Generator
-) -> Reading | None:
+def stream_projection(
+    reader: ObservedLayer, output: LinearMap, model: Model, tokens: Int64[Tensor, "rows seq"], rng: torch.Generator
+) -> Projection | None:
     """The test at a map that reads norm(x + W o + b), x the residual stream before the first attention.
 
     Returns:
@@ -118,7 +118,7 @@ def stream_reading(
     stream = read_stream(reader.path, output, model, tokens)
     if stream is None:
         return None
-    return _reading(reader.space, stream.norm, stream.weight, stream.base, stream.weight.dtype, rng)
+    return _projection(reader.space, stream.norm, stream.weight, stream.base, stream.weight.dtype, rng)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,9 +162,9 @@ def read_stream(path: str, output: LinearMap, model: Model, tokens: Int64[Tensor
     return Stream(base=law.before_norm(tokens) + bias, weight=weight, norm=norm)
 
 
-def _reading(
+def _projection(
     space: Subspace, norm: Norm, weight: Tensor | None, stream: Tensor | None, dtype: torch.dtype, rng: torch.Generator
-) -> Reading:
+) -> Projection:
     clear = _CLEAR * space.typical < math.sqrt(space.rest / space.features)
     count = _OUTSIDE_COLUMNS if clear else space.features
     lengths = _LENGTH_COLUMNS if clear else _SHARP_COLUMNS
@@ -178,7 +178,7 @@ def _reading(
         groups += [plain.fold(frame) / math.sqrt(space.features), norm.fold(offset.unsqueeze(1))]
     columns = torch.cat(groups, dim=1)
     folded = columns if weight is None else weight.double().T @ columns
-    return Reading(
+    return Projection(
         space=space,
         columns=folded.to(dtype),
         base=None if stream is None else (stream.double() @ columns).to(dtype),

@@ -19,7 +19,7 @@ from gradleak.span.decoder.projections import Stream, read_stream
 
 
 @dataclass(slots=True)
-class Kept:
+class TokenCache:
     """Tokens met so far, at every position, numbered in the order they came.
 
     Attributes:
@@ -37,7 +37,7 @@ class Kept:
     number: dict[int, int]
 
     @staticmethod
-    def of(model: Model, paths: Sequence[str], tokens: Sequence[int], positions: int) -> Kept | None:
+    def of(model: Model, paths: Sequence[str], tokens: Sequence[int], positions: int) -> TokenCache | None:
         """For the first ``paths`` that can be served; None where none can (attention that is no softmax over keys of single tokens).
 
         Args:
@@ -56,7 +56,7 @@ class Kept:
         stream = (
             read_stream(paths[2], block.attention_output, model, rows) if len(paths) > 2 and paths[2] in near else None
         )
-        return Kept(
+        return TokenCache(
             model=model,
             paths=tuple(paths[: 2 if stream is None else 3]),
             inputs=_first_inputs(model, first, rows),
@@ -68,7 +68,7 @@ class Kept:
     def numbers(self, tokens: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
         """Of these tokens; new ones are added."""
         new = [token for token in dict.fromkeys(tokens.flatten().tolist()) if token not in self.number]
-        more = Kept.of(self.model, self.paths, new, self.inputs.shape[1]) if new else None
+        more = TokenCache.of(self.model, self.paths, new, self.inputs.shape[1]) if new else None
         if more is not None:
             self.inputs = torch.cat((self.inputs, more.inputs))
             both = ((getattr(self.heads, name), getattr(more.heads, name)) for name in ("query", "key", "value"))

@@ -32,7 +32,7 @@ from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import Block, LinearMap
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.encoder.repair import fold, norm_before, parameter
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 _CHECK_TOLERANCE = 1e-4
 """A wrong formula (another scale, a rotation, a bias on the scores) is off by far more, rounding by far less."""
@@ -161,8 +161,8 @@ def attention_equations(
     model: Model,
     pairs: Pairs,
     block: Block,
-    first: Reader,
-    readers: Sequence[Reader],
+    first: ObservedLayer,
+    readers: Sequence[ObservedLayer],
     *,
     columns: int,
     rng: torch.Generator,
@@ -217,7 +217,7 @@ class _ClosedForm:
     bias: Float[Tensor, "places places any"] | None = None
 
     @staticmethod
-    def plain(model: Model, pairs: Pairs, block: Block, first: Reader) -> _ClosedForm | None:
+    def plain(model: Model, pairs: Pairs, block: Block, first: ObservedLayer) -> _ClosedForm | None:
         """Scores are products of what the maps make of each pair."""
         ids, row = _laid_out(pairs)
         (z,) = model.inputs((first,), ids)
@@ -230,7 +230,7 @@ class _ClosedForm:
         return _ClosedForm(model=model, block=block, pairs=pairs, ids=ids, row=row, q=q, k=k, v=v)
 
     @staticmethod
-    def turned(model: Model, pairs: Pairs, block: Block, first: Reader) -> _ClosedForm | None:
+    def turned(model: Model, pairs: Pairs, block: Block, first: ObservedLayer) -> _ClosedForm | None:
         """The rotary form as published (arXiv 2104.09864, 15): neighbors 2i, 2i + 1 turn by position · 10000^(−2i/width)."""
         flat = _ClosedForm.plain(model, pairs, block, first)
         if flat is None or flat.q.shape[2] % 2:
@@ -245,7 +245,7 @@ class _ClosedForm:
         return replace(flat, q=q, k=k)
 
     @staticmethod
-    def intercepted(model: Model, pairs: Pairs, block: Block, first: Reader) -> _ClosedForm | None:
+    def intercepted(model: Model, pairs: Pairs, block: Block, first: ObservedLayer) -> _ClosedForm | None:
         """Queries and keys as the attention receives them: rotated, normalized, shared by groups; a bias on the scores."""
         ids, row = _laid_out(pairs)
         heads = read_heads(model.subject, ids, parameters=model.parameters)
@@ -265,7 +265,7 @@ class _ClosedForm:
         truth = self._seen((path,), self.pairs.tokens[rows])[path]
         return bool((formula - truth).norm() <= _CHECK_TOLERANCE * truth.norm())
 
-    def constraints(self, reader: Reader) -> tuple[Tensor, Tensor] | None:
+    def constraints(self, reader: ObservedLayer) -> tuple[Tensor, Tensor] | None:
         """A reader's equations oᵀ M = target: M ``[width columns]`` and target ``[pairs columns]``, values of size one."""
         if reader.path == self.block.attention_output.module:
             matrix = reader.space.complement
@@ -280,7 +280,7 @@ class _ClosedForm:
         size = (self.v.flatten(1) @ matrix).norm(dim=1).square().mean().sqrt()
         return matrix / size, target / size
 
-    def _behind_the_norm(self, reader: Reader) -> tuple[Tensor, Tensor] | None:
+    def _behind_the_norm(self, reader: ObservedLayer) -> tuple[Tensor, Tensor] | None:
         output = self.block.attention_output
         norm = norm_before(self.model, reader.path, self.block.norms, self.ids[:1])
         if norm is None:

@@ -25,7 +25,7 @@ from gradleak.core.attack import Clock
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks
 from gradleak.mechanics.subspace.subspace import Subspace
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 _DEPENDENT = 1e-5
 """Length below which a unit row has nothing of its own."""
@@ -38,7 +38,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decided:
+class DecidedBatch:
     """Sentences that together explain an update best.
 
     Attributes:
@@ -95,21 +95,21 @@ class _Place:
 
 
 @dataclass(slots=True)
-class Decision:
+class BatchDecision:
     """Chooses among proposed sentences; what the model makes of a sentence is computed once."""
 
     model: Model
-    readers: tuple[Reader, ...]
+    readers: tuple[ObservedLayer, ...]
     places: tuple[_Place, ...]
     rows: dict[Ids, tuple[Tensor, ...]]
     framed: tuple[tuple[Ids, ...], list[tuple[Tensor, Tensor]]] | None = None
 
     @staticmethod
-    def of(model: Model, readers: Sequence[Reader]) -> Decision:
+    def of(model: Model, readers: Sequence[ObservedLayer]) -> BatchDecision:
         places = tuple(_Place.of(reader.space) for reader in readers)
-        return Decision(model=model, readers=tuple(readers), places=places, rows={})
+        return BatchDecision(model=model, readers=tuple(readers), places=places, rows={})
 
-    def choose(self, pool: Sequence[Ids], at_most: int | None) -> Decided:
+    def choose(self, pool: Sequence[Ids], at_most: int | None) -> DecidedBatch:
         """Adds the sentence with the largest evidence per row, given those before, until nothing is unexplained; then
         exchanges single ones for better ones, and leaves out those that explain nothing of their own.
 
@@ -134,18 +134,18 @@ class Decision:
             if chosen == before:
                 break
         chosen = [s for i, s in enumerate(chosen) if self._needed(s, chosen[:i] + chosen[i + 1 :])]
-        return Decided(sentences=tuple(chosen), unexplained=self.left(chosen))
+        return DecidedBatch(sentences=tuple(chosen), unexplained=self.left(chosen))
 
-    def of_all(self, sentences: Sequence[Ids]) -> Decided | None:
+    def of_all(self, sentences: Sequence[Ids]) -> DecidedBatch | None:
         """These sentences as they are, if each of them explains something that the others do not."""
         self._run(sentences)
         if not all(self._needed(s, [other for other in sentences if other != s]) for s in sentences):
             return None
-        return Decided(sentences=tuple(sentences), unexplained=self.left(sentences))
+        return DecidedBatch(sentences=tuple(sentences), unexplained=self.left(sentences))
 
     def refine(
-        self, decided: Decided, options: Sequence[Int64[Tensor, " tokens"]], closing: int | None, clock: Clock
-    ) -> Decided:
+        self, decided: DecidedBatch, options: Sequence[Int64[Tensor, " tokens"]], closing: int | None, clock: Clock
+    ) -> DecidedBatch:
         """Exchanges single tokens for candidates of their position, or tokens of two positions, or moves the end by one, the other
         sentences given, while that adds evidence; sentences with the least evidence first, until nothing is unexplained.
 
@@ -165,10 +165,10 @@ class Decision:
                 others = chosen[:slot] + chosen[slot + 1 :]
                 chosen[slot] = self._refined(chosen[slot], others, allowed, closing, clock)
                 if clock.spent() or not self.left(chosen):
-                    return Decided(sentences=tuple(chosen), unexplained=self.left(chosen))
+                    return DecidedBatch(sentences=tuple(chosen), unexplained=self.left(chosen))
             if set(chosen) == set(before):
                 break
-        return Decided(sentences=tuple(chosen), unexplained=self.left(chosen))
+        return DecidedBatch(sentences=tuple(chosen), unexplained=self.left(chosen))
 
     def _refined(
         self, ids: Ids, others: Sequence[Ids], allowed: Sequence[Sequence[int]], closing: int | None, clock: Clock

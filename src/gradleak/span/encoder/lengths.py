@@ -4,10 +4,10 @@ Must not know how sentences are searched."""
 from __future__ import annotations
 
 from gradleak.span.candidates.types import Candidates
-from gradleak.span.reading.evidence import SpanCase
+from gradleak.span.reading.evidence import AttackInput
 
 
-def lengths_of_sentences(case: SpanCase, candidates: Candidates, closing: int | None) -> tuple[int, ...]:
+def lengths_of_sentences(case: AttackInput, candidates: Candidates, closing: int | None) -> tuple[int, ...]:
     """Lengths that sentences may have: known ones; those where the closing token fits; else all, longest first."""
     filled = 0
     for ids in candidates.tokens:

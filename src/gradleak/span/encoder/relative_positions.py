@@ -11,7 +11,7 @@ without any position, and
     log s_h(v) − log s_h(u) = log w_h(u, v, δ) − log w_h(u, u, 0)
 
 has one number per head for the one unknown δ; where v occurs more than once, shares of its copies add up. An assignment of tokens
-to positions settles the distances together; exchanges of two positions settle what is left.
+to positions settles the distances together; exchanges of two positions energy_test what is left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.models import Block
 from gradleak.span.encoder.attention_equations import AttentionEquations, Pairs, attention_equations, enough_columns
 from gradleak.span.encoder.subset_selection import Layout, select
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Reader
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, ObservedLayer
 
 _STEPS = 20
 """Interior-point steps per token; set by hand."""
@@ -64,8 +64,8 @@ class RelativeSearch:
         model: Model,
         tokens: Int64[Tensor, " tokens"],
         block: Block,
-        first: Reader,
-        readers: Sequence[Reader],
+        first: ObservedLayer,
+        readers: Sequence[ObservedLayer],
         *,
         longest: int,
         rng: torch.Generator,

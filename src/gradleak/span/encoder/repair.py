@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 _SAME = 1e-4
 """Relative difference below which a closed form counts as the layer itself: rounding is far below, a wrong form above."""
@@ -99,7 +99,7 @@ _SWEEPS = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exchange:
+class SwapSearch:
     """Descent over sentences whose options per position are given.
 
     Attributes:
@@ -108,7 +108,7 @@ class Exchange:
     """
 
     options: Sequence[Int64[Tensor, " options"]]
-    reader: Reader
+    reader: ObservedLayer
     model: Model
 
     def anchor_positions(self) -> list[int]:

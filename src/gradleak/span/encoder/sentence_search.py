@@ -21,12 +21,12 @@ from gradleak.models import Block
 from gradleak.span.candidates.membership import find_candidates
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.encoder.attention_equations import AttentionEquations, Pairs, attention_equations, enough_columns
-from gradleak.span.encoder.joint_decision import Decided, Decision, Ids
+from gradleak.span.encoder.joint_decision import BatchDecision, DecidedBatch, Ids
 from gradleak.span.encoder.proposals import _Family, _with_confident
 from gradleak.span.encoder.relative_positions import RelativeSearch
-from gradleak.span.encoder.repair import Exchange
+from gradleak.span.encoder.repair import SwapSearch
 from gradleak.span.encoder.subset_selection import PLAUSIBLE, RANDOM, Layout, select
-from gradleak.span.reading.readers import Calibration, Reader, calibrate, judge_rows
+from gradleak.span.reading.observed_layer import Calibration, ObservedLayer, calibrate, judge_rows
 
 _ENUMERATE_AT_MOST = 512
 _FALSE_PER_POSITION = 8.0
@@ -43,7 +43,7 @@ _PRICE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Assembled:
+class SentenceResult:
     """Accepted sentences, nearest to the floor first.
 
     Attributes:
@@ -76,16 +76,16 @@ class _Found:
     calibrations: dict[int, Calibration] = field(default_factory=dict)
     pool: dict[Ids, float] = field(default_factory=dict)
     looked_at: int = 0
-    decision: Decision | None = None
+    decision: BatchDecision | None = None
     chosen: set[Ids] = field(default_factory=set)
-    decided: Decided | None = None
+    decided: DecidedBatch | None = None
     wide: tuple[Int64[Tensor, " tokens"], ...] | None = None
     tested: int = 0
     steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Assembly:
+class SentenceSearch:
     """What the search works with.
 
     Attributes:
@@ -97,8 +97,8 @@ class Assembly:
     """
 
     candidates: Candidates
-    first: Reader
-    readers: tuple[Reader, ...]
+    first: ObservedLayer
+    readers: tuple[ObservedLayer, ...]
     model: Model
     block: Block
     batch_size: int | None
@@ -106,7 +106,7 @@ class Assembly:
     closing: int | None = None
     rounds: int = 2
 
-    def run(self, *, rng: torch.Generator, clock: Clock) -> Assembled:
+    def run(self, *, rng: torch.Generator, clock: Clock) -> SentenceResult:
         """Tries every length by enumeration where that is cheap, then searches until all sentences are found."""
         found = _Found(rng=rng, clock=clock)
         hard = [length for length in self.lengths if not self._enumerate(length, found, rng)]
@@ -259,7 +259,7 @@ class Assembly:
         every = len(chosen) == self.batch_size and all(ids in found.sentences for ids in chosen)
         return found.decided.unexplained < (max(self.lengths) if every else 1)
 
-    def _decided(self, found: _Found) -> Decided:
+    def _decided(self, found: _Found) -> DecidedBatch:
         """The likeliest of the pool; where as many as there are records leave less than one, they are wrong in few tokens and refined."""
         if not self.candidates.positional and len(found.sentences) == self.batch_size:
             # Each of them stands out from its neighbors, too.
@@ -274,7 +274,7 @@ class Assembly:
         near = len(chosen.sentences) == self.batch_size and chosen.unexplained < max(self.lengths)
         return self._refined(chosen, found) if near else chosen
 
-    def _refined(self, decided: Decided, found: _Found) -> Decided:
+    def _refined(self, decided: DecidedBatch, found: _Found) -> DecidedBatch:
         """With the candidates; where that leaves less than one record, with tokens that the first test had to leave out, too."""
         decided = self._decision(found).refine(decided, self.candidates.tokens, self.closing, found.clock)
         if 0 < decided.unexplained < max(self.lengths):
@@ -296,9 +296,9 @@ class Assembly:
             found.wide = tuple(torch.cat(tokens).unique() for tokens in both)
         return found.wide
 
-    def _decision(self, found: _Found) -> Decision:
+    def _decision(self, found: _Found) -> BatchDecision:
         if found.decision is None:
-            found.decision = Decision.of(self.model, self.readers)
+            found.decision = BatchDecision.of(self.model, self.readers)
         return found.decision
 
     def _accepted(self, found: _Found) -> list[Ids]:
@@ -311,7 +311,7 @@ class Assembly:
         chosen = () if found.decided is None else found.decided.sentences
         return list(chosen) if settled else [ids for ids in ranked if ids in chosen]
 
-    def _result(self, found: _Found, equations: AttentionEquations | None, *, finished: bool) -> Assembled:
+    def _result(self, found: _Found, equations: AttentionEquations | None, *, finished: bool) -> SentenceResult:
         ranked = self._accepted(found)
         confidence: tuple[Tensor, ...] = ()
         complete = self._settled(found) if self._blurred() else self._share(found) >= 1.0
@@ -320,7 +320,7 @@ class Assembly:
             told = [(ids, sure) for ids, sure in told if float(sure.min()) > 0.5]
             complete = complete and len(told) == len(ranked)
             ranked, confidence = [ids for ids, _ in told], tuple(sure for _, sure in told)
-        return Assembled(
+        return SentenceResult(
             sentences=tuple(self.candidates.nearest.new_tensor(ids) for ids in ranked),
             confidence=confidence,
             tested=found.tested,
@@ -382,7 +382,7 @@ class Assembly:
                     found.rejected.add(ids)
 
     def _exchange(self, lengths: Sequence[int], found: _Found, rng: torch.Generator, clock: Clock) -> bool:
-        searches = {n: Exchange(options=self._options(n), reader=self.readers[0], model=self.model) for n in lengths}
+        searches = {n: SwapSearch(options=self._options(n), reader=self.readers[0], model=self.model) for n in lengths}
         for _ in range(self.rounds):
             for search in searches.values():
                 for anchor in search.anchor_positions():

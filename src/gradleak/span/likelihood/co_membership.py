@@ -26,7 +26,7 @@ _NEAREST = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kin:
+class SameRecordEvidence:
     """Error signals of tokens that occur, so that their inner product is their kinship.
 
     Attributes:
@@ -38,7 +38,7 @@ class Kin:
     numbers: Int64[Tensor, " vocab"]
 
     @staticmethod
-    def of(rows: Float[Tensor, "tokens model"], ids: Int64[Tensor, " tokens"], vocab_size: int) -> Kin:
+    def of(rows: Float[Tensor, "tokens model"], ids: Int64[Tensor, " tokens"], vocab_size: int) -> SameRecordEvidence:
         """From the token table's gradient at the tokens that occur."""
         unit = torch.nn.functional.normalize(rows.double(), dim=1)
         values, vectors = torch.linalg.eigh(unit.T @ unit)
@@ -46,12 +46,14 @@ class Kin:
         signals = torch.nn.functional.normalize(white, dim=1).float()
         numbers = torch.full((vocab_size,), len(ids), device=ids.device)
         numbers[ids] = torch.arange(len(ids), device=ids.device)
-        return Kin(signals=torch.cat((signals, signals.new_zeros(1, signals.shape[1]))), ids=ids, numbers=numbers)
+        return SameRecordEvidence(
+            signals=torch.cat((signals, signals.new_zeros(1, signals.shape[1]))), ids=ids, numbers=numbers
+        )
 
     def weigh(
         self, prefixes: Int64[Tensor, "prefixes before"], tokens: Int64[Tensor, " tokens"]
     ) -> Float[Tensor, "prefixes tokens nearest"]:
-        """Minus the kinship of each token with the last ones of each prefix: small for members, as preferences are."""
+        """Minus the kinship of each token with the last ones of each prefix: small for members, as gradient_likelihoods are."""
         last = self.numbers[prefixes[:, -_NEAREST:]]
         asked = self.signals[self.numbers[tokens]]
         made = [-(self.signals[last[part]] @ asked.T) for part in chunks(len(last), last.shape[1] * len(tokens))]

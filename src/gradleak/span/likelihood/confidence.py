@@ -33,7 +33,7 @@ from torch import Tensor
 
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
-from gradleak.span.likelihood.reading import Preference
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
 
 OFFSET, SLOPE, WORST = 0.7, 0.27, 6.23
 """a, b and c."""
@@ -52,7 +52,7 @@ Records = Sequence[Int64[Tensor, " length"]]
 
 
 def token_confidence(
-    records: Records, preferred: Sequence[Preference], model: Model, rng: torch.Generator
+    records: Records, preferred: Sequence[GradientLikelihood], model: Model, rng: torch.Generator
 ) -> tuple[Float[Tensor, " length"], ...]:
     """The probability of every token of every record that it stands in this place.
 
@@ -65,7 +65,7 @@ def token_confidence(
 
 
 def log_odds_against(
-    records: Records, preferred: Sequence[Preference], model: Model, rng: torch.Generator
+    records: Records, preferred: Sequence[GradientLikelihood], model: Model, rng: torch.Generator
 ) -> tuple[Float[Tensor, " length"], ...]:
     """log O of every token, between −``CLEAR`` and ``CLEAR``."""
     law = _Law(preferred=tuple(preferred), model=model)
@@ -186,7 +186,7 @@ def _tail(z: Float[Tensor, " records"], freedom: int) -> Float[Tensor, " records
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Law:
-    preferred: tuple[Preference, ...]
+    preferred: tuple[GradientLikelihood, ...]
     model: Model
 
     def inputs(self, ids: Int64[Tensor, "sentences length"]) -> list[Float[Tensor, "sentences length features"]]:
@@ -226,7 +226,7 @@ class _Given:
     columns: int
 
     @staticmethod
-    def of(others: Sequence[Float[Tensor, "length features"]], place: Preference) -> _Given:
+    def of(others: Sequence[Float[Tensor, "length features"]], place: GradientLikelihood) -> _Given:
         root = place.root.double()
         rows = torch.cat(list(others)) if others else root[:0]
         return _Given(root=root, plain=_frame(rows), metric=_frame(rows @ root), columns=place.gradient.shape[1])

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
-from gradleak.span.likelihood.reading import Preference
-from gradleak.span.reading.readers import FALSE_ALARM_RATE
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE
 
 DEPENDENT = 1e-6
 """A squared length below which nothing of a unit vector is its own."""
@@ -31,7 +31,7 @@ _ROUNDING = 1e-13
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
+class TokenTest:
     """What is known of every token.
 
     Attributes:
@@ -56,13 +56,17 @@ class Settled:
         return sum(int((~known[:end]).sum()) for known, end in zip(self.known, ends, strict=True))
 
 
-def settle(
-    sequences: Sequence[Int64[Tensor, " length"]], preferences: Sequence[Preference], model: Model, *, tests: int
-) -> Settled | None:
+def energy_test(
+    sequences: Sequence[Int64[Tensor, " length"]],
+    gradient_likelihoods: Sequence[GradientLikelihood],
+    model: Model,
+    *,
+    tests: int,
+) -> TokenTest | None:
     """Tests every token of every sequence behind the first attention.
 
     Args:
-        preferences: layers that are asked; a token is settled if one of them settles it.
+        gradient_likelihoods: layers that are asked; a token is settled if one of them settles it.
         tests: number of tokens that the search looked at: they share the rate of false alarms.
 
     Returns:
@@ -70,7 +74,7 @@ def settle(
     """
     contexts = {tuple(ids[: p + 1].tolist()): None for ids in sequences for p in range(len(ids))}
     numbers = {context: number for number, context in enumerate(contexts)}
-    usable = [p for p in preferences if len(contexts) < p.gradient.shape[0] - 1]
+    usable = [p for p in gradient_likelihoods if len(contexts) < p.gradient.shape[0] - 1]
     if not usable:
         return None
     inputs: dict[str, list[Tensor]] = {p.path: [torch.empty(0)] * len(contexts) for p in usable}
@@ -84,7 +88,7 @@ def settle(
     chance = (chances.amin(dim=0) * len(usable)).clamp(max=1.0)
     known = chance < FALSE_ALARM_RATE / max(1, tests)
     rows = [torch.tensor([numbers[tuple(ids[: p + 1].tolist())] for p in range(len(ids))]) for ids in sequences]
-    return Settled(
+    return TokenTest(
         known=tuple(known[r] for r in rows),
         chance=tuple(chance[r] for r in rows),
         unexplained=max(strange for _, strange in found),

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
-from gradleak.span.likelihood.reading import Preference
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
 
 _DEPENDENT = 1e-6
 """A squared length below which nothing of a unit row is its own."""
@@ -51,7 +51,7 @@ class Signal:
     price: float
 
     @staticmethod
-    def of(place: Preference) -> Signal:
+    def of(place: GradientLikelihood) -> Signal:
         gradient = place.gradient.double()
         features, columns = gradient.shape
         left, size, _ = torch.linalg.svd(gradient, full_matrices=False)
@@ -90,9 +90,9 @@ class Evidence:
         """The first ``count`` places, and the others."""
         return replace(self, signals=self.signals[:count]), replace(self, signals=self.signals[count:])
 
-    def given(self, records: Sequence[Sequence[Float[Tensor, "length features"]]]) -> tuple[Given, ...]:
+    def given(self, records: Sequence[Sequence[Float[Tensor, "length features"]]]) -> tuple[Conditioned, ...]:
         """What is left to explain beside these records (each one's rows at every place)."""
-        return tuple(Given.of(signal, [rows[i] for rows in records]) for i, signal in enumerate(self.signals))
+        return tuple(Conditioned.of(signal, [rows[i] for rows in records]) for i, signal in enumerate(self.signals))
 
     def together(self, records: Sequence[Sequence[Float[Tensor, "length features"]]]) -> float:
         """All records at once."""
@@ -101,18 +101,18 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Given:
+class Conditioned:
     """One place, and an orthonormal basis of what the other records explain there."""
 
     signal: Signal
     frame: Float[Tensor, "features rank"]
 
     @staticmethod
-    def of(signal: Signal, others: Sequence[Float[Tensor, "length features"]]) -> Given:
+    def of(signal: Signal, others: Sequence[Float[Tensor, "length features"]]) -> Conditioned:
         rows = torch.cat(list(others)) if others else signal.directions.new_zeros(0, signal.directions.shape[0])
         values, vectors = torch.linalg.eigh(rows @ rows.T)
         kept = values > _DEPENDENT
-        return Given(signal=signal, frame=rows.T @ (vectors[:, kept] / values[kept].sqrt()))
+        return Conditioned(signal=signal, frame=rows.T @ (vectors[:, kept] / values[kept].sqrt()))
 
     def score(self, rows: Float[Tensor, "sentences length features"]) -> Float[Tensor, " sentences"]:
         """What these records add to the log-likelihood."""

@@ -21,13 +21,13 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.noise_level import Noise, noise_in
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.decoder.continuations import DECOYS, Grid
-from gradleak.span.decoder.prefix_search import Grown
-from gradleak.span.likelihood.energy_test import settle
-from gradleak.span.likelihood.reading import Preference, preferences
+from gradleak.span.decoder.prefix_search import SearchResult
+from gradleak.span.likelihood.energy_test import energy_test
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood, gradient_likelihoods
 from gradleak.span.noise.pair_search import noisy_candidates, with_ambiguous
-from gradleak.span.noise.record_search import Joined, Near, weigh_continuations
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, NoiseOf, Reader
+from gradleak.span.noise.record_search import CachedLayers, JointResult, weigh_continuations
+from gradleak.span.reading.evidence import AttackInput
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, NoiseOf, ObservedLayer
 
 _BLOCKS = 2
 
@@ -45,7 +45,7 @@ def measured_noise(update: Mapping[str, Tensor], known: NoiseOf) -> NoiseOf:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Explained:
+class NoisySearchResult:
     """Sequences, and how much of what stands out of the noise they leave.
 
     Attributes:
@@ -61,15 +61,15 @@ class Explained:
 
 
 def explain_noisy(
-    case: SpanCase,
-    first: Reader,
+    case: AttackInput,
+    first: ObservedLayer,
     grown: Sequences,
     *,
     tested: int,
-    growth: Callable[[Candidates], Grown] | None,
+    growth: Callable[[Candidates], SearchResult] | None,
     rng: torch.Generator,
     clock: Clock,
-) -> Explained | None:
+) -> NoisySearchResult | None:
     """Sequences that were grown one by one or, where they leave something unexplained, those of a joint search that leave least.
 
     Args:
@@ -80,15 +80,15 @@ def explain_noisy(
         None where there are too many tokens to tell, or no layer behind the first attention was shared.
     """
     std = measured_noise(case.readable, case.noise_std)
-    preferred = preferences(case.readable, case.model, std, blocks=_BLOCKS)
+    preferred = gradient_likelihoods(case.readable, case.model, std, blocks=_BLOCKS)
 
-    def explained(sequences: Sequences, *, tested: int, finished: bool, joined: int) -> Explained | None:
-        settled = settle(sequences, preferred, case.model, tests=max(1, tested)) if sequences else None
+    def explained(sequences: Sequences, *, tested: int, finished: bool, joined: int) -> NoisySearchResult | None:
+        settled = energy_test(sequences, preferred, case.model, tests=max(1, tested)) if sequences else None
         if settled is None:
             return None
         # With nothing left to explain, tokens behind the last one that holds energy of its own are no part of a record.
         kept = settled.trimmed(sequences) if joined and not settled.unexplained else sequences
-        return Explained(
+        return NoisySearchResult(
             sequences=kept, unexplained=settled.unexplained, tested=tested, finished=finished, candidates=joined
         )
 
@@ -106,7 +106,7 @@ def explain_noisy(
             found.append(explained(again.sequences, tested=tested, finished=again.finished, joined=count))
         if pairs.positional:
             grid = Grid.of(pairs, case.model.vocab_size, rng)
-            matched = match_jointly(grid, preferred, case.model, records=case.batch_size or 1, clock=clock)
+            matched = match_records(grid, preferred, case.model, records=case.batch_size or 1, clock=clock)
             tested += matched.tested
             found.append(explained(matched.sequences, tested=tested, finished=matched.finished, joined=count))
         if any(one is not None and not one.unexplained for one in found):
@@ -115,7 +115,7 @@ def explain_noisy(
     return min((one for one in found if one is not None), key=lambda one: one.unexplained, default=None)
 
 
-def _readings(case: SpanCase) -> list[Mapping[str, Tensor]]:
+def _readings(case: AttackInput) -> list[Mapping[str, Tensor]]:
     """The update, and it without the gradient of the position table, which a token that stands twice misleads."""
     table = case.subject.anatomy.position_embedding
     without = {name: tensor for name, tensor in case.readable.items() if name != table}
@@ -123,7 +123,7 @@ def _readings(case: SpanCase) -> list[Mapping[str, Tensor]]:
 
 
 def _pairs(
-    case: SpanCase, shared: Mapping[str, Tensor], first: Reader, std: NoiseOf, rng: torch.Generator
+    case: AttackInput, shared: Mapping[str, Tensor], first: ObservedLayer, std: NoiseOf, rng: torch.Generator
 ) -> Candidates | None:
     if case.batch_size is None or case.seq_len is None:
         return None
@@ -134,7 +134,9 @@ def _pairs(
 _NEVER = -1e6
 
 
-def match_jointly(grid: Grid, preferred: Sequence[Preference], model: Model, *, records: int, clock: Clock) -> Joined:
+def match_records(
+    grid: Grid, preferred: Sequence[GradientLikelihood], model: Model, *, records: int, clock: Clock
+) -> JointResult:
     """One position at a time, for all records at once.
 
     Args:
@@ -142,7 +144,7 @@ def match_jointly(grid: Grid, preferred: Sequence[Preference], model: Model, *, 
         preferred: layers in the order of the model.
         records: of the batch; a prefix that all of them share is split when their tokens part.
     """
-    near = Near.of(grid, preferred, model)
+    near = CachedLayers.of(grid, preferred, model)
     device = grid.tokens.device
     rows = torch.arange(grid.counts[0], device=device).unsqueeze(1)
     certain = torch.zeros(len(rows), 1, dtype=torch.float64, device=device)
@@ -163,7 +165,7 @@ def match_jointly(grid: Grid, preferred: Sequence[Preference], model: Model, *, 
         rows = torch.cat((rows[parents], children.unsqueeze(1)), dim=1)
         certain = torch.cat((certain[parents], found[parents, children].unsqueeze(1)), dim=1)
     ended += zip(grid.ids(rows), certain, strict=True)
-    return Joined(
+    return JointResult(
         sequences=tuple(ids for ids, _ in ended),
         evidence=tuple(each for _, each in ended),
         tested=tested,

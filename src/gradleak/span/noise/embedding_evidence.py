@@ -15,27 +15,27 @@ from torch import Tensor
 from gradleak.mechanics.embeddings.placement import place_tokens
 from gradleak.mechanics.embeddings.rows import EmbeddingChannel
 from gradleak.models import Anatomy
-from gradleak.span.noise.position_exchange import Ledger
-from gradleak.span.reading.readers import FALSE_ALARM_RATE
+from gradleak.span.noise.position_exchange import TableGradients
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tabled:
+class EmbeddingEvidence:
     """What the tables show.
 
     Attributes:
         tokens: that occur, any of them false with probability at most ``FALSE_ALARM_RATE``.
         shares: how much of each stands where, as the tables have it; None where no position table was shared or noise hides some
             of its rows.
-        ledger: both gradients, in units of the noise on a position and the tokens at it.
+        tables: both gradients, in units of the noise on a position and the tokens at it.
     """
 
     tokens: Int64[Tensor, " tokens"]
     shares: Float[Tensor, "tokens positions"] | None = None
-    ledger: Ledger | None = None
+    tables: TableGradients | None = None
 
     @staticmethod
-    def of(update: Mapping[str, Tensor], anatomy: Anatomy, *, positions: int) -> Tabled | None:
+    def of(update: Mapping[str, Tensor], anatomy: Anatomy, *, positions: int) -> EmbeddingEvidence | None:
         """None if the token table was not shared, or holds no signal that can be told from its background."""
         channel = EmbeddingChannel.of(update, anatomy)
         if channel is None or not channel.support.reliable or not len(channel.support.ids):
@@ -49,15 +49,15 @@ class Tabled:
         if not len(tokens):
             return None
         if channel.places is None or channel.longest is None:
-            return Tabled(tokens=tokens)
+            return EmbeddingEvidence(tokens=tokens)
         rows, places, noise = (
             channel.rows[tokens].double(),
             channel.places[:positions].double(),
             channel.support.noise or 0.0,
         )
         each = math.hypot(channel.place_noise, noise * math.sqrt(len(tokens) / len(places))) or 1.0
-        return Tabled(
+        return EmbeddingEvidence(
             tokens=tokens,
             shares=place_tokens(rows, places, noise=noise),
-            ledger=Ledger(rows=rows / each, places=places / each),
+            tables=TableGradients(rows=rows / each, places=places / each),
         )

@@ -18,12 +18,12 @@ from gradleak.core.errors import NotApplicableError
 from gradleak.span.candidates.membership import find_candidates
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.candidates.window import candidates_of
-from gradleak.span.likelihood.reading import Preference
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
 from gradleak.span.noise.decoder_search import measured_noise
 from gradleak.span.noise.pair_search import by_position, noisy_candidates, unit_inputs, with_ambiguous
 from gradleak.span.noise.sparse_selection import stand_out
-from gradleak.span.reading.evidence import SpanCase, closing_token
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.evidence import AttackInput, closing_token
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 _BLURRED = 30.0
 """Ratio of the null's cut to a member's residual below which noise may have hidden directions altogether."""
@@ -33,7 +33,7 @@ _STRONGEST = 4
 """Pairs that are added, one after the other, where they hold more energy than one in all pairs of these tokens would by chance."""
 
 
-def may_hide(case: SpanCase, first: Reader, null_cut: float) -> bool:
+def noise_may_mask(case: AttackInput, first: ObservedLayer, null_cut: float) -> bool:
     """Whether noise may have hidden directions of tokens, and a joint search can look for them.
 
     Inputs that drifted over local steps or lost features to dropout leave directions that are no tokens, and an undone AdamW step noise
@@ -42,7 +42,7 @@ def may_hide(case: SpanCase, first: Reader, null_cut: float) -> bool:
     return case.still and 2 * first.space.rank <= first.space.features and null_cut <= _BLURRED * first.space.blur
 
 
-def candidate_sets(case: SpanCase, first: Reader, rng: torch.Generator) -> Iterator[Candidates]:
+def candidate_sets(case: AttackInput, first: ObservedLayer, rng: torch.Generator) -> Iterator[Candidates]:
     """Candidates of a bidirectional model, each set made when it is asked for: those that pass alone, unless some must be
     missing; under noise those that all pairs together show; last, those nearest to the space, too.
 
@@ -52,7 +52,7 @@ def candidate_sets(case: SpanCase, first: Reader, rng: torch.Generator) -> Itera
     try:
         alone = candidates_of(case, first, rng)
     except NotApplicableError:
-        joint = _joint(case, first, rng) if may_hide(case, first, 0.0) else None
+        joint = _joint(case, first, rng) if noise_may_mask(case, first, 0.0) else None
         if joint is None:
             raise
         yield joint
@@ -63,7 +63,7 @@ def candidate_sets(case: SpanCase, first: Reader, rng: torch.Generator) -> Itera
     pairs, inputs = alone.count(), first.space.inputs
     if pairs == inputs:
         yield alone
-    joint = _joint(case, first, rng) if may_hide(case, first, alone.null_cut) else None
+    joint = _joint(case, first, rng) if noise_may_mask(case, first, alone.null_cut) else None
     if joint is not None:
         yield joint
     if pairs > inputs:
@@ -73,7 +73,7 @@ def candidate_sets(case: SpanCase, first: Reader, rng: torch.Generator) -> Itera
         yield find_candidates(first, case.model, positions=places, rng=rng, false_per_position=_NEAR_PER_POSITION)
 
 
-def _joint(case: SpanCase, first: Reader, rng: torch.Generator) -> Candidates | None:
+def _joint(case: AttackInput, first: ObservedLayer, rng: torch.Generator) -> Candidates | None:
     """Pairs in the space of the fewest that explain the gradient, and the closing token everywhere; None if positions do not enter.
 
     The position table is not read: where words repeat it misleads about places.
@@ -84,7 +84,7 @@ def _joint(case: SpanCase, first: Reader, rng: torch.Generator) -> Candidates | 
     std = measured_noise(case.readable, case.noise_std)
     shared = {name: tensor for name, tensor in case.readable.items() if name != anatomy.position_embedding}
     fewest = noisy_candidates(shared, case.model, first, noise_std=std, positions=case.seq_len, rng=rng)
-    reading = Preference.of(shared, anatomy.first_maps(), std)
+    reading = GradientLikelihood.of(shared, anatomy.first_maps(), std)
     if fewest is None or reading is None or not fewest.positional or not fewest.tokens[0].numel():
         return None
     tokens, places, members = _every_pair(fewest)

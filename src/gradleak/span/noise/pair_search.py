@@ -17,11 +17,11 @@ from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.span.candidates.membership import nearest_pairs
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.likelihood.energy_test import DEPENDENT
-from gradleak.span.likelihood.reading import Preference
-from gradleak.span.noise.embedding_evidence import Tabled
-from gradleak.span.noise.position_exchange import Ledger, exchange_places
-from gradleak.span.noise.sparse_selection import eliminate, sparse_members, stand_out
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, NoiseOf, Reader
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
+from gradleak.span.noise.embedding_evidence import EmbeddingEvidence
+from gradleak.span.noise.position_exchange import TableGradients, swap_positions
+from gradleak.span.noise.sparse_selection import eliminate, omp_select, stand_out
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, NoiseOf, ObservedLayer
 
 _SHORTLIST = 6
 """Candidate pairs per dimension that the sparse search starts from: it held every true pair of 16 x 16 at noise 0.1, and 182 of
@@ -34,7 +34,7 @@ _SWEEPS = 4
 def noisy_candidates(
     update: Mapping[str, Tensor],
     model: Model,
-    first: Reader,
+    first: ObservedLayer,
     *,
     noise_std: NoiseOf,
     positions: int,
@@ -44,20 +44,20 @@ def noisy_candidates(
 
     They are sought among those that the tables' gradients show, or in the whole vocabulary where these were not shared.
     """
-    reading = Preference.of(update, model.subject.anatomy.first_maps(), noise_std)
+    reading = GradientLikelihood.of(update, model.subject.anatomy.first_maps(), noise_std)
     if reading is None:
         return None
-    told = Tabled.of(update, model.subject.anatomy, positions=positions)
-    if told is not None and told.shares is not None and told.ledger is not None:
+    told = EmbeddingEvidence.of(update, model.subject.anatomy, positions=positions)
+    if told is not None and told.shares is not None and told.tables is not None:
         rate = FALSE_ALARM_RATE / (len(told.tokens) * positions)
-        return _placed(told.tokens, told.shares, told.ledger, reading, model, rate=rate)
+        return _placed(told.tokens, told.shares, told.tables, reading, model, rate=rate)
     known = torch.arange(model.vocab_size, device=reading.root.device) if told is None else told.tokens
     count = _SHORTLIST * first.space.features
     tokens, places = nearest_pairs(first, model, reading.root, tokens=known, positions=positions, count=count, rng=rng)
     positional = bool(places.any())
     inputs = unit_inputs(tokens, places, reading.path, model)
     rate = FALSE_ALARM_RATE / (len(known) * (positions if positional else 1))
-    members = sparse_members(inputs, reading.gradient, false_alarms=rate)
+    members = omp_select(inputs, reading.gradient, false_alarms=rate)
     found = by_position(
         tokens[members],
         places[members],
@@ -73,14 +73,14 @@ def noisy_candidates(
 
 
 def _replaced(
-    tokens: Tensor, places: Tensor, reading: Preference, model: Model, *, positions: int, rate: float
+    tokens: Tensor, places: Tensor, reading: GradientLikelihood, model: Model, *, positions: int, rate: float
 ) -> Candidates:
     """The tokens of a sparse search, each at one place first, the strongest of those it was found at."""
     known, row = tokens.unique(return_inverse=True)
     # Members come the strongest first; of a token the first place stays.
     shares = reading.gradient.new_zeros(len(known), positions)
     shares[row, places] = 1.0 / torch.arange(1, len(tokens) + 1, dtype=shares.dtype, device=shares.device)
-    nothing = Ledger(rows=shares.new_zeros(len(known), 1), places=shares.new_zeros(positions, 1))
+    nothing = TableGradients(rows=shares.new_zeros(len(known), 1), places=shares.new_zeros(positions, 1))
     found = _placed(known, shares, nothing, reading, model, rate=rate)
     own = [residuals == 0 for residuals in found.residuals]
     return replace(
@@ -90,7 +90,7 @@ def _replaced(
     )
 
 
-def _explained(found: Candidates, reading: Preference, model: Model, rate: float) -> float:
+def _explained(found: Candidates, reading: GradientLikelihood, model: Model, rate: float) -> float:
     """Energy of the gradient that pairs with energy of their own explain, less what each must hold."""
     tokens = torch.cat(found.tokens)
     if not len(tokens):
@@ -102,7 +102,7 @@ def _explained(found: Candidates, reading: Preference, model: Model, rate: float
 
 
 def _placed(
-    known: Tensor, shares: Tensor, ledger: Ledger, reading: Preference, model: Model, *, rate: float
+    known: Tensor, shares: Tensor, tables: TableGradients, reading: GradientLikelihood, model: Model, *, rate: float
 ) -> Candidates:
     """Every token at its likeliest place, and pairs beyond that hold energy of their own.
 
@@ -114,7 +114,7 @@ def _placed(
     device = known.device
     tokens, places = known.repeat(positions), torch.arange(positions, device=device).repeat_interleave(count)
     inputs = unit_inputs(tokens, places, reading.path, model)
-    place = exchange_places(inputs.view(positions, count, -1), reading.gradient, ledger, shares.argmax(dim=1))
+    place = swap_positions(inputs.view(positions, count, -1), reading.gradient, tables, shares.argmax(dim=1))
     one_each = place * count + torch.arange(count, device=device)
     asked = members = one_each
     for _ in range(_SWEEPS):

@@ -22,7 +22,7 @@ _ROUNDING = 1e-13
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ledger:
+class TableGradients:
     """The tables' gradients, in units of their noise together.
 
     Attributes:
@@ -45,10 +45,10 @@ class Ledger:
         return gained.scatter(1, place.unsqueeze(1), 0.0)
 
 
-def exchange_places(
+def swap_positions(
     inputs: Float[Tensor, "positions tokens features"],
     gradient: Float[Tensor, "features columns"],
-    ledger: Ledger,
+    tables: TableGradients,
     place: Int64[Tensor, " tokens"],
 ) -> Int64[Tensor, " tokens"]:
     """The place of every token, from ``place`` on by moves that raise the likelihood; many at once while that works.
@@ -57,7 +57,7 @@ def exchange_places(
         inputs: unit input of every token at every position.
         gradient: in units of its noise.
     """
-    return _Seen.of(inputs, gradient, ledger).climb(place)
+    return _Seen.of(inputs, gradient, tables).climb(place)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,15 +66,15 @@ class _Seen:
 
     inputs: Float[Tensor, "positions tokens dimensions"]
     products: Float[Tensor, "dimensions dimensions"]
-    ledger: Ledger
+    tables: TableGradients
 
     @staticmethod
-    def of(inputs: Tensor, gradient: Tensor, ledger: Ledger) -> _Seen:
+    def of(inputs: Tensor, gradient: Tensor, tables: TableGradients) -> _Seen:
         rows = inputs.flatten(0, 1)
         values, vectors = torch.linalg.eigh(rows.T @ rows)
         basis = vectors[:, values > DEPENDENT * values[-1]]
         shown = basis.T @ gradient
-        return _Seen(inputs=inputs @ basis, products=shown @ shown.T, ledger=ledger)
+        return _Seen(inputs=inputs @ basis, products=shown @ shown.T, tables=tables)
 
     def climb(self, place: Tensor) -> Tensor:
         """Places that no single move makes likelier."""
@@ -97,7 +97,7 @@ class _Seen:
 
     def weigh(self, place: Int64[Tensor, " tokens"]) -> tuple[float, Float[Tensor, "tokens positions"]]:
         """What the places explain of both, in units of noise, and what each single move would add."""
-        inputs, products, ledger = self.inputs, self.products, self.ledger
+        inputs, products, tables = self.inputs, self.products, self.tables
         now = inputs[place, torch.arange(len(place))]
         values, vectors = torch.linalg.eigh(now @ now.T)
         values = values.clamp(min=_ROUNDING * float(values[-1]))
@@ -111,5 +111,5 @@ class _Seen:
         held = ((rest @ products) * rest).sum(dim=2).T
         mixed = torch.einsum("ptf,tf->tp", rest, shown)
         strength = (held + 2 * along * mixed + along.square() * energy.unsqueeze(1)) / (size + along.square())
-        explained = float(((products @ frame) * frame).sum()) - float(ledger.misfit(place).square().sum())
-        return explained, strength - energy.unsqueeze(1) + ledger.gains(place)
+        explained = float(((products @ frame) * frame).sum()) - float(tables.misfit(place).square().sum())
+        return explained, strength - energy.unsqueeze(1) + tables.gains(place)

@@ -18,8 +18,8 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks
 from gradleak.span.decoder.continuations import Grid
 from gradleak.span.decoder.projections import Stream, read_stream
-from gradleak.span.likelihood.co_membership import Kin
-from gradleak.span.likelihood.reading import Preference, evidence, weigh_rows
+from gradleak.span.likelihood.co_membership import SameRecordEvidence
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood, evidence, weigh_rows
 
 _REFERENCES = 5
 """Prefixes that are continued by every token, to know what a token brings to any."""
@@ -30,7 +30,7 @@ _CLEAR = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Joined:
+class JointResult:
     """Sequences of full length, and the evidence for each of their tokens (log-likelihood ratio; the first has none).
 
     Attributes:
@@ -48,32 +48,32 @@ class Joined:
         return tuple(ids[:end] for ids, end in zip(self.sequences, ends, strict=True) if end > 1)
 
 
-def grow_jointly(
+def search_records_jointly(
     grid: Grid,
-    preferred: Sequence[Preference],
+    preferred: Sequence[GradientLikelihood],
     model: Model,
     *,
     records: int,
     clock: Clock,
-    kin: Kin | None = None,
-) -> Joined:
+    same_record: SameRecordEvidence | None = None,
+) -> JointResult:
     """One token at a time, for all records at once.
 
     Args:
         grid: candidates per position.
         preferred: layers in the order of the model.
         records: number of sequences wanted; up to twice as many prefixes are followed where tokens repeat.
-        kin: of the tokens; once the time is spent it alone says how prefixes go on.
+        same_record: of the tokens; once the time is spent it alone says how prefixes go on.
     """
-    near = Near.of(grid, preferred, model)
-    rows = _first(grid, preferred, model, clock)[: 2 * records if kin else records]
+    near = CachedLayers.of(grid, preferred, model)
+    rows = _first(grid, preferred, model, clock)[: 2 * records if same_record else records]
     certain = torch.zeros(len(rows), 1, dtype=torch.float64, device=rows.device)
     tested = grid.counts[0]
     for p in range(1, grid.length):
         if not grid.counts[p]:
             break
         clock.progress(p / grid.length, f"position {p + 1} of {grid.length}, {len(rows)} prefixes")
-        found = weigh_continuations(grid, rows, near, preferred, model, clock=clock, kin=kin)
+        found = weigh_continuations(grid, rows, near, preferred, model, clock=clock, same_record=same_record)
         if found is None:
             break
         tested += found.numel()
@@ -81,7 +81,7 @@ def grow_jointly(
         rows = torch.cat((rows[parents], children.unsqueeze(1)), dim=1)
         certain = torch.cat((certain[parents], found[parents, children].unsqueeze(1)), dim=1)
     chosen = _distinct(rows, certain, records)
-    return Joined(
+    return JointResult(
         sequences=tuple(grid.ids(rows[chosen])),
         evidence=tuple(certain[chosen]),
         tested=tested,
@@ -107,7 +107,9 @@ def _distinct(
     return torch.tensor(chosen, device=rows.device)
 
 
-def _first(grid: Grid, preferred: Sequence[Preference], model: Model, clock: Clock) -> Int64[Tensor, "candidates one"]:
+def _first(
+    grid: Grid, preferred: Sequence[GradientLikelihood], model: Model, clock: Clock
+) -> Int64[Tensor, "candidates one"]:
     """Candidates of the first position, likeliest first: their weights summed in units of each layer's spread."""
     weights = weigh_rows(preferred, model, grid.tokens[: grid.counts[0], :1], clock)
     if weights is None:
@@ -120,18 +122,18 @@ def _first(grid: Grid, preferred: Sequence[Preference], model: Model, clock: Clo
 def weigh_continuations(
     grid: Grid,
     rows: Int64[Tensor, "prefixes length"],
-    near: Near | None,
-    preferred: Sequence[Preference],
+    near: CachedLayers | None,
+    preferred: Sequence[GradientLikelihood],
     model: Model,
     *,
     clock: Clock,
-    kin: Kin | None = None,
+    same_record: SameRecordEvidence | None = None,
     strangers: int = 0,
 ) -> Float[Tensor, "prefixes tokens"] | None:
     """Evidence for each continuation: what costs least weighs all of them, what costs more the prefixes that it leaves open.
 
     Args:
-        kin: asked first, where given.
+        same_record: asked first, where given.
         strangers: random tokens weighed beside the candidates, at most ``DECOYS``: where candidates are few they show what
             a wrong continuation looks like.
 
@@ -141,7 +143,7 @@ def weigh_continuations(
     place = rows.shape[1]
     count = grid.counts[place]
     tokens = grid.tokens[: count + strangers, place]
-    told = None if kin is None else kin.weigh(grid.ids(rows), tokens)
+    told = None if same_record is None else same_record.weigh(grid.ids(rows), tokens)
     found = None if told is None else evidence(told)[:, :count]
     if near is not None:
         some, open_ = _asked(found, rows)
@@ -201,7 +203,7 @@ def _replaced(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Near:
+class CachedLayers:
     """The layers that read the first attention's result, weighed through kept queries, keys and values.
 
     Attributes:
@@ -210,11 +212,11 @@ class Near:
     """
 
     heads: Heads
-    preferred: tuple[Preference, ...]
+    preferred: tuple[GradientLikelihood, ...]
     stream: Stream | None
 
     @staticmethod
-    def of(grid: Grid, preferred: Sequence[Preference], model: Model) -> Near | None:
+    def of(grid: Grid, preferred: Sequence[GradientLikelihood], model: Model) -> CachedLayers | None:
         """None if attention cannot be intercepted or its output map was not shared."""
         block = model.subject.anatomy.blocks[0]
         by_path = {p.path: p for p in preferred}
@@ -225,7 +227,7 @@ class Near:
         behind = next((by_path[m.module] for m in block.behind_attention()[1:] if m.module in by_path), None)
         stream = None if behind is None else read_stream(behind.path, block.attention_output, model, grid.tokens)
         both = (output, behind) if stream is not None and behind is not None else (output,)
-        return Near(heads=heads, preferred=both, stream=stream)
+        return CachedLayers(heads=heads, preferred=both, stream=stream)
 
     def weigh(
         self, rows: Int64[Tensor, "prefixes length"], count: int, clock: Clock
@@ -246,7 +248,7 @@ class Near:
 
 
 def _table(
-    starts: Tensor, tokens: Tensor, preferred: Sequence[Preference], model: Model, wanted: Tensor, clock: Clock
+    starts: Tensor, tokens: Tensor, preferred: Sequence[GradientLikelihood], model: Model, wanted: Tensor, clock: Clock
 ) -> Float[Tensor, "prefixes tokens layers"] | None:
     """Weights of the wanted continuations; NaN elsewhere; None if the time was spent before the end."""
     parents, children = wanted.nonzero(as_tuple=True)

@@ -8,7 +8,7 @@ With Y = Σ xᵢ δᵢᵀ + Z the gradient in units of its noise (m columns) and
 
 whose maximum has few γᵢ > 0, also where the δᵢ are parallel (sparse Bayesian learning for many columns). At a maximum
 (xᵢᵀ R⁻¹ C R⁻¹ xᵢ) / (xᵢᵀ R⁻¹ xᵢ) = 1 for every γᵢ > 0: γᵢ is multiplied by a power of that ratio until it is. What is left is
-settled by the energy test of ``span_settled``.
+settled by the energy test of ``energy_test``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CLEAR = 1e5
 """Largest variance, in units of the noise, up to which float32 leaves the inverse of the model some digits."""
 
 
-def sparse_members(
+def omp_select(
     candidates: Float[Tensor, "candidates features"],
     gradient: Float[Tensor, "features columns"],
     *,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock, Reconstruction, Status
 from gradleak.span.candidates.types import Candidates
-from gradleak.span.decoder.prefix_search import Grown
-from gradleak.span.encoder.sentence_search import Assembled
+from gradleak.span.decoder.prefix_search import SearchResult
+from gradleak.span.encoder.sentence_search import SentenceResult
 from gradleak.span.outcome.certificate import Certificate, certify
-from gradleak.span.reading.evidence import SpanCase, steps_by_adamw
-from gradleak.span.reading.readers import FALSE_ALARM_RATE, Reader
+from gradleak.span.reading.evidence import AttackInput, steps_by_adamw
+from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, ObservedLayer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class Outcome:
     confidence: tuple[Tensor, ...] = ()
 
 
-def outcome_of_growth(grown: Grown, batch_size: int | None) -> Outcome:
+def outcome_of_growth(grown: SearchResult, batch_size: int | None) -> Outcome:
     records = grown.sequences
     notes = [f"{len(records)} sequences grown" + (f" for {batch_size} records" if batch_size else "")]
     if any(grown.starts):
@@ -64,7 +64,7 @@ def passed_every_test(records: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.full((len(ids),), 1.0 - FALSE_ALARM_RATE, dtype=torch.float64) for ids in records)
 
 
-def outcome_of_assembly(assembled: Assembled, batch_size: int | None) -> Outcome:
+def outcome_of_assembly(assembled: SentenceResult, batch_size: int | None) -> Outcome:
     records = assembled.sentences if batch_size is None else assembled.sentences[:batch_size]
     notes = [f"{len(records)} sentences assembled" + (f" for {batch_size} records" if batch_size else "")]
     if batch_size is not None and len(records) < batch_size:
@@ -99,7 +99,7 @@ def status_of(found: bool, finished: bool) -> Status:
     return Status.CONVERGED if found else Status.NOTHING_FOUND
 
 
-def statistics_of(first: Reader, readers: tuple[Reader, ...], candidates: Candidates) -> dict[str, float]:
+def statistics_of(first: ObservedLayer, readers: tuple[ObservedLayer, ...], candidates: Candidates) -> dict[str, float]:
     counts = [float(ids.numel()) for ids in candidates.tokens[: candidates.length()]]
     found = {
         "rank_first": float(first.space.inputs),
@@ -116,7 +116,7 @@ def statistics_of(first: Reader, readers: tuple[Reader, ...], candidates: Candid
 
 
 def conclude(
-    case: SpanCase, outcome: Outcome, statistics: dict[str, float], rng: torch.Generator, clock: Clock
+    case: AttackInput, outcome: Outcome, statistics: dict[str, float], rng: torch.Generator, clock: Clock
 ) -> Reconstruction:
     """Adds the certificate where it can be had, and says what no effort could have shown."""
     certificate = _certificate(case, outcome, rng, clock)
@@ -145,12 +145,12 @@ def conclude(
     )
 
 
-def _has_dropout(case: SpanCase) -> bool:
+def _has_dropout(case: AttackInput) -> bool:
     trainer = case.view.get("trainer")
     return trainer is not None and trainer.training.dropout
 
 
-def _certificate(case: SpanCase, outcome: Outcome, rng: torch.Generator, clock: Clock) -> Certificate | None:
+def _certificate(case: AttackInput, outcome: Outcome, rng: torch.Generator, clock: Clock) -> Certificate | None:
     trainer = case.view.get("trainer")
     if trainer is None or case.batch_size is None or case.seq_len is None or case.stages or _has_dropout(case):
         return None

@@ -21,9 +21,9 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.completion import is_pruned
 from gradleak.mechanics.subspace.noise_level import Noise
 from gradleak.models import Subject
-from gradleak.span.language.prior import LanguagePrior, load_prior
+from gradleak.span.language.language_model import LanguageModel, load_prior
 from gradleak.span.reading.adamw_step import UndoneStep, first_step
-from gradleak.span.reading.model_mismatch import Departure, format_of
+from gradleak.span.reading.model_mismatch import ActivationMismatch, format_of
 
 _UNKNOWN_TOKENS = 1024
 """Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
@@ -33,7 +33,7 @@ _ROUNDING = 0.4247 * 2.0**-24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SpanCase:
+class AttackInput:
     """What this adversary holds, in the form the steps need it.
 
     Attributes:
@@ -48,16 +48,16 @@ class SpanCase:
     subject: Subject
     model: Model
     view: View
-    departure: Departure
+    mismatch: ActivationMismatch
     stages: tuple[Stage, ...]
     batch_size: int | None
     seq_len: int | None
     pruned: bool = False
     undone: UndoneStep | None = None
-    prior: LanguagePrior | None = None
+    prior: LanguageModel | None = None
 
     @staticmethod
-    def of(update: Update, view: View, prior: str | None = None) -> SpanCase:
+    def of(update: Update, view: View, prior: str | None = None) -> AttackInput:
         given, trainer = view["subject"], view.get("trainer")
         subject: Subject = given.in_full_precision()
         stages = tuple(view.get("stages") or ())
@@ -68,13 +68,13 @@ class SpanCase:
             )
         midway = _midway(update, subject, trainer, stages)
         undone = first_step(update, view["trainer"]) if steps_by_adamw(trainer) else None
-        return SpanCase(
+        return AttackInput(
             update=update,
             readable=update if undone is None else undone.gradients,
             undone=undone,
             subject=subject,
             model=Model(subject=subject, parameters=midway),
-            departure=Departure(
+            mismatch=ActivationMismatch(
                 subject=subject,
                 midway=midway,
                 dtype=_own_format(given) or (format_of(update) if trainer is None else None),
@@ -110,7 +110,7 @@ class SpanCase:
         """Whether the update is one gradient as it was, of a client whose layers read what the probe computes: then what no
         token explains is a token missed, or noise."""
         plain = self.model.parameters is None and self.readable is self.update
-        return plain and not self.departure.dropout and not self.pruned
+        return plain and not self.mismatch.dropout and not self.pruned
 
     @property
     def silent(self) -> bool:

@@ -18,7 +18,7 @@ from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.mechanics.subspace.noise_level import significant_bits
 from gradleak.models import Subject
 
-DepartureOf = Callable[[str], float]
+MismatchOf = Callable[[str], float]
 """Relative distance of a client's inputs from the probe's, by path of the module that reads them."""
 
 _ROWS, _LENGTH = 16, 4
@@ -26,7 +26,7 @@ _FORMATS: Mapping[int, torch.dtype] = {8: torch.bfloat16, 11: torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Departure:
+class ActivationMismatch:
     """How far the inputs of the client's layers are from those of the probe.
 
     Attributes:

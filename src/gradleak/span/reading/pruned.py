@@ -15,14 +15,14 @@ from gradleak.mechanics.embeddings.rows import EmbeddingChannel
 from gradleak.mechanics.subspace.completion import determinable, determined
 from gradleak.mechanics.subspace.subspace import Subspace
 from gradleak.models import LinearMap
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.evidence import AttackInput
+from gradleak.span.reading.observed_layer import ObservedLayer
 
 _INPUT_ROUNDING = 2.0**-22
 """Relative rounding of an input, below which a direction of many inputs is none."""
 
 
-def framed(case: SpanCase, first: Reader) -> Reader:
+def space_of_known_tokens(case: AttackInput, first: ObservedLayer) -> ObservedLayer:
     """The first reader, or one of the space that all known tokens span where its own space is not determined.
 
     Tokens whose rows were left out altogether are not in it: records that hold them cannot be found whole.
@@ -55,7 +55,7 @@ def _spanned(rows: Tensor) -> Tensor:
     return vectors[:, values > len(unit) * _INPUT_ROUNDING**2]
 
 
-def too_few(case: SpanCase, maps: tuple[LinearMap, ...]) -> str:
+def undetermined_reason(case: AttackInput, maps: tuple[LinearMap, ...]) -> str:
     """What the survivors of a pruned gradient determine, in words; empty where nothing was pruned."""
     shared = [m.as_matrix(case.update[m.weight]).T for m in maps if m.weight in case.update]
     if not case.pruned or not shared:

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock, Status
 from gradleak.span.candidates.membership import nearest_pairs
-from gradleak.span.language.prior import Uniform
+from gradleak.span.language.language_model import Uniform
 from gradleak.span.likelihood.confidence import token_confidence
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood, gradient_likelihoods
 from gradleak.span.likelihood.marginal import Evidence, Signal
-from gradleak.span.likelihood.reading import Preference, preferences
 from gradleak.span.noise.decoder_search import measured_noise
-from gradleak.span.noise.embedding_evidence import Tabled
+from gradleak.span.noise.embedding_evidence import EmbeddingEvidence
 from gradleak.span.outcome.outcome import Outcome
-from gradleak.span.reading.evidence import SpanCase
-from gradleak.span.reading.readers import Reader
-from gradleak.span.with_prior.posterior import Answer, Ids, Question, likeliest
+from gradleak.span.reading.evidence import AttackInput
+from gradleak.span.reading.observed_layer import ObservedLayer
+from gradleak.span.with_prior.posterior import Ids, Problem, Solution, maximize_posterior
 
 _BLOCKS = 2
 _PLACES = 2
@@ -36,8 +36,10 @@ _EACH = 96
 Records = Sequence[Int64[Tensor, " length"]]
 
 
-def weighed(case: SpanCase, first: Reader, pool: Records, rng: torch.Generator, clock: Clock) -> Outcome | None:
-    """Records that update and ``case.prior`` together make likeliest, with what each alone says.
+def search_with_prior(
+    case: AttackInput, first: ObservedLayer, pool: Records, rng: torch.Generator, clock: Clock
+) -> Outcome | None:
+    """Records that update and ``case.prior`` together make maximize_posterior, with what each alone says.
 
     Args:
         pool: records that a search without a prior came upon, to start from.
@@ -49,15 +51,15 @@ def weighed(case: SpanCase, first: Reader, pool: Records, rng: torch.Generator, 
     if case.prior is None or case.batch_size is None or case.seq_len is None:
         return None
     std = measured_noise(case.readable, case.noise_std)
-    reading = Preference.of(case.readable, case.subject.anatomy.first_maps(), std)
-    behind = preferences(case.readable, case.model, std, blocks=_BLOCKS)
+    reading = GradientLikelihood.of(case.readable, case.subject.anatomy.first_maps(), std)
+    behind = gradient_likelihoods(case.readable, case.model, std, blocks=_BLOCKS)
     if reading is None or not behind or case.batch_size * case.seq_len >= first.space.features:
         return None
     evidence = Evidence(signals=tuple(map(Signal.of, (reading, *behind))), model=case.model)
     if not any(signal.directions.numel() for signal in evidence.signals):
         return None
-    told = Tabled.of(case.readable, case.subject.anatomy, positions=case.seq_len)
-    question = Question(
+    told = EmbeddingEvidence.of(case.readable, case.subject.anatomy, positions=case.seq_len)
+    problem = Problem(
         evidence=evidence,
         prior=case.prior,
         options=_options(case, first, reading, told, pool, rng),
@@ -66,22 +68,27 @@ def weighed(case: SpanCase, first: Reader, pool: Records, rng: torch.Generator, 
         lengths=_lengths(case),
     )
     uniform = Uniform(vocab_size=case.model.vocab_size)
-    alone = _answer(replace(question, prior=uniform), pool, clock)
+    alone = _answer(replace(problem, prior=uniform), pool, clock)
     if case.prior == uniform:
-        both, guess = alone, Answer(records=(), log_evidence=0.0, log_prior=0.0, finished=True)
+        both, guess = alone, Solution(records=(), log_evidence=0.0, log_prior=0.0, finished=True)
     else:
-        both = _answer(question, alone.records, clock)
-        guess = likeliest(question.withheld(case.seq_len), clock)
+        both = _answer(problem, alone.records, clock)
+        guess = maximize_posterior(problem.withheld(case.seq_len), clock)
     return _outcome(case, both, alone, guess, token_confidence(both.records, behind[:_PLACES], case.model, rng))
 
 
-def _lengths(case: SpanCase) -> tuple[int, ...] | None:
+def _lengths(case: AttackInput) -> tuple[int, ...] | None:
     mask = case.view.get("mask")
     return None if mask is None else tuple(mask.sum(dim=1).tolist())
 
 
 def _options(
-    case: SpanCase, first: Reader, reading: Preference, told: Tabled | None, pool: Records, rng: torch.Generator
+    case: AttackInput,
+    first: ObservedLayer,
+    reading: GradientLikelihood,
+    told: EmbeddingEvidence | None,
+    pool: Records,
+    rng: torch.Generator,
 ) -> tuple[Int64[Tensor, " tokens"], ...]:
     """Per position what the tables show, or else the pairs that the first attention prefers and whatever was proposed before."""
     positions = int(case.seq_len or 0)
@@ -101,23 +108,23 @@ def _options(
     return tuple(torch.cat((each, proposed)).unique() for each in here)
 
 
-def _answer(question: Question, pool: Records, clock: Clock) -> Answer:
+def _answer(problem: Problem, pool: Records, clock: Clock) -> Solution:
     """The likelier of two ascents: from the records that explain most, and from nothing."""
-    start = _chosen(question, [tuple(ids.tolist()) for ids in pool])
-    found = [likeliest(question, clock, start=start)] if start else []
+    start = _chosen(problem, [tuple(ids.tolist()) for ids in pool])
+    found = [maximize_posterior(problem, clock, start=start)] if start else []
     if not clock.spent() or not found:
-        found.append(likeliest(question, clock))
+        found.append(maximize_posterior(problem, clock))
     return max(found, key=lambda one: one.log_evidence + one.log_prior)
 
 
-def _chosen(question: Question, pool: Sequence[Ids]) -> list[Ids]:
+def _chosen(problem: Problem, pool: Sequence[Ids]) -> list[Ids]:
     """As many as there are records; each in turn adds most to those before it."""
-    assert question.evidence is not None
+    assert problem.evidence is not None
     left, chosen = list(dict.fromkeys(pool)), list[Ids]()
-    rows = {ids: [seen[0] for seen in question.evidence.rows(question.tensor([ids]))] for ids in left}
-    cost = {ids: float(question.prior.each(question.tensor([ids])).sum()) for ids in left}
-    while left and len(chosen) < question.records:
-        given = question.evidence.given([rows[ids] for ids in chosen])
+    rows = {ids: [seen[0] for seen in problem.evidence.rows(problem.tensor([ids]))] for ids in left}
+    cost = {ids: float(problem.prior.each(problem.tensor([ids])).sum()) for ids in left}
+    while left and len(chosen) < problem.records:
+        given = problem.evidence.given([rows[ids] for ids in chosen])
         value = {
             ids: cost[ids]
             + sum(float(place.score(seen.unsqueeze(0))) for place, seen in zip(given, rows[ids], strict=True))
@@ -128,7 +135,7 @@ def _chosen(question: Question, pool: Sequence[Ids]) -> list[Ids]:
     return chosen
 
 
-def _outcome(case: SpanCase, both: Answer, alone: Answer, guess: Answer, sure: tuple[Tensor, ...]) -> Outcome:
+def _outcome(case: AttackInput, both: Solution, alone: Solution, guess: Solution, sure: tuple[Tensor, ...]) -> Outcome:
     count = sum(len(ids) for ids in both.records)
     owed, guessed = count - agreeing(both.records, alone.records), agreeing(both.records, guess.records)
     finished = both.finished and alone.finished and guess.finished
@@ -140,7 +147,7 @@ def _outcome(case: SpanCase, both: Answer, alone: Answer, guess: Answer, sure: t
         "each token is, is told by the update alone, and not calibrated for what a prior proposes",
         statistics={
             "proposed_tokens": float(count),
-            "owed_to_prior": float(owed),
+            "tokens_due_to_prior": float(owed),
             "said_by_prior_alone": float(guessed),
             "log_evidence": both.log_evidence,
             "log_prior": both.log_prior,

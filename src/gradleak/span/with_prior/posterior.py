@@ -13,9 +13,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.core.attack import Clock
-from gradleak.span.decoder.token_cache import Kept
-from gradleak.span.language.prior import LanguagePrior
-from gradleak.span.likelihood.marginal import Evidence, Given
+from gradleak.span.decoder.token_cache import TokenCache
+from gradleak.span.language.language_model import LanguageModel
+from gradleak.span.likelihood.marginal import Conditioned, Evidence
 
 _BEAM = 8
 """Prefixes of one record that are followed."""
@@ -30,7 +30,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class Problem:
     """What is sought.
 
     Attributes:
@@ -42,7 +42,7 @@ class Question:
     """
 
     evidence: Evidence | None
-    prior: LanguagePrior
+    prior: LanguageModel
     options: tuple[Int64[Tensor, " tokens"], ...]
     closed: bool
     records: int
@@ -52,7 +52,7 @@ class Question:
         """Token ids where the options are."""
         return self.options[0].new_tensor(ids)
 
-    def withheld(self, length: int) -> Question:
+    def withheld(self, length: int) -> Problem:
         """The same without anything that the update told, its options included. Without evidence no length is likelier than one token, so
         records get a given one."""
         nothing = (self.options[0][:0],) * len(self.options)
@@ -61,7 +61,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class Solution:
     """Records, and the logarithms that speak for them, in nats; finished: False if the clock ran out first."""
 
     records: tuple[Int64[Tensor, " length"], ...]
@@ -70,9 +70,9 @@ class Answer:
     finished: bool
 
 
-def likeliest(question: Question, clock: Clock, *, start: Sequence[Ids] = ()) -> Answer:
+def maximize_posterior(problem: Problem, clock: Clock, *, start: Sequence[Ids] = ()) -> Solution:
     """Ascent from nothing or from ``start``: at most ``records`` records of which none is empty."""
-    return _Ascent.begun(question, clock, start).climb()
+    return _Ascent.begun(problem, clock, start).climb()
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class _Record:
 
 
 @dataclass(frozen=True, slots=True)
-class _Front:
+class _Beam:
     """Prefixes of one record, the sum of both logarithms for each, and orthonormal rows of each at every place."""
 
     ids: Int64[Tensor, "prefixes length"]
@@ -90,10 +90,10 @@ class _Front:
     own: list[Tensor]
 
     @staticmethod
-    def empty(given: Sequence[Given], device: torch.device) -> _Front:
+    def empty(given: Sequence[Conditioned], device: torch.device) -> _Beam:
         own = [each.frame.new_zeros(1, 0, each.frame.shape[0]) for each in given]
         none = torch.empty(1, 0, dtype=torch.int64, device=device)
-        return _Front(none, torch.zeros(1, dtype=torch.float64, device=device), own)
+        return _Beam(none, torch.zeros(1, dtype=torch.float64, device=device), own)
 
 
 @dataclass(slots=True)
@@ -106,30 +106,30 @@ class _Ascent:
         changes: how often a record changed; ``seen``: that number when a step last looked at a record, in vain since if it still stands.
     """
 
-    question: Question
+    problem: Problem
     clock: Clock
     state: list[_Record]
-    kept: Kept | None = None
+    kept: TokenCache | None = None
     near: int = 0
     far: Evidence | None = None
     changes: int = 0
     seen: dict[tuple[str, int], int] = field(default_factory=dict)
 
     @staticmethod
-    def begun(question: Question, clock: Clock, start: Sequence[Ids]) -> _Ascent:
-        evidence = question.evidence
-        given = [_Record(ids, _rows(evidence, ids)) for ids in start[: question.records] if ids]
-        more = [_Record(rows=_rows(evidence, ())) for _ in range(question.records - len(given))]
-        begun = _Ascent(question, clock, given + more, far=evidence)
+    def begun(problem: Problem, clock: Clock, start: Sequence[Ids]) -> _Ascent:
+        evidence = problem.evidence
+        given = [_Record(ids, _rows(evidence, ids)) for ids in start[: problem.records] if ids]
+        more = [_Record(rows=_rows(evidence, ())) for _ in range(problem.records - len(given))]
+        begun = _Ascent(problem, clock, given + more, far=evidence)
         if evidence is not None:
-            tokens = torch.cat([*question.options, *(question.tensor(ids) for ids in start if ids)]).unique().tolist()
+            tokens = torch.cat([*problem.options, *(problem.tensor(ids) for ids in start if ids)]).unique().tolist()
             paths = [signal.path for signal in evidence.signals]
-            begun.kept = Kept.of(evidence.model, paths, tokens, len(question.options)) if tokens else None
+            begun.kept = TokenCache.of(evidence.model, paths, tokens, len(problem.options)) if tokens else None
             begun.near = 0 if begun.kept is None else len(begun.kept.paths)
             begun.far = evidence.split(begun.near)[1]
         return begun
 
-    def climb(self) -> Answer:
+    def climb(self) -> Solution:
         finished = False
         for number in range(_ROUNDS):
             before = self.changes
@@ -146,26 +146,26 @@ class _Ascent:
                 break
         return self._answer(finished=finished)
 
-    def _answer(self, *, finished: bool) -> Answer:
+    def _answer(self, *, finished: bool) -> Solution:
         kept = [record for record in self.state if record.ids]
-        evidence, prior = self.question.evidence, self.question.prior
-        return Answer(
-            records=tuple(self.question.tensor(record.ids) for record in kept),
+        evidence, prior = self.problem.evidence, self.problem.prior
+        return Solution(
+            records=tuple(self.problem.tensor(record.ids) for record in kept),
             log_evidence=evidence.together([record.rows for record in kept]) if evidence and kept else 0.0,
-            log_prior=sum(float(prior.each(self.question.tensor([record.ids])).sum()) for record in kept),
+            log_prior=sum(float(prior.each(self.problem.tensor([record.ids])).sum()) for record in kept),
             finished=finished,
         )
 
-    def _given(self, i: int) -> tuple[Given, ...]:
+    def _given(self, i: int) -> tuple[Conditioned, ...]:
         others = [record.rows for j, record in enumerate(self.state) if j != i]
-        return () if self.question.evidence is None else self.question.evidence.given(others)
+        return () if self.problem.evidence is None else self.problem.evidence.given(others)
 
     def _options(self, prefixes: Int64[Tensor, "prefixes before"]) -> Int64[Tensor, " options"]:
         """Of the update at this position, and the likeliest continuations of each prefix."""
-        own = self.question.options[prefixes.shape[1]]
-        if self.question.closed:
+        own = self.problem.options[prefixes.shape[1]]
+        if self.problem.closed:
             return own
-        likely = self.question.prior.following(prefixes)
+        likely = self.problem.prior.following(prefixes)
         # Where all are alike none is likely.
         likely = likely[likely.amax(1) > likely.amin(1)]
         return torch.cat((own, likely.topk(_FROM_PRIOR, dim=1).indices.flatten())).unique() if len(likely) else own
@@ -173,10 +173,10 @@ class _Ascent:
     def _regrown(self, i: int) -> None:
         """The record grown anew, if that is better."""
         given = self._given(i)
-        fixed = None if self.question.lengths is None else self.question.lengths[i]
-        front = _Front.empty(given, self.question.options[0].device)
+        fixed = None if self.problem.lengths is None else self.problem.lengths[i]
+        front = _Beam.empty(given, self.problem.options[0].device)
         best, highest = front.ids[0], -torch.inf
-        for p in range(fixed or len(self.question.options)):
+        for p in range(fixed or len(self.problem.options)):
             options = self._options(front.ids)
             if not len(options):
                 break
@@ -186,9 +186,9 @@ class _Ascent:
         if len(best):
             self._take(i, given, [tuple(best.tolist())])
 
-    def _grown(self, front: _Front, options: Int64[Tensor, " options"], given: Sequence[Given]) -> _Front:
+    def _grown(self, front: _Beam, options: Int64[Tensor, " options"], given: Sequence[Conditioned]) -> _Beam:
         """The best prefixes one token longer: all are weighed by the near places, the best of these by the others, too."""
-        total = front.value.unsqueeze(1) + self.question.prior.following(front.ids)[:, options]
+        total = front.value.unsqueeze(1) + self.problem.prior.following(front.ids)[:, options]
         shape, units = total.shape, []
         if self.kept is not None:
             near = self.kept.extend(self.kept.numbers(front.ids), self.kept.numbers(options))
@@ -211,23 +211,23 @@ class _Ascent:
             torch.cat((before[parents[best]], unit[best].unsqueeze(1)), dim=1)
             for before, unit in zip(front.own, units, strict=True)
         ]
-        return _Front(ids[best], value, own)
+        return _Beam(ids[best], value, own)
 
     def _exchanged(self, i: int) -> None:
         """The record with single tokens exchanged or its end cut, if that is better."""
         given = self._given(i)
         for p in range(len(self.state[i].ids)):
             ids = self.state[i].ids
-            options = self._options(self.question.tensor([ids[:p]]).reshape(1, p))
-            trials = self.question.tensor(ids).repeat(len(options), 1)
+            options = self._options(self.problem.tensor([ids[:p]]).reshape(1, p))
+            trials = self.problem.tensor(ids).repeat(len(options), 1)
             trials[:, p] = options
             self._take(i, given, [tuple(each) for each in self._plausible(trials, given).tolist()])
-        if self.question.lengths is None:
+        if self.problem.lengths is None:
             ids = self.state[i].ids
             self._take(i, given, [ids[:end] for end in range(1, len(ids))])
 
     def _plausible(
-        self, trials: Int64[Tensor, "trials length"], given: Sequence[Given]
+        self, trials: Int64[Tensor, "trials length"], given: Sequence[Conditioned]
     ) -> Int64[Tensor, "some length"]:
         """The best of these by the near places."""
         if self.kept is None or self.far is None or not self.far.signals or len(trials) <= _CLOSER:
@@ -235,15 +235,15 @@ class _Ascent:
         near = self.kept.rows(self.kept.numbers(trials))
         return trials[self._value(given[: self.near], trials, near).topk(_CLOSER).indices]
 
-    def _take(self, i: int, given: Sequence[Given], proposals: Sequence[Ids]) -> None:
+    def _take(self, i: int, given: Sequence[Conditioned], proposals: Sequence[Ids]) -> None:
         """Puts the best of these in the place of the record, if it is better."""
         now = self.state[i]
         value = -torch.inf
         if now.ids:
-            value = float(self._value(given, self.question.tensor([now.ids]), [rows.unsqueeze(0) for rows in now.rows]))
+            value = float(self._value(given, self.problem.tensor([now.ids]), [rows.unsqueeze(0) for rows in now.rows]))
         for length in sorted({len(ids) for ids in proposals}):
-            ids = self.question.tensor([each for each in dict.fromkeys(proposals) if len(each) == length])
-            rows = [] if self.question.evidence is None else self.question.evidence.rows(ids)
+            ids = self.problem.tensor([each for each in dict.fromkeys(proposals) if len(each) == length])
+            rows = [] if self.problem.evidence is None else self.problem.evidence.rows(ids)
             values = self._value(given, ids, rows)
             at = int(values.argmax())
             if float(values[at]) > value + _GAIN:
@@ -252,9 +252,9 @@ class _Ascent:
                 self.state[i] = _Record(tuple(ids[at].tolist()), [each[at] for each in rows])
 
     def _value(
-        self, given: Sequence[Given], ids: Int64[Tensor, "sentences length"], rows: Sequence[Tensor]
+        self, given: Sequence[Conditioned], ids: Int64[Tensor, "sentences length"], rows: Sequence[Tensor]
     ) -> Float[Tensor, " sentences"]:
-        value = self.question.prior.each(ids).sum(1)
+        value = self.problem.prior.each(ids).sum(1)
         for place, seen in zip(given, rows, strict=True):
             value = value + place.score(seen)
         return value

@@ -26,7 +26,7 @@ from torch import Tensor
 from gradleak.core.batch import Batch, soft_labels
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.factored import simulate_gradients
-from gradleak.mechanics.client.outer_products import OuterSum, Simulated
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Simulated
 from gradleak.mechanics.derivatives.normal_product import NormalProduct
 from gradleak.mechanics.derivatives.quadrature import Spectrum, signs, spectrum
 from gradleak.models import Subject
@@ -171,7 +171,7 @@ def _in_units(made: Simulated, noise_std: Mapping[str, float]) -> Simulated:
     norms = {name: float(part.square().detach().sum()) ** 0.5 for name, part in made.items()}
     kept = [n for n, norm in norms.items() if norm > _NEGLIGIBLE * max(norms.values())]
     return {
-        n: p.scaled(1 / noise_std[n]) if isinstance(p, OuterSum) else p / noise_std[n]
+        n: p.scaled(1 / noise_std[n]) if isinstance(p, FactoredMatrix) else p / noise_std[n]
         for n, p in made.items()
         if n in kept
     }

@@ -24,7 +24,7 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.subspace import column_space
 from gradleak.models import Subject
 from gradleak.span.candidates.membership import find_candidates
-from gradleak.span.reading.readers import Reader
+from gradleak.span.reading.observed_layer import ObservedLayer
 from gradleak.theory.identifiability.gradient_flow import Flow
 
 _AFFORDED = 8e7
@@ -82,7 +82,7 @@ def first_test(
         rng = torch.Generator().manual_seed(seed + number)
         released = [_released(g, std, dtype, rng) for g, std in zip(signals, noise_std, strict=True)]
         space = column_space(released, noise_std=noise_std, summands=int(batch.mask.sum()))
-        bag = _bag(Reader(path=path, space=space, weights=()), subject, batch.inputs.shape[1], rng)
+        bag = _bag(ObservedLayer(path=path, space=space, weights=()), subject, batch.inputs.shape[1], rng)
         hits = int(torch.isin(truth, bag).sum())
         recalls.append(hits / len(truth))
         false += (len(bag) - hits) / draws
@@ -97,7 +97,7 @@ def _released(gradient: Tensor, std: float, dtype: torch.dtype, rng: torch.Gener
     return (gradient + noise).to(dtype).float()
 
 
-def _bag(reader: Reader, subject: Subject, positions: int, rng: torch.Generator) -> Tensor:
+def _bag(reader: ObservedLayer, subject: Subject, positions: int, rng: torch.Generator) -> Tensor:
     try:
         return find_candidates(reader, Model(subject=subject), positions=positions, rng=rng).bag()
     except NotApplicableError:

@@ -25,7 +25,7 @@ _PROBE = "The river rises every spring, 12 miles from here."
 _LONGEST = 100_000
 
 
-class LanguagePrior(Protocol):
+class LanguageModel(Protocol):
     """Probabilities of token sequences, in nats."""
 
     def following(self, ids: Int64[Tensor, "sentences length"]) -> Float[Tensor, "sentences vocab"]:
@@ -104,7 +104,7 @@ def check_prior(name: str) -> str:
     )
 
 
-def load_prior(name: str, subject: Subject) -> LanguagePrior:
+def load_prior(name: str, subject: Subject) -> LanguageModel:
     """The prior of that name over the vocabulary of ``subject``.
 
     Args:

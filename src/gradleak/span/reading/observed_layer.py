@@ -22,7 +22,7 @@ from gradleak.mechanics.subspace.noise_level import Noise
 from gradleak.mechanics.subspace.null_laws import Null, fit_null, log_odds
 from gradleak.mechanics.subspace.subspace import Subspace, column_space
 from gradleak.models import Anatomy, LinearMap
-from gradleak.span.reading.model_mismatch import DepartureOf
+from gradleak.span.reading.model_mismatch import MismatchOf
 
 FALSE_ALARM_RATE = 1e-3
 """Probability that one whole family of tests accepts any non-member (Bonferroni within the family)."""
@@ -40,7 +40,7 @@ def _nowhere(_path: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reader:
+class ObservedLayer:
     """A place in the model whose input was recorded in the update.
 
     Attributes:
@@ -65,16 +65,16 @@ class Reader:
         return f" Adapters show {self.most} inputs at most, and all are in use: adapter_bag weighs the tokens of larger batches."
 
 
-def make_reader(
+def observe_layer(
     update: Mapping[str, Tensor],
     maps: Sequence[LinearMap],
     model: Model,
     *,
     noise_std: NoiseOf,
     summands: int,
-    departure: DepartureOf = _nowhere,
+    mismatch: MismatchOf = _nowhere,
     expected_rank: int = 0,
-) -> Reader | None:
+) -> ObservedLayer | None:
     """The reader of the input that ``maps`` share: from their own gradients, or else from those of adapters on them.
 
     Returns:
@@ -90,9 +90,9 @@ def make_reader(
         pruned = any(is_pruned(gradient) for gradient in gradients)
         if pruned:
             space = completed_space(gradients, space, summands=summands, expected_rank=expected_rank)
-        return Reader(
+        return ObservedLayer(
             path=path,
-            space=space.parted(departure(path)),
+            space=space.with_mismatch(mismatch(path)),
             weights=tuple(m.weight for m in shared),
             left_out=pruned and not determined(space),
         )
@@ -102,20 +102,20 @@ def make_reader(
         return None
     space, weights = found
     most = sum(min(update[name].shape) for name in weights)
-    return Reader(path=path, space=space.parted(departure(path)), weights=weights, most=most)
+    return ObservedLayer(path=path, space=space.with_mismatch(mismatch(path)), weights=weights, most=most)
 
 
-def first_reader(
+def first_layer(
     update: Mapping[str, Tensor],
     model: Model,
     *,
     noise_std: NoiseOf,
     summands: int,
-    departure: DepartureOf = _nowhere,
-) -> Reader:
+    mismatch: MismatchOf = _nowhere,
+) -> ObservedLayer:
     """The reader of the first attention's input. Raises ``NotApplicableError`` naming what the update lacks."""
     maps = model.subject.anatomy.first_maps()
-    reader = make_reader(update, maps, model, noise_std=noise_std, summands=summands, departure=departure)
+    reader = observe_layer(update, maps, model, noise_std=noise_std, summands=summands, mismatch=mismatch)
     if reader is not None:
         return reader
     adapters = model.subject.anatomy.adapters_of(maps)
@@ -132,7 +132,7 @@ def first_reader(
     )
 
 
-def hides_first(anatomy: Anatomy, first: Reader) -> bool:
+def hides_first_position(anatomy: Anatomy, first: ObservedLayer) -> bool:
     """Whether only queries were shared, which never show the first position: over one key the softmax has no derivative."""
     block = anatomy.blocks[0]
     if anatomy.entrance or block.fused:
@@ -142,28 +142,28 @@ def hides_first(anatomy: Anatomy, first: Reader) -> bool:
     return set(first.weights) <= {queries[0].weight, *factors}
 
 
-def context_readers(
+def context_layers(
     update: Mapping[str, Tensor],
     model: Model,
     *,
     noise_std: NoiseOf,
     summands: int,
-    departure: DepartureOf = _nowhere,
+    mismatch: MismatchOf = _nowhere,
     expected_rank: int = 0,
     at_most: int = 2,
-) -> tuple[Reader, ...]:
+) -> tuple[ObservedLayer, ...]:
     """The first readers behind the first attention whose input depends on the other tokens and is not full rank."""
     few = torch.arange(min(4, model.vocab_size))
-    found: list[Reader] = []
+    found: list[ObservedLayer] = []
     undetermined = 0
     for maps in model.subject.anatomy.maps_behind():
-        reader = make_reader(
+        reader = observe_layer(
             update,
             maps,
             model,
             noise_std=noise_std,
             summands=summands,
-            departure=departure,
+            mismatch=mismatch,
             expected_rank=expected_rank,
         )
         if reader is None or reader.space.rank >= reader.space.features:
@@ -205,7 +205,9 @@ class Calibration:
     typical: tuple[float, ...]
 
 
-def calibrate(readers: Sequence[Reader], null_vectors: Sequence[Float[Tensor, "samples features"]]) -> Calibration:
+def calibrate(
+    readers: Sequence[ObservedLayer], null_vectors: Sequence[Float[Tensor, "samples features"]]
+) -> Calibration:
     """Reads the calibration off inputs that are almost surely no members."""
     return Calibration(
         nulls=tuple(fit_null(r.space.residual(z)) for r, z in zip(readers, null_vectors, strict=True)),
@@ -214,7 +216,7 @@ def calibrate(readers: Sequence[Reader], null_vectors: Sequence[Float[Tensor, "s
 
 
 def judge_rows(
-    readers: Sequence[Reader],
+    readers: Sequence[ObservedLayer],
     vectors: Sequence[Float[Tensor, "rows features"]],
     calibration: Calibration,
     *,

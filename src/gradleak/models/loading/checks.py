@@ -12,9 +12,9 @@ from gradleak.core.update import all_finite
 from gradleak.models.anatomy import Anatomy, LinearMap
 from gradleak.models.calling import run_module
 from gradleak.models.extent import Extent
-from gradleak.models.quiet import one_line, quiet
 from gradleak.models.reading.anatomy_reader import read_anatomy
 from gradleak.models.running.attention import sample_inputs
+from gradleak.models.silence import one_line, quiet
 from gradleak.models.subject import Loss, Subject
 from gradleak.models.tokenizer import Tokenizer
 

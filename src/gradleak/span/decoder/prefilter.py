@@ -16,46 +16,46 @@ from torch import Tensor
 from gradleak.mechanics.probing.heads import Heads
 from gradleak.mechanics.probing.probe import chunks
 from gradleak.mechanics.subspace.null_laws import log_odds
-from gradleak.span.decoder.projections import Reading
+from gradleak.span.decoder.projections import Projection
 
 _MISSED = 1e-6
 """Chance that a continuation half way between members and others is excluded; members are far less likely to be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Screen:
-    """The readings by a few of their columns.
+class Prefilter:
+    """The projections by a few of their columns.
 
     Attributes:
-        readings: the same tests by fewer columns; ``columns``: those of all of them, side by side.
+        projections: the same tests by fewer columns; ``columns``: those of all of them, side by side.
         errors: factors by which they overstate a residual with probability ``_MISSED``: outside and length are both known from
             k columns, and the ratio of their squares is F-distributed with (k, k) degrees of freedom.
     """
 
-    readings: tuple[Reading, ...]
+    projections: tuple[Projection, ...]
     columns: Float[Tensor, "width columns"]
     errors: tuple[float, ...]
 
     @staticmethod
-    def of(readings: Sequence[Reading], rng: torch.Generator) -> Screen:
-        rough = tuple(reading.rough(rng) for reading in readings)
-        degrees = [(reading.widths[0], reading.widths[2]) for reading in rough]
-        return Screen(
-            readings=rough,
-            columns=torch.cat([reading.columns for reading in rough], dim=1),
+    def of(projections: Sequence[Projection], rng: torch.Generator) -> Prefilter:
+        rough = tuple(projection.rough(rng) for projection in projections)
+        degrees = [(projection.widths[0], projection.widths[2]) for projection in rough]
+        return Prefilter(
+            projections=rough,
+            columns=torch.cat([projection.columns for projection in rough], dim=1),
             errors=tuple(math.sqrt(float(ratio_of_variances.isf(_MISSED, *each))) for each in degrees),
         )
 
-    def since(self, start: int) -> Screen:
+    def since(self, start: int) -> Prefilter:
         """The same where sequences begin at position ``start``."""
-        return replace(self, readings=tuple(reading.since(start) for reading in self.readings))
+        return replace(self, projections=tuple(projection.since(start) for projection in self.projections))
 
     def excludes(self, cuts: Mapping[int, float], usual: Mapping[int, float]) -> bool:
-        """Whether a usual wrong continuation is excluded, given its residual in each reading and the null's cut there."""
+        """Whether a usual wrong continuation is excluded, given its residual in each projection and the null's cut there."""
         odds = 0.0
         for i, cut in cuts.items():
-            space = self.readings[i].space
-            member = space.typical if self.readings[i].widths[1] else space.worst
+            space = self.projections[i].space
+            member = space.typical if self.projections[i].widths[1] else space.worst
             odds += math.log(usual[i] / (self.errors[i] * math.sqrt(min(member, cut) * cut)))
         return odds > 0
 
@@ -65,19 +65,19 @@ class Screen:
         """Which of the first ``count`` candidates may pass behind each prefix.
 
         Args:
-            cuts: for each reading that decides, the null's cut.
+            cuts: for each projection that decides, the null's cut.
         """
         rows, before = torch.arange(count, device=prefixes.device), prefixes.shape[1]
-        widths = [reading.columns.shape[1] for reading in self.readings]
+        widths = [projection.columns.shape[1] for projection in self.projections]
         kept = []
         for part in chunks(len(prefixes), 2 * count * heads.query.shape[2] * (before + 1)):
             made = heads.project(prefixes[part], rows, self.columns).split(widths, dim=-1)
             evidence = made[0].new_zeros(made[0].shape[:2], dtype=torch.float64)
             for i, cut in cuts.items():
-                reading = self.readings[i]
-                stream = 0.0 if reading.base is None else reading.base[rows, before]
-                residual, expected = reading.read(made[i] + stream)
-                expected = expected if reading.widths[1] else expected.new_tensor(reading.space.worst)
+                projection = self.projections[i]
+                stream = 0.0 if projection.base is None else projection.base[rows, before]
+                residual, expected = projection.read(made[i] + stream)
+                expected = expected if projection.widths[1] else expected.new_tensor(projection.space.worst)
                 evidence += log_odds(residual, expected, null_cut=cut) - math.log(self.errors[i])
             kept.append(evidence < 0)
         return torch.cat(kept)

@@ -88,7 +88,7 @@ def claimed(found: Reconstruction) -> dict[str, float] | None:
     }
 
 
-def attempt(
+def run_cell(
     attack: Attack,
     observation: Observation,
     batch: Batch,

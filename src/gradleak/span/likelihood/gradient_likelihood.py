@@ -21,7 +21,7 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
 from gradleak.mechanics.subspace.noise_level import whiten
 from gradleak.models import LinearMap
-from gradleak.span.reading.readers import NoiseOf
+from gradleak.span.reading.observed_layer import NoiseOf
 
 _FLOATS_EACH = 12
 _ROUNDS = 8
@@ -30,7 +30,7 @@ _ENOUGH = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Preference:
+class GradientLikelihood:
     """One layer's preference.
 
     Attributes:
@@ -44,7 +44,7 @@ class Preference:
     root: Float[Tensor, "features features"]
 
     @staticmethod
-    def of(update: Mapping[str, Tensor], maps: Sequence[LinearMap], noise_std: NoiseOf) -> Preference | None:
+    def of(update: Mapping[str, Tensor], maps: Sequence[LinearMap], noise_std: NoiseOf) -> GradientLikelihood | None:
         """None if the update holds no gradient of these maps, or only zeros."""
         shared = [m for m in maps if m.weight in update and bool(update[m.weight].any())]
         if not shared:
@@ -54,7 +54,7 @@ class Preference:
         values, vectors = torch.linalg.eigh(gradient @ gradient.T / gradient.shape[1])
         # Below one lies what noise alone gives.
         root = vectors / values.clamp(min=1.0).sqrt()
-        return Preference(path=shared[0].module, gradient=gradient, root=root.float())
+        return GradientLikelihood(path=shared[0].module, gradient=gradient, root=root.float())
 
     def weigh(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
         """log q(x)."""
@@ -62,20 +62,20 @@ class Preference:
         return 2 * ((x @ self.root.to(x.dtype)).norm(dim=-1) / length).clamp(min=1e-30).log().double()
 
 
-def preferences(
+def gradient_likelihoods(
     update: Mapping[str, Tensor], model: Model, noise_std: NoiseOf, *, blocks: int = 3
-) -> tuple[Preference, ...]:
+) -> tuple[GradientLikelihood, ...]:
     """Of every place behind the first attention in the first ``blocks`` blocks; of the last one, its attention's input only."""
-    found: list[Preference | None] = []
+    found: list[GradientLikelihood | None] = []
     for number, block in enumerate(model.subject.anatomy.blocks[:blocks]):
         groups = (block.attention_inputs, (block.attention_output,), block.mlp_inputs)
         first, last = 1 if number == 0 else 0, 1 if number == blocks - 1 else 3
-        found += [Preference.of(update, maps, noise_std) for maps in groups[first:last]]
+        found += [GradientLikelihood.of(update, maps, noise_std) for maps in groups[first:last]]
     return tuple(preference for preference in found if preference is not None)
 
 
 def weigh_rows(
-    preferred: Sequence[Preference], model: Model, rows: Int64[Tensor, "rows seq"], clock: Clock
+    preferred: Sequence[GradientLikelihood], model: Model, rows: Int64[Tensor, "rows seq"], clock: Clock
 ) -> Float[Tensor, "rows layers"] | None:
     """log q at the last position of each row, layer by layer; None if the time was spent before the end."""
     width = model.subject.anatomy.hidden_size
