@@ -43,7 +43,7 @@ from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 from gradleak.span.language.language_model import load_prior
-from gradleak.span.with_prior.posterior import Problem
+from gradleak.span.with_prior.posterior import Problem, maximize_posterior
 
 SIZES = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 30522, "initializer_range": 0.05}
 RECORDS, LENGTH, SECONDS = 4, 12, 240.0

@@ -31,7 +31,7 @@ from gradleak.span.language.language_model import Uniform, load_prior
 from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood, gradient_likelihoods
 from gradleak.span.likelihood.marginal import Evidence, Signal
 from gradleak.span.with_prior.attribution import agreeing
-from gradleak.span.with_prior.posterior import Problem
+from gradleak.span.with_prior.posterior import Problem, maximize_posterior
 
 RECORDS, LENGTH = 2, 8
 SETTINGS = {
