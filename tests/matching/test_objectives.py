@@ -8,7 +8,7 @@ import torch
 from gradleak.core.batch import IGNORED, Batch, soft_labels
 from gradleak.matching.objectives import Cosine, Distance, Objective
 from gradleak.mechanics.client.factored import simulate_gradients
-from gradleak.mechanics.client.outer_products import OuterSum
+from gradleak.mechanics.client.outer_products import FactoredMatrix
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
@@ -102,7 +102,7 @@ def test_objective_slope_equals_finite_differences(name: str, objective: Objecti
 @pytest.mark.parametrize("objective", [Distance(), Distance(l1=0.1), Cosine()], ids=["l2", "l2+l1", "cosine"])
 def test_objective_is_the_same_on_factors_and_on_dense_tensors(objective: Objective) -> None:
     rng = torch.Generator().manual_seed(0)
-    factors = OuterSum(left=torch.randn(3, 5, 8, generator=rng), right=torch.randn(3, 5, 6, generator=rng))
+    factors = FactoredMatrix(left=torch.randn(3, 5, 8, generator=rng), right=torch.randn(3, 5, 6, generator=rng))
     bias = torch.randn(3, 8, generator=rng)
     observed = {"w": torch.randn(8, 6, generator=rng), "b": torch.randn(8, generator=rng)}
     torch.testing.assert_close(

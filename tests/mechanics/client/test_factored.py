@@ -9,7 +9,7 @@ import torch
 
 from gradleak.core.batch import IGNORED, Batch, soft_labels
 from gradleak.mechanics.client.factored import simulate_gradients
-from gradleak.mechanics.client.outer_products import OuterSum
+from gradleak.mechanics.client.outer_products import FactoredMatrix
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
 
@@ -61,12 +61,12 @@ def test_factored_gradients_equal_the_clients_for_each_restart(name: str, loss: 
     mask = batch.mask.repeat(2, *[1] * (batch.mask.ndim - 1))
     found = simulate_gradients(subject, names, torch.cat([x + 0.01, x]), torch.cat([y, y]), mask, restarts=2)
     assert found is not None
-    found = {n: part if isinstance(part, OuterSum) else part.detach() for n, part in found.items()}
+    found = {n: part if isinstance(part, FactoredMatrix) else part.detach() for n, part in found.items()}
     replayed = {n: t.detach() for n, t in trainer.replay(x + 0.01, y, batch.mask).items()}
     floor = 1e-6 * update.norm()
     assert all(float(update[n].norm()) <= floor for n in names if n not in found)
     for n, part in found.items():
-        dense = part.dense().detach() if isinstance(part, OuterSum) else part
+        dense = part.dense().detach() if isinstance(part, FactoredMatrix) else part
         assert float((dense[0].reshape(update[n].shape) - replayed[n]).norm()) <= floor, n
         assert float((dense[1].reshape(update[n].shape) - update[n]).norm()) <= floor, n
 

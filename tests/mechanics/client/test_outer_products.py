@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradleak.mechanics.client.outer_products import _BLOCK, OuterSum
+from gradleak.mechanics.client.outer_products import _BLOCK, FactoredMatrix
 
 pytestmark = pytest.mark.oracle
 
@@ -19,7 +19,7 @@ def test_distance_to_a_matrix_of_several_blocks_of_rows_is_that_of_the_dense_res
     target = torch.randn(rows, columns, generator=rng, dtype=torch.float64)
     left[:, :, :10], target[:10] = 0.0, 0.0  # exact zeros of the residual, where |.| has a kink
     left, right = left.requires_grad_(), right.requires_grad_()
-    factored = OuterSum(left=left, right=right).distance(target, l1)
+    factored = FactoredMatrix(left=left, right=right).distance(target, l1)
     residual = left.transpose(1, 2) @ right - target
     dense = residual.square().sum((1, 2)) + l1 * residual.abs().sum((1, 2))
     torch.testing.assert_close(factored, dense)

@@ -16,8 +16,8 @@ from gradleak.mechanics.probing.model import Model
 from gradleak.models import Subject, read_anatomy
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.encoder.attention_equations import Pairs
-from gradleak.span.encoder.sentence_search import Assembled, Assembly
-from gradleak.span.reading.readers import Reader, context_readers, first_reader
+from gradleak.span.encoder.sentence_search import SentenceResult, SentenceSearch
+from gradleak.span.reading.observed_layer import ObservedLayer, context_layers, first_layer
 
 pytestmark = pytest.mark.oracle
 
@@ -39,7 +39,7 @@ def subject_of(kind: str, seed: int) -> Subject:
     return Subject(name=kind, module=module, anatomy=anatomy, tokenizer=None, loss="classification", classes=2)
 
 
-def case(kind: str, seed: int) -> tuple[Subject, Batch, Reader, tuple[Reader, ...], Candidates]:
+def case(kind: str, seed: int) -> tuple[Subject, Batch, ObservedLayer, tuple[ObservedLayer, ...], Candidates]:
     """Every token of the batch is a candidate at every position: the first test tells words, not places."""
     subject, rng = subject_of(kind, seed), derive(seed, kind)
     ids = torch.randint(3, VOCAB, (len(LENGTHS), max(LENGTHS)), generator=rng)
@@ -54,13 +54,13 @@ def case(kind: str, seed: int) -> tuple[Subject, Batch, Reader, tuple[Reader, ..
         null_cut=0.1,
         positional=True,
     )
-    readers = context_readers(update, Model(subject=subject), **EXACT)
-    return subject, batch, first_reader(update, Model(subject=subject), **EXACT), readers, candidates
+    readers = context_layers(update, Model(subject=subject), **EXACT)
+    return subject, batch, first_layer(update, Model(subject=subject), **EXACT), readers, candidates
 
 
-def assembled(kind: str, seed: int) -> tuple[Assembled, Batch]:
+def assembled(kind: str, seed: int) -> tuple[SentenceResult, Batch]:
     subject, batch, first, readers, candidates = case(kind, seed)
-    search = Assembly(
+    search = SentenceSearch(
         candidates=candidates,
         first=first,
         readers=readers,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from gradleak.core.errors import DataError, ModelError
 from gradleak.models import Subject, load_subject
-from gradleak.span.language.prior import CausalModel, Uniform, load_prior
+from gradleak.span.language.language_model import CausalModel, Uniform, load_prior
 
 pytestmark = pytest.mark.oracle
 

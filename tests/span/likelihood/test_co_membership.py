@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradleak.core.rng import derive
-from gradleak.span.likelihood.co_membership import Kin
+from gradleak.span.likelihood.co_membership import SameRecordEvidence
 
 pytestmark = pytest.mark.oracle
 
@@ -21,9 +21,9 @@ def _records(count: int, length: int, width: int, seed: int) -> tuple[torch.Tens
 
 def test_tokens_of_one_record_are_kin_whatever_all_have_in_common() -> None:
     rows, records = _records(40, 4, 64, 0)
-    kin = Kin.of(rows, torch.arange(160), 200)
-    found = kin.weigh(records[:, :2], records[:, 2]).sum(dim=-1)
+    same_record = SameRecordEvidence.of(rows, torch.arange(160), 200)
+    found = same_record.weigh(records[:, :2], records[:, 2]).sum(dim=-1)
     assert torch.equal(found.argmin(dim=1), torch.arange(40))
     assert bool(
-        (kin.weigh(records[:, :2], torch.tensor([199])) == 0).all()
+        (same_record.weigh(records[:, :2], torch.tensor([199])) == 0).all()
     )  # of a token that does not occur nothing is known

@@ -8,7 +8,7 @@ import torch
 from gradleak.core.attack import Status
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
-from gradleak.span.noise.sparse_selection import sparse_members
+from gradleak.span.noise.sparse_selection import omp_select
 from tests.support.span import as_set, attack, make_batch, make_subject
 
 pytestmark = pytest.mark.oracle
@@ -32,26 +32,26 @@ def planted(strength: float, *, parallel: bool, trial: int) -> tuple[torch.Tenso
 @pytest.mark.parametrize("trial", range(3))
 def test_finds_every_planted_member_and_no_other(parallel: bool, trial: int) -> None:
     x, gradient = planted(4.0, parallel=parallel, trial=trial)
-    assert set(sparse_members(x, gradient, false_alarms=RATE).tolist()) == set(range(TOKENS))
+    assert set(omp_select(x, gradient, false_alarms=RATE).tolist()) == set(range(TOKENS))
 
 
 def test_directions_drown_where_tokens_do_not() -> None:
     x, gradient = planted(4.0, parallel=True, trial=0)
     above = torch.linalg.svdvals(gradient) > FEATURES**0.5 + COLUMNS**0.5
     assert int(above.sum()) < TOKENS
-    assert len(sparse_members(x, gradient, false_alarms=RATE)) == TOKENS
+    assert len(omp_select(x, gradient, false_alarms=RATE)) == TOKENS
 
 
 def test_a_candidate_that_is_zero_is_no_member() -> None:
     x, gradient = planted(4.0, parallel=False, trial=0)
     x[TOKENS] = 0.0
-    assert set(sparse_members(x, gradient, false_alarms=RATE).tolist()) == set(range(TOKENS))
+    assert set(omp_select(x, gradient, false_alarms=RATE).tolist()) == set(range(TOKENS))
 
 
 @pytest.mark.parametrize("trial", range(5))
 def test_noise_alone_has_no_members(trial: int) -> None:
     x, gradient = planted(0.0, parallel=False, trial=trial)
-    assert not len(sparse_members(x, gradient, false_alarms=RATE))
+    assert not len(omp_select(x, gradient, false_alarms=RATE))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradleak.core.rng import derive
-from gradleak.span.likelihood.reading import evidence
+from gradleak.span.likelihood.gradient_likelihood import evidence
 
 pytestmark = pytest.mark.oracle
 

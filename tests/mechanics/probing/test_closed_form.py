@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from gradleak.mechanics.probing import head_law as heads_law
+from gradleak.mechanics.probing import closed_form as heads_law
 from gradleak.mechanics.probing.heads import read_heads
 from gradleak.models import Subject, load_subject
 
