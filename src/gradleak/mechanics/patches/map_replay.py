@@ -156,7 +156,7 @@ def _inner(part: Tensor | OuterSum, target: Tensor) -> Tensor:
 
 
 def _square(part: Tensor | OuterSum) -> Tensor:
-    return part.square().sum() if isinstance(part, OuterSum) else part.square().sum()
+    return part.square().sum()
 
 
 def _distance(part: Tensor | OuterSum, target: Tensor, scale: float) -> Tensor:

@@ -25,8 +25,11 @@ from gradleak.models.running.tracing import evaluating
 _PROBES = 3
 """Random scalar functions whose gradients the mixing is fitted to."""
 
-_TOLERANCE = 1e-8
-"""A row of the table follows the patches to rounding in float64 (1e-12), or it belongs to another token."""
+_TOLERANCE = 1e-5
+"""A row of the table follows the patches to rounding (some models interpolate in float32), or it belongs to another token."""
+
+_EXACT = 1e-6
+"""Entries of the mixing that are closer than this to a whole number are one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,15 +157,15 @@ def _patch_map(module: nn.Module, shape: tuple[int, int, int]) -> str | None:
     pixels = _picture(shape, 0)
     readers: list[str] = []
 
-    def see(path: str, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].shape == pixels.shape and torch.equal(args[0], pixels):
-            readers.append(path)
+    def watcher(path: str) -> Any:
+        def see(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor) and args[0].shape == pixels.shape and torch.equal(args[0], pixels):
+                readers.append(path)
+
+        return see
 
     convolutions = {path: child for path, child in module.named_modules() if isinstance(child, nn.Conv2d)}
-    handles = [
-        child.register_forward_pre_hook(lambda _, args, path=path: see(path, args))
-        for path, child in convolutions.items()
-    ]
+    handles = [child.register_forward_pre_hook(watcher(path)) for path, child in convolutions.items()]
     with hooked(handles), evaluating(module), torch.no_grad():
         torch.func.functional_call(module, in_double(module), kwargs={"pixel_values": pixels})
     if len(readers) != 1:
@@ -226,4 +229,4 @@ def _mixing(
     kept = torch.where(follows.unsqueeze(1), mixing, 0.0)
     # A selection of rows is exact; what the fit leaves beside zero and one is rounding.
     whole = kept.round()
-    return torch.where((kept - whole).abs() < _TOLERANCE, whole, kept)
+    return torch.where((kept - whole).abs() < _EXACT, whole, kept)
