@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.mechanics.client.factored import simulate_gradients
-from gradleak.mechanics.client.outer_products import OuterSum, Simulated
+from gradleak.mechanics.client.outer_products import FactoredMatrix, Simulated
 from gradleak.mechanics.derivatives.least_squares import LevenbergMarquardt, conjugate_gradients
 from gradleak.mechanics.derivatives.normal_product import NormalProduct
 from gradleak.mechanics.patches.prior import PicturePrior
@@ -66,7 +66,7 @@ class WholeUpdate:
         if found is None:
             return None
         return {
-            name: part.scaled(self.weights[name]) if isinstance(part, OuterSum) else part * self.weights[name]
+            name: part.scaled(self.weights[name]) if isinstance(part, FactoredMatrix) else part * self.weights[name]
             for name, part in found.items()
         }
 
@@ -101,7 +101,7 @@ class WholeUpdate:
             scale = self.scale(simulated)
             value = self.distance(simulated, leaf, scale)
             (slope,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True)
-        scaled = {n: p.scaled(scale) if isinstance(p, OuterSum) else p * scale for n, p in simulated.items()}
+        scaled = {n: p.scaled(scale) if isinstance(p, FactoredMatrix) else p * scale for n, p in simulated.items()}
         return _Local(product=NormalProduct.of([leaf], scaled), value=value.detach(), slope=slope)
 
 
@@ -151,15 +151,15 @@ def most_likely(
     return problem.pixels(z).detach(), float(value[0])
 
 
-def _inner(part: Tensor | OuterSum, target: Tensor) -> Tensor:
-    return part.inner(target).sum() if isinstance(part, OuterSum) else (part.flatten() * target.flatten()).sum()
+def _inner(part: Tensor | FactoredMatrix, target: Tensor) -> Tensor:
+    return part.inner(target).sum() if isinstance(part, FactoredMatrix) else (part.flatten() * target.flatten()).sum()
 
 
-def _square(part: Tensor | OuterSum) -> Tensor:
+def _square(part: Tensor | FactoredMatrix) -> Tensor:
     return part.square().sum()
 
 
-def _distance(part: Tensor | OuterSum, target: Tensor, scale: float) -> Tensor:
-    if isinstance(part, OuterSum):
+def _distance(part: Tensor | FactoredMatrix, target: Tensor, scale: float) -> Tensor:
+    if isinstance(part, FactoredMatrix):
         return part.scaled(scale).distance(target, 0.0)
     return (scale * part - target.reshape(part.shape)).square().flatten(1).sum(1)
