@@ -88,7 +88,7 @@ def test_rebinding_changes_nothing(stage: UpdateStage) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_keeps_names_shapes_and_dtypes(stage: Stage, dtype: torch.dtype) -> None:
+def test_keeps_names_shapes_and_dtypes(stage: UpdateStage, dtype: torch.dtype) -> None:
     update = update_of(dtype=dtype)
     released = stage.apply(update, rng())
     assert list(released) == list(update)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gradleak.report.conclusions import phrasing
+
 pytestmark = pytest.mark.contract
 
 
