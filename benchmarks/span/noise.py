@@ -8,7 +8,7 @@ first attention's projections have, `FALSE_ALARM_RATE` false alarms among all ca
 own (`noisy_candidates`), told nothing: from the update with both tables (candidates: tokens that the rows show, at every position), or without (candidates: the
 vocabulary at every position). No search is told the others: it drops what is weak, which no longer hides what is left, and it must prefer each pair to
 its alternatives. **Predicted** is therefore the expected share of true pairs that are left when the weakest is dropped until all hold enough (`eliminate`, on the clean
-gradient with other noise, three draws), each times the probability that it beats every alternative (`theory/place_test.py`: another position, or two tokens
+gradient with other noise, three draws), each times the probability that it beats every alternative (`theory/noise/position_power.py`: another position, or two tokens
 that trade theirs). **Likelier** counts batches in which what was found explains more than what is true and holds energy of its own: there no search could do
 better with this likelihood. **False** are pairs so found that are not in the batch, per batch. **Rows** is the comparison for tokens from the rows of the token table
 alone: predicted is the power of χ² with as many columns as the model is wide, found what `token_support` takes.

@@ -1,4 +1,4 @@
-"""Why: what the two thin factors of low-rank adapters tell of a layer's input is ``span_adapters``'s; what they tell, less
+"""Why: what the two thin factors of low-rank adapters tell of a layer's input is ``mechanics/subspace/adapters.py``'s; what they tell, less
 expected, about the *other* tokens of the record is written here.
 
     y = W x + s B A x,   δ_t = dL/dy_t,   dL/dB = s Σ_t δ_t (A x_t)ᵀ

@@ -1,8 +1,8 @@
 """Why: the weight gradient of a linear layer is G = Xᵀ D, so its column space holds the layer's inputs (rows of X).
 Here is that space, cut at a rank which the numbers justify, with the residual that a member of it should show.
 
-The cut follows from the noise (``span_noise``), the expected residual of a member from perturbation theory. What a non-member
-shows is ``span_null``'s. Must not know models, attacks or search.
+The cut follows from the noise (``mechanics/subspace/noise_level.py``), the expected residual of a member from perturbation theory. What a non-member
+shows is ``mechanics/subspace/null_laws.py``'s. Must not know models, attacks or search.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def column_space(
     that number (the worst case of a sum with cancellation); in this window the rank is set at the largest ratio of
     neighboring singular values.
 
-    A few random sums of the outputs come first (``span_spectrum``): where no member shows a residual worth mentioning in what
+    A few random sums of the outputs come first (``mechanics/subspace/spectrum.py``): where no member shows a residual worth mentioning in what
     they span, that is the answer. Otherwise all outputs are used. If then no direction at all is at the floor, the update
     carries noise that nobody announced (or more tokens than the layer is wide): its size is estimated from the bulk of each
     gradient's own spectrum, and takes the place of the announced one.

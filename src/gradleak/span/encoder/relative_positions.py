@@ -4,7 +4,7 @@ the search has two parts: which tokens stand around a token, then in what order.
 sentence is tested.
 
 Scores depend on distances δ: the weight of a token v at distance δ from u is w_h(u, v, δ). With shares y(v, δ) ≥ 0 the
-equations of ``span_attention`` are solved around u at distance 0 (interior point): Σ_δ y(v, δ) counts v in the sentence.
+equations of ``span/encoder/attention_equations.py`` are solved around u at distance 0 (interior point): Σ_δ y(v, δ) counts v in the sentence.
 The tokens being known, the share s_h(v) of each in each head follows from the same equations by least squares, linear and
 without any position, and
 

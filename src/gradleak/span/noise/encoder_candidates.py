@@ -1,7 +1,7 @@
 """Why: noise hides members of a bidirectional model's first attention from the test of single pairs, and no sentence is found
 without all of its tokens. Says when some may be hidden, and where else they are sought. Must not know how sentences are put together.
 
-All pairs (token, position) are sought at once, as the fewest that explain the gradient (``span_pairs``). With positions that add up
+All pairs (token, position) are sought at once, as the fewest that explain the gradient (``span/noise/pair_search.py``). With positions that add up
 they are not unique: E_v + P_p of four pairs may depend on each other, and where words repeat, the fewest leave out true ones. So every
 pair that lies in the space of those found is a candidate. That space is known without noise.
 """

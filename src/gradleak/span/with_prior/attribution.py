@@ -29,7 +29,7 @@ _BLOCKS = 2
 _PLACES = 2
 """Places that are asked how probable a token is, as without a prior."""
 _SHORTLIST = 6
-"""Pairs of token and position per dimension that the update leaves open, as in ``span_pairs``; but of one position at most:"""
+"""Pairs of token and position per dimension that the update leaves open, as in ``span/noise/pair_search.py``; but of one position at most:"""
 _EACH = 96
 """Set by hand, not swept: keeps queries, keys and values of all of them within memory in wide models."""
 
