@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gradleak.core.stage import Stage
     from gradleak.core.update import Update
     from gradleak.harness.captured.files import load_observation, save_observation
+    from gradleak.harness.captured.inspection import Inspection, inspect_update
     from gradleak.models import load_subject
 
 __version__ = VERSION
@@ -36,6 +37,7 @@ _HOMES = {
     "Candidate": "gradleak.core.attack",
     "Clock": "gradleak.core.attack",
     "GradleakError": "gradleak.core.errors",
+    "Inspection": "gradleak.harness.captured.inspection",
     "Metric": "gradleak.core.metric",
     "Observation": "gradleak.core.knowledge",
     "Reconstruction": "gradleak.core.attack",
@@ -46,6 +48,7 @@ _HOMES = {
     "Update": "gradleak.core.update",
     "attack": "gradleak.api",
     "capture": "gradleak.api",
+    "inspect_update": "gradleak.harness.captured.inspection",
     "load_observation": "gradleak.harness.captured.files",
     "load_subject": "gradleak.models",
     "save_observation": "gradleak.harness.captured.files",
@@ -58,6 +61,7 @@ __all__ = [
     "Candidate",
     "Clock",
     "GradleakError",
+    "Inspection",
     "Metric",
     "Observation",
     "Reconstruction",
@@ -70,6 +74,7 @@ __all__ = [
     "attack",
     "audit",
     "capture",
+    "inspect_update",
     "load_observation",
     "load_subject",
     "save_observation",

@@ -16,6 +16,7 @@ from gradleak.cli.verbs.catalogue import explain, list_
 from gradleak.cli.verbs.check import check
 from gradleak.cli.verbs.compare import compare
 from gradleak.cli.verbs.doctor import doctor
+from gradleak.cli.verbs.inspect import inspect
 from gradleak.cli.verbs.predict import predict
 from gradleak.cli.verbs.recommend import recommend
 from gradleak.cli.verbs.report import report
@@ -48,6 +49,7 @@ def root(
 
 app.command("audit", cls=SpreadCommand)(audit)
 app.command("attack", cls=SpreadCommand)(attack)
+app.command("inspect", cls=SpreadCommand)(inspect)
 app.command("predict", cls=SpreadCommand)(predict)
 app.command("account")(account)
 app.command("bound", cls=SpreadCommand)(bound)

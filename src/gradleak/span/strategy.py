@@ -75,7 +75,7 @@ def recover(case: AttackInput, effort: Effort, rng: torch.Generator, clock: Cloc
     """
     evidence = {"noise_std": case.noise_std, "summands": case.summands, "mismatch": case.mismatch}
     first = space_of_known_tokens(case, first_layer(case.readable, case.model, **evidence))
-    if first.space.guessed and case.silent:
+    if first.space.guessed and not first.space.noisy and case.silent:
         found = search_overcomplete(case, _full(first), rng, clock)
         if found is not None:
             return found
@@ -115,7 +115,7 @@ def _search(
         return search_when_no_token_passes(case, first, rng, clock) or Reconstruction(
             status=Status.NOTHING_FOUND,
             message=f"No token of the vocabulary lies in the span of rank {first.space.rank} of {first.space.features}."
-            + first.hint,
+            + (first.hint or _foreign(first)),
             adapted=case.adapted(),
             statistics=statistics_of(first, (), candidates),
         )
@@ -224,9 +224,16 @@ def _assemble(
 
 def _full(first: ObservedLayer) -> str:
     return (
-        f"The gradients of the first attention fill all {first.space.features} dimensions, and no noise does it: the batch holds more "
-        "distinct inputs than the model is wide."
+        f"The gradients of the first attention fill all {first.space.features} dimensions, and their spectrum is not that of noise: the "
+        "batch holds more distinct inputs than the model is wide, or several steps, an adaptive optimizer or dropout spread them."
     )
+
+
+def _foreign(first: ObservedLayer) -> str:
+    """What a clear space without any token suggests; empty where the space is not clear."""
+    if 2 * first.space.rank > first.space.features:
+        return ""
+    return " Is this the model, with the weights that the client began with, and its tokenizer?"
 
 
 def _blind_spot(case: AttackInput, first: ObservedLayer) -> str:

@@ -94,7 +94,7 @@ def test_a_full_space_is_told_from_noise(crowded: tuple[Subject, Batch]) -> None
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(0, "update"))
     facts = {"subject": subject, "batch_size": RECORDS, "seq_len": LENGTH}
     found = Span()(Observation(update=update, knowledge=Knowledge(facts=facts)), rng=derive(0, "attack"))
-    assert "no noise does it" in found.message
+    assert "their spectrum is not that of noise" in found.message
 
 
 def test_rounded_tables_that_leave_no_first_token_are_no_sentences(tmp_path: Path) -> None:

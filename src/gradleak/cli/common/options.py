@@ -48,6 +48,14 @@ FirstBlocks = Annotated[
         help="Load only the embeddings, the first N blocks and the head: enough for attacks that do not replay.",
     ),
 ]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference",
+        metavar="WEIGHTS",
+        help="The weights that the round began with (.safetensors, checkpoint or adapter folder), to be taken off whole weights.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
 
 

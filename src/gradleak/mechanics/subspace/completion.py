@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gradleak.mechanics.subspace.noise_level import rounding_std, significant_bits
+from gradleak.mechanics.subspace.noise_level import rounding_std
+from gradleak.mechanics.subspace.number_format import significant_bits
 from gradleak.mechanics.subspace.spectrum import noise_edge
 from gradleak.mechanics.subspace.subspace import Subspace, thin_space
 

@@ -17,15 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradleak.mechanics.subspace.number_format import HALF, WIDEST, significant_bits, smallest_step
+
 _ROUNDING_STD = 0.4247
 """Rounding to p significant bits adds 2⁻ᵖ / (2 √ln 4) of an entry's size (uniform error, log-uniform significands)."""
-_SUBNORMAL_STEP = 2.0**-24
-"""Spacing of the smallest float16 numbers: below 2⁻¹⁴ the error stops shrinking with the entry."""
 _SCALINGS = 3
 """Alternations of row and column scales: the second changes them by a few per cent, the third by next to nothing."""
 _ESTIMATES = 32
 _LEVELS, _SAMPLED = 256, 4096
-_FLOAT16, _FLOAT32 = 11, 24
 """Significant bits."""
 
 
@@ -53,17 +52,6 @@ class Whitened:
         return self.columns if self.rows is None else self.columns * self.rows.unsqueeze(1)
 
 
-def significant_bits(tensor: Tensor) -> int:
-    """Bits of the narrowest usual number format that holds every entry exactly: 8 (bf16), 11 (fp16), 24 or 53."""
-    if tensor.dtype == torch.float64:
-        return 53
-    few = tensor.flatten()[:_SAMPLED]
-    for dtype, bits in ((torch.bfloat16, 8), (torch.float16, 11)):
-        if all(bool((part.to(dtype).to(part.dtype) == part).all()) for part in (few, tensor)):
-            return bits
-    return 24
-
-
 def rounding_std(tensor: Tensor) -> float:
     """What rounding to a few equidistant levels added per entry: step / √12, or 0 where there are no such levels.
 
@@ -88,8 +76,14 @@ def noise_in(gradient: Float[Tensor, "features outputs"]) -> float:
     """
     g = gradient.double()
     g = g if g.shape[0] <= g.shape[1] else g.T
-    rows, columns = g.shape
+    columns = g.shape[1]
     squares = torch.linalg.eigvalsh(g @ g.T).clamp(min=0)
+    return math.sqrt(bulk_variance(squares, columns))
+
+
+def bulk_variance(squares: Float[Tensor, " rows"], columns: int) -> float:
+    """The variance per entry of the noise on a matrix whose Gram matrix has these eigenvalues, as ``noise_in`` finds it."""
+    rows = len(squares)
     edge = (math.sqrt(rows) + math.sqrt(columns)) ** 2
     variance = float(squares.median()) / columns
     for _ in range(_ESTIMATES):
@@ -101,7 +95,7 @@ def noise_in(gradient: Float[Tensor, "features outputs"]) -> float:
         if math.isclose(updated, variance, rel_tol=1e-6):
             break
         variance = updated
-    return math.sqrt(variance)
+    return variance
 
 
 def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Sequence[Noise]) -> Whitened:
@@ -113,16 +107,16 @@ def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Se
         step = _ROUNDING_STD * 2.0**-bits
         # The larger, not the sum: a quantizing stage reports the very rounding that format and zeros show.
         rounding = step * g.square().mean(dim=0).sqrt()
-        least = math.hypot(std, _SUBNORMAL_STEP / math.sqrt(12.0) if bits == _FLOAT16 else 0.0)
+        least = math.hypot(std, smallest_step(gradient) / math.sqrt(12.0) if bits == HALF else 0.0)
         unknown = _dropped(g) if std == 0 else g.new_zeros(())
         noise = torch.where((g != 0).any(dim=0), rounding.clamp(min=least).maximum(unknown), std)
         live = noise > 0
         columns.append(g[:, live] / noise[live])
-        relative.append(torch.full_like(noise[live], step if bits < _FLOAT32 else 0.0))
+        relative.append(torch.full_like(noise[live], step if bits < WIDEST else 0.0))
         least_of_all = ((unknown.square() + least**2).sqrt().expand_as(noise) / noise)[live]
         by_feature = told / announced if isinstance(told, Tensor) else g.new_ones(1)
         floor.append(by_feature.to(g).unsqueeze(1) * least_of_all)
-        known_energy += int(live.sum()) * std**2 if bits == _FLOAT32 else float(noise[live].square().sum())
+        known_energy += int(live.sum()) * std**2 if bits == WIDEST else float(noise[live].square().sum())
         all_energy += float(noise[live].square().sum())
     made, step = torch.cat(columns, dim=1), torch.cat(relative)
     rows = None

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.mechanics.subspace.noise_level import Noise, Whitened, noise_in, whiten
+from gradleak.mechanics.subspace.own_noise import own_noise
 from gradleak.mechanics.subspace.spectrum import OVERSAMPLING, Leading, from_gram, from_range, from_sums, room
 
 _TINY = 1e-300
@@ -57,7 +58,9 @@ class Subspace:
         inputs: number of directions that the layer's inputs are seen to have: the rank, unless the space is one that they
             merely lie in.
         scaled: the space in units in which noise is white, where noise differs by feature.
-        guessed: whether the size of the noise was read from the spectrum. A space that is full looks the same.
+        guessed: whether the size of the noise was read from the spectrum. A space that is full looks the same, unless
+            ``noisy``: what was cut away follows the law of noise.
+        relative_noise: size of noise in proportion to the entries that was read from the spectrum; 0 where none was.
     """
 
     basis: Float[Tensor, "features rank"]
@@ -69,6 +72,8 @@ class Subspace:
     inputs: int
     scaled: Scaled | None = None
     guessed: bool = False
+    noisy: bool = False
+    relative_noise: float = 0.0
 
     @property
     def rank(self) -> int:
@@ -172,9 +177,10 @@ def column_space(
     neighboring singular values.
 
     A few random sums of the outputs come first (``mechanics/subspace/spectrum.py``): where no member shows a residual worth mentioning in what
-    they span, that is the answer. Otherwise all outputs are used. If then no direction at all is at the floor, the update
-    carries noise that nobody announced (or more tokens than the layer is wide): its size is estimated from the bulk of each
-    gradient's own spectrum, and takes the place of the announced one.
+    they span, that is the answer. Otherwise all outputs are used. If then no direction at all is at the floor, or
+    more than half are left in, the update carries noise that nobody announced (or more tokens than the layer is wide): where the spectrum
+    follows the law of noise (``own_noise``) it tells which, and takes the place of the announced one. Else the size of white noise is
+    estimated from the bulk of each gradient's own spectrum.
 
     Args:
         gradients: weight gradients oriented input-first, at least one.
@@ -189,14 +195,21 @@ def column_space(
     # Only the rounding part of the noise grows with the number of summands.
     spread = 1.0 + summands * (1.0 - white.known)
     found = _leading(white.columns, summands=summands, spread=spread, expected_rank=expected_rank)
-    if not found.ends(found.edge * spread):
-        estimated = [
-            std if isinstance(std, Tensor) else max(std, noise_in(gradient))
-            for gradient, std in zip(gradients, noise_std, strict=True)
-        ]
-        white = whiten(gradients, estimated)
-        return replace(_space(from_gram(white.columns, spread=1.0), white), guessed=True)
-    return _space(found, white)
+    ends = found.ends(found.edge * spread)
+    if ends and 2 * found.basis.shape[1] < len(found.basis):
+        return _space(found, white)
+    own = own_noise(gradients)
+    if own is not None:
+        space = _space(from_gram(own.whitened.columns, spread=1.0), own.whitened)
+        return replace(space, guessed=True, noisy=True, relative_noise=own.relative or 0.0)
+    if ends:
+        return _space(found, white)
+    estimated = [
+        std if isinstance(std, Tensor) else max(std, noise_in(gradient))
+        for gradient, std in zip(gradients, noise_std, strict=True)
+    ]
+    white = whiten(gradients, estimated)
+    return replace(_space(from_gram(white.columns, spread=1.0), white), guessed=True)
 
 
 def thin_space(

@@ -81,9 +81,9 @@ def find_candidates(
     if not cut > typical and not near:
         raise NotApplicableError(
             f"The gradients of the first attention span {space.rank} of {space.features} dimensions with "
-            f"relative noise {typical:.1e}: a token of the batch cannot be told from any other. The batch holds more "
-            "distinct inputs than the model is wide, or the update was altered (noise, pruning, signs, an adaptive optimizer), or "
-            "dropout altered the inputs."
+            f"relative noise {typical:.1e}: a token of the batch cannot be told from any other. Either the batch holds "
+            "more distinct inputs than the model is wide, or the update was altered (noise, pruning, signs, an adaptive optimizer), or "
+            "dropout altered the inputs, or the client trained other weights than these."
         )
     blurred = cut < _CLEAR * typical
     if blurred and isinstance(test, FactoredTest):

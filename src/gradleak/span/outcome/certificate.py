@@ -14,7 +14,7 @@ from gradleak.core.attack import Clock
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.embeddings.labels import labels_of_records
-from gradleak.mechanics.subspace.noise_level import significant_bits
+from gradleak.mechanics.subspace.number_format import significant_bits
 from gradleak.span.outcome.label_fit import fitted_labels
 
 _REDUCTION_ULPS = 32

@@ -15,14 +15,18 @@ from torch import Tensor
 
 from gradleak.core.update import Update
 from gradleak.mechanics.probing.probe import linear_inputs
-from gradleak.mechanics.subspace.noise_level import significant_bits
+from gradleak.mechanics.subspace.number_format import significant_bits
 from gradleak.models import Subject
 
-MismatchOf = Callable[[str], float]
-"""Relative distance of a client's inputs from the probe's, by path of the module that reads them."""
+MismatchOf = Callable[[str, float], float]
+"""Relative distance of a client's inputs from the probe's, by path of the module that reads them and relative noise that the
+gradients behind it show by themselves."""
 
 _ROWS, _LENGTH = 16, 4
 _FORMATS: Mapping[int, torch.dtype] = {8: torch.bfloat16, 11: torch.float16}
+_ROUNDED: tuple[tuple[float, torch.dtype], ...] = ((5e-4, torch.bfloat16), (3e-5, torch.float16))
+"""Relative noise from which a format is likely behind it: a third of its own rounding (``0.4247 · 2^−bits``), which sums and averages of
+up to nine such gradients leave."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,20 +45,24 @@ class ActivationMismatch:
     dropout: bool
     seed: int = 0
 
-    def __call__(self, path: str) -> float:
+    def __call__(self, path: str, rounding: float = 0.0) -> float:
         """The root mean square of ‖x_client − x_probe‖ / ‖x_probe‖ at ``path``, causes added in quadrature.
 
         An update of several steps sums x_s δ_sᵀ over inputs x_s that move. With the parameters half way, x_mid and the
         direction of the movement span all of them up to the curvature of the path: the square of the relative movement,
         here between the model's own parameters and those half way, times four for the whole way. It is measured where the
         first attention reads; behind it inputs move more, and the space that the steps recorded holds more of it.
+
+        Args:
+            rounding: relative noise that the gradients show; of the size of a short format's, the model may have run in that.
         """
         parts = []
         if self.midway:
             first = self.subject.anatomy.first_maps()[0].module
             parts.append(4.0 * _apart(self._inputs(first, self.midway), self._inputs(first)) ** 2)
-        if self.dtype is not None:
-            short = {name: value.to(self.dtype) for name, value in self.subject.parameters().items()}
+        dtype = self.dtype or next((format for size, format in _ROUNDED if rounding >= size), None)
+        if dtype is not None:
+            short = {name: value.to(dtype) for name, value in self.subject.parameters().items()}
             parts.append(_apart(self._inputs(path, short), self._inputs(path)))
         if self.dropout:
             with _training(self.subject, self.seed):

@@ -35,7 +35,7 @@ NoiseOf = Callable[[str], Noise]
 """Standard deviation per entry that is known to sit on a released tensor, by parameter name."""
 
 
-def _nowhere(_path: str) -> float:
+def _nowhere(_path: str, _rounding: float = 0.0) -> float:
     return 0.0
 
 
@@ -92,7 +92,7 @@ def observe_layer(
             space = completed_space(gradients, space, summands=summands, expected_rank=expected_rank)
         return ObservedLayer(
             path=path,
-            space=space.with_mismatch(mismatch(path)),
+            space=space.with_mismatch(mismatch(path, space.relative_noise)),
             weights=tuple(m.weight for m in shared),
             left_out=pruned and not determined(space),
         )
@@ -102,7 +102,9 @@ def observe_layer(
         return None
     space, weights = found
     most = sum(min(update[name].shape) for name in weights)
-    return ObservedLayer(path=path, space=space.with_mismatch(mismatch(path)), weights=weights, most=most)
+    return ObservedLayer(
+        path=path, space=space.with_mismatch(mismatch(path, space.relative_noise)), weights=weights, most=most
+    )
 
 
 def first_layer(

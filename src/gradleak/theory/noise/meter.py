@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gradleak.core.errors import DataError, NotApplicableError, UsageError
 from gradleak.mechanics.client.trainer import LocalTraining
-from gradleak.mechanics.subspace.noise_level import significant_bits
+from gradleak.mechanics.subspace.number_format import significant_bits
 from gradleak.models import Subject
 from gradleak.theory.noise._gauge import Identity, Kind, verified_identities
 
