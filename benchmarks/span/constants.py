@@ -9,10 +9,14 @@ cannot be doubled go half way to one. Shown: records found beside those of the c
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,16 +35,15 @@ _SEED = 11
 DECODER = {
     "mechanics.subspace.subspace": ("_LADDER", "_CLEAR", "_NARROW"),
     "mechanics.subspace.spectrum": ("OVERSAMPLING", "_FILLED", "_ENTRIES", "_PROBES"),
-    "span.candidates.membership": (
-        "_FIRST_WINDOW",
-        "_NULL_PAIRS",
+    "span.candidates.membership": ("_NULL_PAIRS", "_CLEAR"),
+    "span.candidates.window": ("_FIRST_WINDOW",),
+    "span.candidates.factored_test": (
         "_SKETCH_COLUMNS",
         "_SCREEN_COLUMNS",
         "_TILT_COLUMNS",
         "_LENGTH_COLUMNS",
         "_MISSED",
         "_CANCELLATION",
-        "_CLEAR",
     ),
     "span.reading.readers": ("FALSE_ALARM_RATE",),
     "span.decoder.continuations": ("DECOYS", "_DECOY_TOKENS", "_NULL_ROWS", "_DECISIVE", "_WORTH_SCREENING", "_FEW"),
@@ -71,10 +74,10 @@ ENCODER = {
         "_NULL_SENTENCES",
         "_STEPS",
         "_PRICE",
-        "_MORE_ANCHORS",
         "_GROWTH",
         "_POOL",
     ),
+    "span.encoder.proposals": ("_MORE_ANCHORS",),
     "span.encoder.attention_equations": ("_EQUATIONS_PER_POSITION", "_NULL_ROWS"),
 }
 SHARES = ("_FILLED", "_TO_THE_WALL")
@@ -113,18 +116,30 @@ def changed(name: str, value: Any, factor: float) -> Any:
     return max(1, round(value * factor)) if isinstance(value, int) else value * factor
 
 
+def holders(module: str, name: str) -> list[ModuleType]:
+    """The module of a constant, and all loaded ones that import it by name: each holds a binding of its own."""
+    home = importlib.import_module(f"gradleak.{module}")
+    loaded = [other for key, other in sys.modules.items() if key.startswith("gradleak.")]
+    return [home, *(other for other in loaded if imports(other, home.__name__, name))]
+
+
+def imports(module: ModuleType, home: str, name: str) -> bool:
+    """Whether the source of a module has this name from that home."""
+    statements = ast.walk(ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8")))
+    taken = (alias.name for s in statements if isinstance(s, ast.ImportFrom) and s.module == home for alias in s.names)
+    return name in taken
+
+
 @contextmanager
-def constant(name: str, old: Any, new: Any, modules: Sequence[str]) -> Iterator[None]:
+def constant(name: str, old: Any, new: Any, modules: Sequence[ModuleType]) -> Iterator[None]:
     """Inside, the constant has another value in these modules."""
-    homes = [importlib.import_module(f"gradleak.{module}") for module in modules]
-    homes = [home for home in homes if getattr(home, name, None) == old]
     try:
-        for home in homes:
-            setattr(home, name, new)
+        for module in modules:
+            setattr(module, name, new)
         yield
     finally:
-        for home in homes:
-            setattr(home, name, old)
+        for module in modules:
+            setattr(module, name, old)
 
 
 def outcome(cases: Sequence[tuple[Batch, Observation]]) -> tuple[str, float]:
@@ -152,17 +167,10 @@ def print_page(asked: argparse.Namespace) -> None:
         print("| constant | value | halved | CPU s | doubled | CPU s |\n|---|---|---|---|---|---|")
         for module, constants in names.items():
             for name in constants:
-                old, columns = getattr(importlib.import_module(f"gradleak.{module}"), name), []
-                homes = (
-                    ("span.reading.readers", "span.candidates.membership", "span.decoder.continuations")
-                    if name == "FALSE_ALARM_RATE"
-                    else (module,)
-                )
-                homes = (
-                    ("mechanics.subspace.subspace", "mechanics.subspace.spectrum") if name == "OVERSAMPLING" else homes
-                )
+                modules, columns = holders(module, name), []
+                old = getattr(modules[0], name)
                 for factor in (0.5, 2.0):
-                    with constant(name, old, changed(name, old, factor), homes):
+                    with constant(name, old, changed(name, old, factor), modules):
                         try:
                             shown, spent = outcome(cases)
                         except RuntimeError as reason:
