@@ -1,7 +1,12 @@
-"""What every test needs: sums in one order, so that runs agree to the last bit, and no threads that wait for each other."""
+"""What every test needs: sums in one order, so that runs agree to the last bit, and no threads that wait for each other.
+
+``GRADLEAK_TEST_THREADS`` sets another number of threads, for the scheduled runs that look for tests which hang on it.
+"""
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("GRADLEAK_TEST_THREADS", "1")))
