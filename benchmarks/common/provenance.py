@@ -30,15 +30,9 @@ def unmarked(results: Path) -> list[Path]:
 
 def last_written(page: Path) -> str | None:
     """The commit that last changed the text of a page, under whatever name; None where git does not know the page."""
-    # M and A, not R: a move leaves the numbers as they are.
+    # Added or modified, not renamed: a move leaves the numbers as they are.
     return (
-        git_name
-        if (
-            git_name := origin.git(
-                "log", "--follow", "--diff-filter=AM", "-1", "--format=%h", "--abbrev=10", "--", str(page)
-            )
-        )
-        else None
+        origin.git("log", "--follow", "--diff-filter=AM", "-1", "--format=%h", "--abbrev=10", "--", str(page)) or None
     )
 
 

@@ -33,20 +33,21 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 RESULTS = BENCHMARKS / "results"
 RECORDED = "Recorded by "
 """How the last line of a recorded page begins."""
+UNRECORDED = "a commit and on a machine that were not recorded"
 _OWN_OPTIONS = ("results", "page", "command_line")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the two options that all benchmarks share; a script adds its own."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared = made.add_argument_group("where the result goes")
+    reader = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = reader.add_argument_group("where the result goes")
     shared.add_argument(
         "--results", type=Path, default=RESULTS, help="folder of all results (default: benchmarks/results)"
     )
     shared.add_argument(
         "--page", default="", help="another name for the page, for settings that are not the default ones"
     )
-    return made
+    return reader
 
 
 def parse(reader: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,14 +64,18 @@ class Recording:
 
     Attributes:
         commit: of the code that runs.
-        origins: commits at which the stored cells that this run prints were measured.
+        origins: commit and machine of the stored cells that this run prints, as ``place`` has them.
     """
 
     commit: origin.Commit
     origins: set[str] = field(default_factory=set)
 
+    def place(self) -> str:
+        """Commit and machine of what is measured now."""
+        return f"commit {self.commit} on {machine_in_words(origin.machine())}"
+
     def cell(self, file: Path, measure: Callable[[], Mapping[str, Any]] | None) -> dict[str, Any] | None:
-        """A cell of a script that resumes: as it is stored in ``file``, or else measured now and stored with the commit.
+        """A cell of a script that resumes: as it is stored in ``file``, or else measured now and stored with commit and machine.
 
         Args:
             file: JSON, one cell; its folder is made if needed.
@@ -82,21 +87,22 @@ class Recording:
         if not file.is_file():
             if measure is None:
                 return None
-            result = {**measure(), "commit": str(self.commit)}
+            result = {**measure(), "measured_at": self.place()}
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(result).encode())
         stored = json.loads(file.read_text(encoding="utf-8"))
-        self.measured_at(stored.get("commit"))
+        self.measured_at(stored.get("measured_at"))
         return stored
 
-    def measured_at(self, commit: str | None) -> None:
-        """Notes the commit of something stored that this run prints; None where that was not recorded."""
-        self.origins.add(commit or "not recorded")
+    def measured_at(self, place: str | None) -> None:
+        """Notes where something stored was measured that this run prints; None where that was not recorded."""
+        self.origins.add(place or UNRECORDED)
 
     def audited(self, records: Iterable[Record]) -> None:
         """The same for the records of an audit, which name their commit themselves."""
         for record in records:
-            self.measured_at(origin.commit_of(record.environment))
+            commit = origin.commit_of(record.environment)
+            self.measured_at(commit and f"commit {commit} on a machine that was not recorded")
 
 
 @contextmanager
@@ -141,14 +147,22 @@ def record(script: str, arguments: argparse.Namespace, *, seeds: Sequence[int] |
 
 def last_line(result: dict[str, Any]) -> str:
     """The generated line under every page: command, commit, machine, seeds."""
-    machine = result["machine"]
     commit = origin.Commit(name=result["commit"], dirty=result["dirty"])
+    machine = machine_in_words(result["machine"])
     parts = [f"{RECORDED}`{result['command']}` at commit {commit}"]
-    if result["cells_measured_at"] and result["cells_measured_at"] != [str(commit)]:
-        parts.append(f"measured at commit {' and '.join(result['cells_measured_at'])}")
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    parts.append(f"{machine['processor']}, {machine['cores']} cores, {threads}")
+    origins = result["cells_measured_at"]
+    if origins and origins != [f"commit {commit} on {machine}"]:
+        parts[0] += f" on {machine} from stored cells"
+        parts += [f"measured at {place}" for place in origins]
+    else:
+        parts.append(machine)
     return "; ".join([*parts, seeds_in_words(result["seeds"])]) + "."
+
+
+def machine_in_words(machine: Mapping[str, Any]) -> str:
+    """As "AMD EPYC, 2 cores, 1 thread"."""
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return f"{machine['processor']}, {machine['cores']} cores, {threads}"
 
 
 def seeds_in_words(seeds: Sequence[int] | None) -> str:

@@ -37,7 +37,7 @@ import tokenizers
 import torch
 import transformers
 
-from benchmarks.common import origin, run
+from benchmarks.common import run
 from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.harness.captured.files import TENSORS, Manifest, write_capture
@@ -145,7 +145,7 @@ def attack(command: list[str | Path], threads: int, limit: float, truth: list[li
     return report | {"exact": len(found & wanted), "spurious": len(accepted - wanted)}
 
 
-def measure(cell: Cell, asked: argparse.Namespace, weights: Path) -> None:
+def measure(cell: Cell, asked: argparse.Namespace, weights: Path, recording: run.Recording) -> None:
     """The repeats of a cell that are not stored yet."""
     file = asked.results / "peers" / "compare_span" / f"{cell.name}-{asked.threads}threads.json"
     settings = {"threads": asked.threads, "rank_tol": asked.rank_tol, "machine": machine()}
@@ -175,7 +175,7 @@ def measure(cell: Cell, asked: argparse.Namespace, weights: Path) -> None:
         ]
         commands = {"span": ours, "span_length": [*ours, "--seq-len", str(cell.length)], "dager": peer}
         while len(stored["runs"]) < asked.repeats:
-            before = {"update_sha256": digest, "load_before": os.getloadavg()[0], "commit": str(origin.commit())}
+            before = {"update_sha256": digest, "load_before": os.getloadavg()[0], "measured_at": recording.place()}
             reports = {name: attack(command, asked.threads, asked.limit, truth) for name, command in commands.items()}
             stored["runs"].append(before | reports)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def table(results: Path, recording: run.Recording) -> str:
     records = [stored for stored in records if stored["runs"]]
     for stored in records:
         for repeat in stored["runs"]:
-            recording.measured_at(repeat.get("commit"))
+            recording.measured_at(repeat.get("measured_at"))
     records.sort(key=lambda stored: (stored["threads"], *stored["cell"].values()))
     columns = ["records × tokens", "words, lengths", "threads", "repeats"]
     for name in ATTACKS.values():
@@ -280,7 +280,7 @@ def print_page(asked: argparse.Namespace, recording: run.Recording) -> None:
             for words in asked.words:
                 for lengths in asked.lengths if records > 1 else ["equal"]:
                     cell = Cell(records=records, length=length, words=words, lengths=lengths, seed=asked.seed)
-                    measure(cell, asked, weights)
+                    measure(cell, asked, weights, recording)
     print(table(asked.results, recording))
 
 

@@ -112,22 +112,27 @@ def test_a_stored_cell_is_not_measured_again_and_its_commit_is_named(tmp_path: P
     file = tmp_path / "cells" / "one.json"
     first, later = (run.Recording(commit=origin.Commit(name=name, dirty=False)) for name in ("aaaa", "bbbb"))
     assert first.cell(file, None) is None
-    assert first.cell(file, measure) == later.cell(file, measure) == {"exact": 4, "commit": "aaaa"}
-    assert len(calls) == 1 and later.origins == {"aaaa"}
+    assert first.cell(file, measure) == later.cell(file, measure) == {"exact": 4, "measured_at": first.place()}
+    assert len(calls) == 1 and later.origins == {first.place()} and first.place().startswith("commit aaaa on ")
     file.write_text('{"exact": 1}', encoding="utf-8")
-    assert later.cell(file, measure) == {"exact": 1} and later.origins == {"aaaa", "not recorded"}
+    assert later.cell(file, measure) == {"exact": 1} and later.origins == {first.place(), run.UNRECORDED}
 
 
 @pytest.mark.parametrize(
     ("cells", "said"),
-    [([], False), (["0123456789"], False), (["abcdef0123"], True), (["0123456789", "not recorded"], True)],
+    [
+        ([], False),
+        (["commit 0123456789 on P, 2 cores, 2 threads"], False),
+        (["commit abcdef0123 on P, 2 cores, 2 threads"], True),
+        (["commit 0123456789 on P, 2 cores, 2 threads", run.UNRECORDED], True),
+    ],
 )
 def test_the_last_line_says_when_cells_are_older_than_the_page(cells: list[str], said: bool) -> None:
     machine = {"processor": "P", "cores": 2, "threads": 2}
     plain = {"command": "c", "commit": "0123456789", "dirty": False, "machine": machine, "seeds": None}
     line = run.last_line({**plain, "cells_measured_at": cells})
-    assert ("measured at commit" in line) == said
-    assert line.endswith("P, 2 cores, 2 threads; seeds fixed in the script.")
+    assert ("from stored cells" in line) == said and all((f"measured at {place}" in line) == said for place in cells)
+    assert "P, 2 cores, 2 threads" in line and line.endswith("; seeds fixed in the script.")
 
 
 @pytest.mark.parametrize(
