@@ -21,7 +21,7 @@ from gradleak.mechanics.client.gram import gram_matrix
 from gradleak.models import load_subject
 from gradleak.privacy.accounting import reconstruction
 from gradleak.privacy.bounds import bayes
-from gradleak.privacy.bounds import chain as sandwich
+from gradleak.privacy.bounds import bound_chain
 from gradleak.privacy.bounds.candidates import Candidates
 
 SETTINGS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 990, "n_positions": 16}
@@ -97,12 +97,12 @@ def chain_table() -> None:
         print("|" + "---|" * 11)
         rng = np.random.default_rng(1)
         for z in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0):
-            step = sandwich.rung(candidates, z, rng)
+            step = bound_chain.rung(candidates, z, rng)
             best = step.best
             print(
                 f"| {z:g} | {best.matched.value:.4f} | {best.success.value:.4f} | [{best.success.low:.4f}, "
                 f"{best.success.high:.4f}] | {step.instance:.4f} | {step.mechanism:.4f} | {best.bits:.2f} | {step.bits_cap:.2f} | "
-                f"{len(sandwich.violations(step, {}))} | {NOTE.get((prior, z), '–')} | {BITS.get((prior, z), '–')} |"
+                f"{len(bound_chain.violations(step, {}))} | {NOTE.get((prior, z), '–')} | {BITS.get((prior, z), '–')} |"
             )
 
 

@@ -75,7 +75,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "wrong-view": (
         GOOD,
-        {"view": "server_sees_each_update", "sampled": "clients"},
+        {"view": "server_sees_each_update", "sampled": "clients", "clip": "update"},
         {"view": "server_sees_each_update", "sampled": "records"},
     ),
     "record-for-user": (GOOD, {"unit": "user", "records_per_user": 4}, {"unit": "user", "records_per_user": 1}),

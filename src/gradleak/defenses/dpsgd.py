@@ -100,14 +100,22 @@ class DPSGD(NormStage):
 
     def describe(self, run: Run) -> Mapping[str, Any]:
         plan = self.mechanism().describe(run.tensors)
-        sampling = "none" if self.sampling_rate == 1.0 else self.batches
+        rate = self._share(run.sizes)
         return plan | {
             "steps": run.steps,
-            "sampling": sampling,
-            "sampling_rate": self.sampling_rate,
+            "sampling": "none" if rate == 1.0 else self.batches,
+            "sampling_rate": rate,
             "sampled": "records",
             "relation": "zero_out",
         }
+
+    def _share(self, sizes: tuple[int, ...]) -> float:
+        """The share of a client's records that a step really uses, the largest over clients; 1 where a fixed batch of a client of
+        unknown size may be all of it.
+        """
+        if self.batches == "poisson" or self.sampling_rate == 1.0:
+            return self.sampling_rate
+        return max((self._expected(size) / size for size in sizes if size), default=1.0)
 
     def _draw(self, records: int, rng: torch.Generator) -> Tensor:
         """Places of the records that take part in this step."""

@@ -1,4 +1,4 @@
-"""Why: a claim of privacy is a computation, and its absence is a sentence in the same place. Turns the stages of a channel into a
+"""A claim of privacy is a computation, and its absence is a sentence in the same place. Turns the stages of a channel into a
 training plan and has it accounted for. Must not know any concrete defense: stages describe themselves (``Stage.describe``) or
 are read through ``norm_bound``, ``preserves_norm_bound`` and ``gaussian_multiplier``.
 """
@@ -14,13 +14,13 @@ from gradleak.core.stage import ClientStage, DataStage, ProtocolStage, Run, Stag
 from gradleak.privacy.accounting.accountant import account
 from gradleak.privacy.plan.file import make_plan
 from gradleak.privacy.plan.plan import Phase, Plan
-from gradleak.privacy.plan.words import RELATIONS, VIEWS
+from gradleak.privacy.plan.basis_text import RELATIONS, VIEWS
 
-_ONE = Run()
+_ONE_RELEASE = Run()
 _UNIT = "one client, all its records"
 
 
-def claim(stages: tuple[Stage, ...], *, delta: float = 1e-5, run: Run = _ONE) -> dict[str, Any]:
+def claim(stages: tuple[Stage, ...], *, delta: float = 1e-5, run: Run = _ONE_RELEASE) -> dict[str, Any]:
     """What one release through ``stages`` guarantees, for any adversary and any knowledge.
 
     Two arguments are known. First, a stage may be a mechanism by itself and describe itself: clip and noise of every example's
@@ -36,7 +36,7 @@ def claim(stages: tuple[Stage, ...], *, delta: float = 1e-5, run: Run = _ONE) ->
 
     Returns:
         Plain data: ``epsilon`` (None = no guarantee), ``epsilon_replace`` (the unit exchanged for any other), ``delta``, and in
-        words ``mechanism``, ``sensitivity``, ``sampling``, ``composition``, ``relation``, ``view``, ``unit``, ``statement``;
+        words ``mechanism``, ``sensitivity``, ``sampling``, ``composition``, ``relation``, ``view``, ``unit``, ``theorem``, ``statement``;
         ``lower`` (ε is certainly not below), ``notes``.
 
     Raises:
@@ -65,19 +65,19 @@ def claim(stages: tuple[Stage, ...], *, delta: float = 1e-5, run: Run = _ONE) ->
     }
 
 
-def plans_of(stages: tuple[Stage, ...], *, delta: float = 1e-5, run: Run = _ONE) -> tuple[Plan, ...]:
+def plans_of(stages: tuple[Stage, ...], *, delta: float = 1e-5, run: Run = _ONE_RELEASE) -> tuple[Plan, ...]:
     """Every training plan that the stages carry out, by itself a valid description of the release; none if there is none."""
     protocol = next((place for place, stage in enumerate(stages) if isinstance(stage, ProtocolStage)), len(stages))
-    found: list[Plan] = []
+    plans: list[Plan] = []
     for place, stage in enumerate(stages):
         described = stage.describe(run)
         if described is not None and not _spoiled(stages, place, described):
-            found.append(_seen(described, stages, delta, run))
+            plans.append(_seen(described, stages, delta, run))
     multiplier, after_join = _bounded_noise(stages, protocol)
     if multiplier is not None:
         table = {"noise_multiplier": multiplier, "clip": "update", "sampled": "clients", "relation": "zero_out"}
-        found.append(_seen(table, () if after_join else stages, delta, run))
-    return tuple(found)
+        plans.append(_seen(table, () if after_join else stages, delta, run))
+    return tuple(plans)
 
 
 def _seen(described: Mapping[str, Any], stages: tuple[Stage, ...], delta: float, run: Run) -> Plan:
@@ -132,6 +132,7 @@ def _nothing_claimed(reason: str, delta: float) -> dict[str, Any]:
         "relation": RELATIONS["zero_out"],
         "view": VIEWS["server_sees_each_update"],
         "unit": _UNIT,
+        "theorem": "none",
         "lower": None,
         "notes": [],
         "statement": f"no guarantee: {reason}",
@@ -141,8 +142,8 @@ def _nothing_claimed(reason: str, delta: float) -> dict[str, Any]:
 def _plain_reason(stages: tuple[Stage, ...]) -> str:
     if not stages:
         return "the update is shared as it is."
-    described = [stage.describe(_ONE) for stage in stages]
-    if any(each is not None for each in described):
+    described = [stage.describe(_ONE_RELEASE) for stage in stages]
+    if any(words is not None for words in described):
         return (
             "another stage looks at the private records before or after the mechanism, in a way that its certificate does not "
             "cover. Leave that stage out."

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from gradleak.core.errors import UsageError
 from gradleak.privacy.accounting import closed_forms
 from gradleak.privacy.accounting.accountant import Guarantee, account
 from gradleak.privacy.plan.plan import Claimed, Plan
@@ -90,8 +91,11 @@ def rule(code: str, remedy: str) -> Callable[[Check], Check]:
 
 
 def _epsilon(plan: Plan, **changes: Any) -> float:
-    """ε of the plan as somebody else read it."""
-    return account(replace(plan, **changes)).epsilon
+    """ε of the plan as somebody else read it; not a number where no theorem covers that reading."""
+    try:
+        return account(replace(plan, **changes)).epsilon
+    except UsageError:
+        return math.nan
 
 
 @rule(
@@ -117,7 +121,7 @@ def data_dependent_clip(plan: Plan, claimed: Claimed, found: Guarantee) -> Said 
 
 @rule("clip-per-tensor", "Clip each tensor to C over the root of their number, or the whole gradient to C.")
 def clip_per_tensor(plan: Plan, claimed: Claimed, found: Guarantee) -> Said | None:
-    if plan.clip != "tensor" or plan.tensors == 1:
+    if plan.clip != "tensor" or plan.tensors is None or plan.tensors == 1:
         return None
     z = plan.least_noise
     return Said(
@@ -139,7 +143,7 @@ def unnoised_parameters(plan: Plan, claimed: Claimed, found: Guarantee) -> Said 
 
 @rule("reused-seed", "Seed the noise once for the whole run from a secret source, and never in the loop.")
 def reused_seed(plan: Plan, claimed: Claimed, found: Guarantee) -> Said | None:
-    if plan.noise_seed == "reused":
+    if plan.noise_seed == "reused" and plan.steps > 1:
         return Said("Several steps draw the same noise: the difference of two releases has none.")
     return None
 

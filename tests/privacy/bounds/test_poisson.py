@@ -13,7 +13,7 @@ from gradleak.core.errors import UsageError
 from gradleak.privacy import binomial as counts
 from gradleak.privacy.accounting.accountant import account, success
 from gradleak.privacy.bounds import bayes
-from gradleak.privacy.bounds import chain as sandwich
+from gradleak.privacy.bounds import bound_chain
 from gradleak.privacy.bounds import poisson as sampled
 from gradleak.privacy.bounds.candidates import Candidates
 from gradleak.privacy.bounds.poisson import Sampling
@@ -89,12 +89,12 @@ def test_one_sampled_release_against_the_accountant(z: float, rate: float, kappa
 def test_the_chain_keeps_its_order_under_coins(releases: int, z: float) -> None:
     rng = np.random.default_rng(1)
     _, candidates = uneven(32, 100, rng)
-    step = sandwich.rung(candidates, z, rng, releases=releases, sampling_rate=0.2, trials=5000)
-    assert sandwich.violations(step, {}) == ()
+    step = bound_chain.rung(candidates, z, rng, releases=releases, sampling_rate=0.2, trials=5000)
+    assert bound_chain.violations(step, {}) == ()
     assert candidates.kappa <= step.instance <= step.mechanism <= step.approximate
     assert step.best.bits <= step.bits_cap + 4 * step.best.bits_error
     assert step.epsilon == account(plan(Sampling(noise_multiplier=z, releases=releases, rate=0.2))).epsilon
-    certain = sandwich.rung(candidates, z, rng, releases=releases, trials=5000)
+    certain = bound_chain.rung(candidates, z, rng, releases=releases, trials=5000)
     assert step.instance < certain.instance + 1e-12 and step.mechanism < certain.mechanism + 1e-12
     assert step.best.success.low <= certain.best.success.high
 

@@ -40,7 +40,11 @@ BASE: dict[str, Any] = {"noise_multiplier": 1.0}
         ({"unnoised": "wte"}, "list in brackets"),
         ({"claimed": 3}, "must be a table"),
         ({"claimed": {"epsilon": -1.0}}, "claimed epsilon"),
-        ({"claimed": {"steps": 0}}, "claimed steps"),
+        ({"claimed": {"steps": -1}}, "claimed steps"),
+        ({"clip": "tensor"}, "clip tensor needs tensors"),
+        ({"sampling": "with_replacement", "sampling_rate": 0.1}, "Give records"),
+        ({"last_batch": "kept"}, "for shuffled epochs"),
+        ({"count_noise": 5.0, "mechanism": "laplace"}, "beside Gaussian noise"),
     ],
 )
 def test_values(table: dict[str, Any], says: str) -> None:

@@ -13,7 +13,7 @@ from gradleak.cli.common.options import Json, Out
 from gradleak.cli.common.output import errors_shown, print_json
 
 if TYPE_CHECKING:
-    from gradleak.privacy.goals.goals import Goal
+    from gradleak.privacy.targets.targets import Target
     from gradleak.privacy.plan.plan import Plan
 
 LINT_FAILED = 1
@@ -139,10 +139,10 @@ def _merged(table: dict[str, Any], given: dict[str, Any], settings: list[str] | 
     return merged
 
 
-def _targets(epsilon: float | None, success: float | None, candidates: int, bits: float | None) -> tuple[Goal, ...]:
-    from gradleak.privacy.goals.goals import BitsAtMost, EpsilonAtMost, SuccessAtMost
+def _targets(epsilon: float | None, success: float | None, candidates: int, bits: float | None) -> tuple[Target, ...]:
+    from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, SuccessAtMost
 
-    found: list[Goal] = []
+    found: list[Target] = []
     if epsilon is not None:
         found.append(EpsilonAtMost(epsilon=epsilon))
     if success is not None:
@@ -152,12 +152,12 @@ def _targets(epsilon: float | None, success: float | None, candidates: int, bits
     return tuple(found)
 
 
-def _evaluate(plan: Plan, targets: tuple[Goal, ...], *, goals: bool) -> dict[str, Any]:
+def _evaluate(plan: Plan, targets: tuple[Target, ...], *, goals: bool) -> dict[str, Any]:
     from dataclasses import asdict
 
     from gradleak.privacy.accounting.accountant import account, success
     from gradleak.privacy.accounting.budget import readings
-    from gradleak.privacy.goals.suggest import compare, noise_for
+    from gradleak.privacy.targets.noise_for_targets import compare, noise_for
     from gradleak.privacy.lint import lint
 
     guarantee = account(plan)

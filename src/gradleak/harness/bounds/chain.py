@@ -27,9 +27,9 @@ from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject
 from gradleak.privacy.accounting import reconstruction
 from gradleak.privacy.auditing.conformance import Conformance, conform
-from gradleak.privacy.bounds import chain as sandwich
+from gradleak.privacy.bounds import bound_chain
 from gradleak.privacy.bounds.candidates import Candidates, Matrix
-from gradleak.privacy.bounds.chain import Rung
+from gradleak.privacy.bounds.bound_chain import Rung
 
 NOISE_MULTIPLIERS = ("0.05", "0.1", "0.2", "0.3", "0.5", "1", "2")
 DEFENSE = "clip(max_norm=1.0)+gaussian(noise_multiplier={knob})"
@@ -239,7 +239,7 @@ def _step(
 ) -> Step:
     z = law.noise_multiplier
     rng = np.random.default_rng([settings.seed, int.from_bytes(np.float64(z).tobytes(), "little")])
-    rung = sandwich.rung(
+    rung = bound_chain.rung(
         candidates,
         z,
         rng,
@@ -263,9 +263,9 @@ def _step(
     findings += [
         f"{name}: attack far from optimal; do not read its failure as safety"
         for name, rate in rates.items()
-        if sandwich.is_weak(rate, rung)
+        if bound_chain.is_weak(rate, rung)
     ]
-    broken = sandwich.violations(rung, rates)
+    broken = bound_chain.violations(rung, rates)
     findings += [violation.diagnosis() for violation in broken]
     return Step(
         defense=law.defense,

@@ -1,4 +1,4 @@
-"""Why: one plan, several readings. The same noise has another ε for each view and relation; a table shows them side by side,
+"""One plan, several readings: the same noise has another ε for each view and relation; a table shows them side by side,
 with what each buys. Must not know how it is printed.
 """
 
@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from gradleak.core.errors import UsageError
 from gradleak.privacy.accounting import closed_forms
 from gradleak.privacy.accounting.accountant import curve
 from gradleak.privacy.plan.plan import Plan, Relation, Viewpoint
@@ -34,32 +35,37 @@ class Reading:
 def readings(plan: Plan) -> tuple[Reading, ...]:
     """Every view, under add-or-remove (zero-out where batches have fixed size) and replace-one.
 
-    Secure aggregation over one client is no aggregation, so it is left out unless the plan names more.
+    Readings that no theorem covers are left out. Secure aggregation over one client is no aggregation, so it is left out unless the plan names more.
     """
     relations: tuple[Relation, ...] = ("add_or_remove", "replace_one")
-    return tuple(
+    rows = (
         _reading(replace(plan, view=view, relation=relation))
         for view in get_args(Viewpoint)
         if view != "secure_aggregation" or plan.clients > 1 or plan.view == view
         for relation in relations
     )
+    return tuple(row for row in rows if row is not None)
 
 
-def _reading(plan: Plan) -> Reading:
-    release = resolve(plan)
+def _reading(plan: Plan) -> Reading | None:
     if refusal(plan) is not None:
         return Reading(
-            view=plan.view, relation=release.relation, releases=release.steps, epsilon=math.inf, mu=math.inf, power=1.0
+            view=plan.view, relation=plan.relation, releases=plan.steps, epsilon=math.inf, mu=math.inf, power=1.0
         )
-    found = curve(release)
-    epsilon = found.epsilon(plan.delta)
+    try:
+        release = resolve(plan)
+    except UsageError:
+        # No theorem covers this reading; the plan's own is refused elsewhere.
+        return None
+    valid = curve(release)
+    epsilon = valid.epsilon(plan.delta)
     return Reading(
         view=plan.view,
         relation=release.relation,
         releases=release.steps,
         epsilon=epsilon,
         mu=equivalent_mu(epsilon, plan.delta),
-        power=found.success(1e-3),
+        power=valid.success(1e-3),
     )
 
 

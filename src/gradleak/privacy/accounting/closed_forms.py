@@ -1,20 +1,25 @@
-"""Why: the small core of formulas that need no library beyond scipy: exact where an equation is known, otherwise named for
+"""The small core of formulas that need no library beyond scipy: exact where an equation is known, otherwise named for
 what they are. They cross-check dp-accounting, and dp-accounting checks them. Must not know plans.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
-from scipy import integrate, special  # pyright: ignore[reportMissingTypeStubs]
+from scipy import integrate, optimize, special  # pyright: ignore[reportMissingTypeStubs]
 
 from gradleak.core.errors import UsageError
 from gradleak.privacy.accounting import gaussian
-from gradleak.privacy.accounting._roots import root
 
 ORDERS = tuple(1 + 2.0 ** (i / 4) for i in range(-16, 33))
 """Rényi orders from 1.06 to 257, evenly on a logarithmic scale."""
+
+
+def root(function: Callable[[float], float], low: float, high: float, *, tolerance: float = 1e-12) -> float:
+    """An x in [low, high] with function(x) = 0; the signs at the two ends must differ."""
+    return float(optimize.brentq(function, low, high, xtol=tolerance))  # pyright: ignore[reportArgumentType]
 
 
 def composed_mu(releases: list[tuple[float, int]]) -> float:
@@ -61,11 +66,11 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
 
 def renyi_epsilon(orders: tuple[float, ...], divergences: tuple[float, ...], delta: float) -> float:
     """The best ε over Rényi orders: ε_α + ln((α-1)/α) - (ln δ + ln α)/(α-1), at least 0."""
-    found = (
+    epsilons = (
         e + math.log((a - 1) / a) - (math.log(delta) + math.log(a)) / (a - 1)
         for a, e in zip(orders, divergences, strict=True)
     )
-    return max(0.0, min(found))
+    return max(0.0, min(epsilons))
 
 
 def poisson_gaussian_divergence(order: float, rate: float, noise_multiplier: float) -> float:

@@ -1,25 +1,25 @@
-"""Why: writes a release as a dp-accounting event, and keeps in one place what the two accountants of that library mean by a
-noise multiplier. Must not know plans or views, and must not compute any ε.
+"""Writes a release as a dp-accounting event, and keeps in one place what the two accountants of that library mean by a noise
+multiplier. Must not know plans, and must not compute any ε.
 
 The trap: for ``REPLACE_ONE`` the PLD accountant reads the multiplier of a Gaussian event in units of C, and doubles the
 distance itself; the RDP accountant has no notion of C and reads it in units of the distance between neighbors, 2C. The same
-event given to both is two mechanisms. ``describe`` takes the accountant's unit into account.
+event given to both is two mechanisms. Here the distance of the release is divided out, and ``neighboring`` names the relation that
+belongs to the event, which is not always the plan's.
 """
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
-from gradleak.privacy.plan.plan import Phase, Relation
+from gradleak.privacy.plan.plan import Phase
 from gradleak.privacy.plan.views import Release
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent, NeighboringRelation
 
 Engine = Literal["pld", "rdp"]
-_LARGEST_GROUP_LADDER = 512
+_LARGEST_GROUP = 512
 _PHASES = 24
 """Distinct noise levels that a schedule is reduced to; each costs a convolution."""
 
@@ -32,65 +32,47 @@ def describe(release: Release, engine: Engine) -> DpEvent | None:
     """
     from dp_accounting import dp_event
 
-    if release.sampling == "shuffle":
-        return None
-    events = [_step(release, phase, engine) for phase in _reduced(release.phases)]
-    found = [event for event in events if event is not None]
-    if len(found) < len(events):
+    phases = reduced(release.phases)
+    events = [_step(release, phase, engine) for phase in phases]
+    known = [event for event in events if event is not None]
+    if len(known) < len(events):
         return None
     return dp_event.ComposedDpEvent(
-        [
-            dp_event.SelfComposedDpEvent(event, phase.steps)
-            for event, phase in zip(found, _reduced(release.phases), strict=True)
-        ]
+        [dp_event.SelfComposedDpEvent(event, phase.steps) for event, phase in zip(known, phases, strict=True)]
     )
 
 
-def neighboring(relation: Relation) -> NeighboringRelation:
+def neighboring(release: Release) -> NeighboringRelation:
+    """The relation under which the event of this release is to be read."""
     from dp_accounting import NeighboringRelation as Neighbors
 
-    return {
-        "add_or_remove": Neighbors.ADD_OR_REMOVE_ONE,
-        "zero_out": Neighbors.REPLACE_SPECIAL,
-        "replace_one": Neighbors.REPLACE_ONE,
-    }[relation]
+    if release.law == "cut":
+        return {
+            "add_or_remove": Neighbors.ADD_OR_REMOVE_ONE,
+            "zero_out": Neighbors.REPLACE_SPECIAL,
+            "replace_one": Neighbors.REPLACE_ONE,
+        }[release.relation]
+    return Neighbors.REPLACE_ONE if release.law == "poisson_exchange" else Neighbors.ADD_OR_REMOVE_ONE
 
 
 def _step(release: Release, phase: Phase, engine: Engine) -> DpEvent | None:
     from dp_accounting import dp_event
 
-    own_distance = 2.0 if release.relation == "replace_one" and engine == "rdp" else 1.0
-    z = phase.noise_multiplier / own_distance
-    if release.mechanism == "laplace":
-        return _laplace(release, phase.noise_multiplier, engine)
-    if release.sampling == "none":
-        return dp_event.GaussianDpEvent(z / release.group)
-    if release.sampling == "fixed":
-        share = Fraction(release.rate).limit_denominator(10**9)
-        if engine != "rdp" or release.relation != "replace_one" or release.group > 1:
+    z = phase.noise_multiplier / release.distance
+    noise = dp_event.LaplaceDpEvent(z) if release.mechanism == "laplace" else dp_event.GaussianDpEvent(z)
+    if release.law == "full":
+        return noise
+    if release.law == "poisson":
+        if release.mechanism == "laplace" and engine == "rdp":
             return None
-        return dp_event.SampledWithoutReplacementDpEvent(
-            share.denominator, share.numerator, dp_event.GaussianDpEvent(z)
-        )
-    if release.batch_limit is not None:
-        return _truncated(release, z) if engine == "pld" and release.group == 1 else None
-    if release.group > 1:
-        return _binomial(release, z) if engine == "pld" and release.relation != "replace_one" else None
-    if engine == "rdp" and release.relation == "replace_one":
+        return noise if release.rate == 1.0 else dp_event.PoissonSampledDpEvent(release.rate, noise)
+    if engine == "rdp" or release.mechanism == "laplace":
         return None
-    return dp_event.PoissonSampledDpEvent(release.rate, dp_event.GaussianDpEvent(z))
-
-
-def _laplace(release: Release, scale: float, engine: Engine) -> DpEvent | None:
-    from dp_accounting import dp_event
-
-    distance = 2.0 if release.relation == "replace_one" else 1.0
-    event = dp_event.LaplaceDpEvent(scale / distance / release.group)
-    if release.sampling == "none":
-        return event
-    if engine == "pld" and release.sampling == "poisson" and release.group == 1 and release.relation != "replace_one":
-        return dp_event.PoissonSampledDpEvent(release.rate, event)
-    return None
+    if release.law == "poisson_exchange":
+        return dp_event.PoissonSampledDpEvent(release.rate, dp_event.GaussianDpEvent(2 * z))
+    if release.law == "binomial":
+        return _binomial(release, z)
+    return _truncated(release, phase.noise_multiplier) if release.law == "cut" else None
 
 
 def _truncated(release: Release, z: float) -> DpEvent:
@@ -110,10 +92,12 @@ def _binomial(release: Release, z: float) -> DpEvent | None:
     """k records that are drawn by themselves move the sum by a Binomial(k, q) number of C."""
     from dp_accounting import dp_event
 
-    k, q = release.group, release.rate
-    if k > _LARGEST_GROUP_LADDER:
+    k, q = release.draws, release.rate
+    if k > _LARGEST_GROUP:
         return None
     weights = [math.comb(k, i) * q**i * (1 - q) ** (k - i) for i in range(k + 1)]
+    if q == 1.0:
+        return dp_event.GaussianDpEvent(z / k)
     # What a float cannot hold beside 1 goes to the largest sensitivity, which errs upwards.
     kept = [i for i, weight in enumerate(weights) if weight > 1e-25 or i == k]
     probabilities = [weights[i] for i in kept]
@@ -121,7 +105,7 @@ def _binomial(release: Release, z: float) -> DpEvent | None:
     return dp_event.MixtureOfGaussiansDpEvent(z, [float(i) for i in kept], probabilities)
 
 
-def _reduced(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+def reduced(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     """At most ``_PHASES`` levels, every multiplier rounded down to the smallest of its level."""
     levels = sorted({p.noise_multiplier for p in phases})
     if len(levels) > _PHASES:

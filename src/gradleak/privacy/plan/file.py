@@ -1,4 +1,4 @@
-"""Why: a plan as a TOML file, or as the options of the command line: the keys are the fields of ``Plan``, and a
+"""A plan as a TOML file, or as the options of the command line: the keys are the fields of ``Plan``, and a
 misspelt key is an error that names the nearest one. A sampling rate without a way of sampling means Poisson; the table says so.
 
     noise_multiplier = 1.0          # or a schedule: noise_multipliers = [15.0, 10.0], steps = [50, 50]

@@ -1,5 +1,5 @@
-"""Why: a training plan as plain data, everything that its ε depends on and nothing else. It describes; the accountant
-interprets (``views`` → ``events`` → ``accountant``), the linter reads it beside what was claimed for it.
+"""A training plan as plain data: everything that its ε depends on and nothing else. It describes; the accountant interprets
+(``combinations`` → ``views`` → ``events`` → ``accountant``), the linter reads it beside what was claimed for it.
 
 Must not compute anything about privacy, and must not know stages, models or files.
 """
@@ -13,9 +13,11 @@ from typing import Literal, get_args
 from gradleak.core.errors import UnknownNameError, UsageError
 
 Mechanism = Literal["gaussian", "laplace", "tree"]
-Clip = Literal["example", "update", "tensor", "data", "none"]
+Clip = Literal["example", "update", "tensor", "microbatch", "batch", "data", "none"]
 Sampled = Literal["records", "clients"]
-Sampling = Literal["none", "poisson", "fixed", "shuffle"]
+Sampling = Literal["none", "poisson", "fixed", "shuffle", "with_replacement"]
+LastBatch = Literal["dropped", "kept"]
+Normalization = Literal["example", "batch"]
 Relation = Literal["add_or_remove", "zero_out", "replace_one"]
 Viewpoint = Literal["final_model", "server_sees_each_update", "secure_aggregation"]
 Unit = Literal["record", "user"]
@@ -55,7 +57,7 @@ class Claimed:
         accountant: the method: ``pld``, ``prv``, ``rdp``, ``zcdp``, ``gdp_clt`` (central limit) or ``classical`` (σ =
             √(2 ln(1.25/δ))/ε).
         epsilon: the ε that is claimed.
-        steps: the number of releases that was accounted for. sampling_rate: the share of a step that was.
+        steps: the number of releases that was accounted for; 0 if the accountant's history is empty. sampling_rate: the share of a step that was.
         sampling, relation, unit, view: what the accounting assumed.
     """
 
@@ -79,7 +81,7 @@ class Claimed:
             if value is not None:
                 _choose(name, value, choices)
         _require(self.epsilon is None or self.epsilon >= 0, "claimed epsilon", self.epsilon, "at least 0")
-        _require(self.steps is None or self.steps >= 1, "claimed steps", self.steps, "at least 1")
+        _require(self.steps is None or self.steps >= 0, "claimed steps", self.steps, "at least 0")
         rate = self.sampling_rate
         _require(rate is None or 0 < rate <= 1, "claimed sampling_rate", rate, "above 0 and at most 1")
 
@@ -95,13 +97,20 @@ class Plan:
             tree over the steps of a phase (restarted with the next phase), where the unit takes part at most once in a tree.
         clip: what is clipped to C before it is summed. ``example``: each example's gradient over all parameters. ``update``: the
             whole update of one client. ``tensor``: each of ``tensors`` parts of an example's gradient at C by itself.
+            ``microbatch``: the gradient of each group of examples. ``batch``: the gradient of the whole batch, as one vector.
             ``data``: the bound follows the private data. ``none``.
-        tensors: number of separately clipped parts for ``clip="tensor"``.
-        sampled: what is drawn in each step: ``records`` (inside a client, in secret), or whole ``clients``. None = not said; a
-            server that sees updates is then taken to see who takes part.
+        tensors: number of separately clipped parts; required for ``clip="tensor"``.
+        count_noise: where C follows a private quantile (adaptive clipping): standard deviation of the noise on the *number* of
+            gradients below C, each counted as ±½, released in every step beside the sum. None = C is fixed in advance.
+        normalization: ``batch`` if layers use statistics of the batch (BatchNorm), so that no example has a gradient of its own.
+        sampled: what is drawn in each step: ``records`` (inside a client, in secret), or whole ``clients``. None = not said; whole
+            clients are assumed if whole updates are clipped or the server sees updates, else records. The notes say so.
         sampling: how: ``none`` (every step uses all), ``poisson`` (each by its own coin), ``fixed`` (a fresh batch of fixed size in
-            each step), ``shuffle`` (a permutation cut into batches, each epoch).
+            each step), ``shuffle`` (a permutation cut into batches, each epoch), ``with_replacement`` (each place of a batch
+            is drawn from all, so a record can stand in it several times).
         sampling_rate: q in (0, 1], the expected share that a step uses.
+        last_batch: for ``shuffle``, whether the incomplete last batch of an epoch is ``kept`` or ``dropped``; None = not said,
+            accounted for as the worse of the two.
         batch_limit: Poisson batches longer than this are cut to a random part of this size; None = they are used whole.
         relation: which data sets count as neighbors. ``zero_out``: one term of the sum becomes zero, nothing else changes.
         view: what the adversary sees.
@@ -124,10 +133,13 @@ class Plan:
     delta: float = 1e-5
     mechanism: Mechanism = "gaussian"
     clip: Clip = "example"
-    tensors: int = 1
+    tensors: int | None = None
+    count_noise: float | None = None
+    normalization: Normalization = "example"
     sampled: Sampled | None = None
     sampling: Sampling = "none"
     sampling_rate: float = 1.0
+    last_batch: LastBatch | None = None
     batch_limit: int | None = None
     relation: Relation = "add_or_remove"
     view: Viewpoint = "final_model"
@@ -156,6 +168,8 @@ class Plan:
             self.sampling_rate,
             "above 0 and at most 1 (a share: 1 % is 0.01)",
         )
+        noise = self.count_noise
+        _require(noise is None or noise > 0, "count_noise", noise, "positive")
         for name in ("tensors", "clients", "records_per_user", "participations", "records", "batch_limit"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
@@ -164,7 +178,7 @@ class Plan:
     def _require_consistent(self) -> None:
         if self.sampling == "none" and self.sampling_rate != 1.0:
             raise UsageError(
-                f"sampling_rate={self.sampling_rate:g} needs a way of sampling. Say sampling poisson, fixed or shuffle; they differ."
+                f"sampling_rate={self.sampling_rate:g} needs a way of sampling. Say sampling poisson, fixed or shuffle (or with_replacement); they differ."
             )
         if self.participations is not None and self.participations > self.steps:
             raise UsageError(f"participations={self.participations} is more than the {self.steps} steps of the plan.")
@@ -178,8 +192,24 @@ class Plan:
                 f"A tree adds noise over steps in any order and claims nothing from sampling {self.sampling}. Leave the sampling out; "
                 "each phase is one tree, in which the unit takes part at most once."
             )
-        if self.tensors > 1 and self.clip != "tensor":
+        if self.clip == "tensor" and self.tensors is None:
+            raise UsageError(
+                "clip tensor needs tensors: how many parts of a gradient are clipped to C each. Their sensitivity together is the "
+                "root of that number times C; give tensors=1 for a single part."
+            )
+        if (self.tensors or 1) > 1 and self.clip != "tensor":
             raise UsageError(f"tensors={self.tensors} is for clip tensor only, and clip is {self.clip}.")
+        if self.sampling == "with_replacement" and self.records is None:
+            raise UsageError(
+                "Batches drawn with replacement can hold a record several times, as often as their size allows. Give records: how "
+                "many there are to draw from."
+            )
+        if self.last_batch is not None and self.sampling != "shuffle":
+            raise UsageError(f"last_batch={self.last_batch} is for shuffled epochs, and sampling is {self.sampling}.")
+        if self.count_noise is not None and self.mechanism != "gaussian":
+            raise UsageError(
+                f"count_noise is accounted for beside Gaussian noise only, and mechanism is {self.mechanism}."
+            )
 
     @property
     def steps(self) -> int:
@@ -195,6 +225,8 @@ _CHOICES = {
     "clip": Clip,
     "sampled": Sampled,
     "sampling": Sampling,
+    "last_batch": LastBatch,
+    "normalization": Normalization,
     "relation": Relation,
     "view": Viewpoint,
     "unit": Unit,

@@ -33,7 +33,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Goal:
+class Target:
     """One goal: its place on the axis, and in words."""
 
     number: int
@@ -52,7 +52,7 @@ class Section:
     facts: str
     without_noise: str
     rows: tuple[Row, ...]
-    goals: tuple[Goal, ...]
+    goals: tuple[Target, ...]
     drawing: Markup
     marks: tuple[tuple[str, str], ...]
     heights: tuple[tuple[str, str], ...]
@@ -136,9 +136,9 @@ def _row(level: Mapping[str, Any], own: float) -> Row:
     )
 
 
-def _goal(number: int, goal: Mapping[str, Any], x: _Scale) -> Goal:
+def _goal(number: int, goal: Mapping[str, Any], x: _Scale) -> Target:
     variance = goal["relative_variance"]
-    return Goal(
+    return Target(
         number=number,
         text=str(goal["goal"]),
         noise=f"{goal['noise_multiplier']:.3g}",

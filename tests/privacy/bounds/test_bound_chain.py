@@ -13,7 +13,7 @@ from gradleak.core.errors import UsageError
 from gradleak.mechanics.client.gram import gram_matrix
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.privacy.bounds import chain as sandwich
+from gradleak.privacy.bounds import bound_chain
 from gradleak.privacy.bounds.bayes import Rate
 from gradleak.privacy.bounds.candidates import Candidates, Matrix
 
@@ -81,9 +81,9 @@ def test_no_violation_over_models_priors_and_noise(model: str, prior: str) -> No
     rng = np.random.default_rng(1)
     previous = math.inf
     for z in LEVELS:
-        step = sandwich.rung(candidates, z, rng, trials=20_000, confidence=0.99)
+        step = bound_chain.rung(candidates, z, rng, trials=20_000, confidence=0.99)
         measured = Rate.of(released_hits(subject, batch, clip, z, 150, rng), 150, 0.99)
-        assert sandwich.violations(step, {"nearest candidate": measured}) == ()
+        assert bound_chain.violations(step, {"nearest candidate": measured}) == ()
         assert measured.high >= step.best.success.low, "the nearest candidate is the optimal attack for a uniform prior"
         assert candidates.kappa <= step.instance <= step.mechanism <= step.approximate + 1e-12
         assert step.mechanism <= previous
@@ -98,39 +98,39 @@ def test_gaps_are_those_of_the_note_in_kind() -> None:
     found = {}
     for prior in ("sentences", "token"):
         gram, _ = clipped(gram_matrix(subject, candidates_of(subject, prior), names))
-        found[prior] = sandwich.rung(Candidates.uniform(gram), 0.2, rng)
+        found[prior] = bound_chain.rung(Candidates.uniform(gram), 0.2, rng)
     assert (
         found["token"].mechanism / found["token"].instance > found["sentences"].mechanism / found["sentences"].instance
     )
     assert found["token"].instance < 0.9 * found["token"].mechanism
-    pessimistic = sandwich.rung(Candidates.uniform(0.99 + 0.01 * np.eye(48)), 0.2, rng)
+    pessimistic = bound_chain.rung(Candidates.uniform(0.99 + 0.01 * np.eye(48)), 0.2, rng)
     assert any("pessimistic" in text for text in pessimistic.advice())
 
 
 def test_releases_add_up_in_the_square() -> None:
     candidates = Candidates.uniform(np.eye(16))
-    one = sandwich.rung(candidates, 0.5, np.random.default_rng(0))
-    four = sandwich.rung(candidates, 1.0, np.random.default_rng(0), releases=4)
+    one = bound_chain.rung(candidates, 0.5, np.random.default_rng(0))
+    four = bound_chain.rung(candidates, 1.0, np.random.default_rng(0), releases=4)
     assert (one.mechanism, one.instance, one.epsilon) == (four.mechanism, four.instance, four.epsilon)
     assert one.best == four.best
 
 
 def test_a_violation_stops_with_the_places_to_look_in_order() -> None:
-    step = sandwich.rung(Candidates.uniform(np.eye(64)), 1.0, np.random.default_rng(0))
-    found = sandwich.violations(step, {"exact_match of span": Rate.of(90, 100, 0.99)})
+    step = bound_chain.rung(Candidates.uniform(np.eye(64)), 1.0, np.random.default_rng(0))
+    found = bound_chain.violations(step, {"exact_match of span": Rate.of(90, 100, 0.99)})
     assert [each.upper for each in found][:3] == ["the Bayes-optimal rate", "the instance bound", "the mechanism bound"]
     text = found[0].diagnosis()
     places = [text.index(word) for word in ("VIOLATION", "prior:", "view:", "noise:", "bound code:")]
     assert places == sorted(places)
-    assert sandwich.violations(step, {"guess": Rate.of(1, 100, 0.99)}) == ()
+    assert bound_chain.violations(step, {"guess": Rate.of(1, 100, 0.99)}) == ()
 
 
 def test_a_weak_attack_is_named() -> None:
-    step = sandwich.rung(Candidates.uniform(np.eye(64)), 0.1, np.random.default_rng(0))
-    assert sandwich.is_weak(Rate.of(0, 100, 0.99), step)
-    assert not sandwich.is_weak(Rate.of(99, 100, 0.99), step)
+    step = bound_chain.rung(Candidates.uniform(np.eye(64)), 0.1, np.random.default_rng(0))
+    assert bound_chain.is_weak(Rate.of(0, 100, 0.99), step)
+    assert not bound_chain.is_weak(Rate.of(99, 100, 0.99), step)
 
 
 def test_bad_releases() -> None:
     with pytest.raises(UsageError, match="at least once"):
-        sandwich.rung(Candidates.uniform(np.eye(2)), 1.0, np.random.default_rng(0), releases=0)
+        bound_chain.rung(Candidates.uniform(np.eye(2)), 1.0, np.random.default_rng(0), releases=0)

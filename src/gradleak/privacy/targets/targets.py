@@ -1,10 +1,9 @@
-"""Why: ε is one way to say how much protection is wanted. These are the others, on one axis: the noise multiplier that each asks
-for. Must not search for it: ``calibrate`` does.
+"""ε is one way to say how much protection is wanted. These are the others, on one axis: the noise multiplier that each asks for. Must not search for it: ``calibrate`` does.
 
-    epsilon     (ε, δ) at most so much
-    success     no attacker finds the record in a list of K more often than p
-    bits        the release tells at most b bits about the record
-    span        attacks on the span of one attention gradient are dead; says nothing about any other attack
+epsilon     (ε, δ) at most so much
+success     no attacker finds the record in a list of K more often than p
+bits        the release tells at most b bits about the record
+span        attacks on the span of one attention gradient are dead; says nothing about any other attack
 """
 
 from __future__ import annotations
@@ -16,25 +15,24 @@ from dataclasses import dataclass
 from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy.accounting import closed_forms
-from gradleak.privacy.accounting._roots import root
 from gradleak.privacy.accounting.accountant import curve, success
+from gradleak.privacy.accounting.closed_forms import root
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import resolve
 
 _FAMILY_WISE, _RECALL = 0.05, 0.5
 
 
-class Goal(ABC):
+class Target(ABC):
     """What noise is to achieve."""
 
     @abstractmethod
     def excess(self, plan: Plan) -> float:
-        """Positive where the plan misses the goal, on a logarithmic scale; falls as the noise grows."""
+        """Positive where the plan misses the target, on a logarithmic scale; falls as the noise grows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EpsilonAtMost(Goal):
+class EpsilonAtMost(Target):
     """ε at the plan's δ."""
 
     epsilon: float
@@ -44,15 +42,15 @@ class EpsilonAtMost(Goal):
             raise UsageError(f"target epsilon={self.epsilon} is out of range. It must be positive and finite.")
 
     def excess(self, plan: Plan) -> float:
-        found = curve(resolve(plan)).epsilon(plan.delta)
-        return 700.0 if math.isinf(found) else math.log(max(found, 1e-12) / self.epsilon)
+        epsilon = curve(resolve(plan)).epsilon(plan.delta)
+        return 700.0 if math.isinf(epsilon) else math.log(max(epsilon, 1e-12) / self.epsilon)
 
     def __str__(self) -> str:
         return f"ε ≤ {self.epsilon:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SuccessAtMost(Goal):
+class SuccessAtMost(Target):
     """The chance of any attacker to name the record from a list of ``candidates`` equally likely ones."""
 
     probability: float
@@ -77,7 +75,7 @@ class SuccessAtMost(Goal):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BitsAtMost(Goal):
+class BitsAtMost(Target):
     """Mutual information of the unit with everything released, worst case over data."""
 
     bits: float
@@ -87,16 +85,14 @@ class BitsAtMost(Goal):
             raise UsageError(f"target bits={self.bits} is out of range. It must be positive and finite.")
 
     def excess(self, plan: Plan) -> float:
-        release = resolve(plan)
-        phases = [(p.noise_multiplier / release.group, p.steps) for p in release.phases]
-        return math.log(closed_forms.leaked_bits(phases, release.rate) / self.bits)
+        return math.log(resolve(plan).signal / (2 * math.log(2)) / self.bits)
 
     def __str__(self) -> str:
         return f"at most {self.bits:g} bit{'s' if self.bits != 1 else ''} leaked"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SpanDead(Goal):
+class SpanDead(Target):
     """The most powerful test for one token in the gradient of one matrix finds half of them or fewer.
 
         λ = f/(n·z²), recall P(χ'²_m(λ) > t), t the χ²_m quantile at 1 - 0.05/V
@@ -117,9 +113,7 @@ class SpanDead(Goal):
     share: float = 1.0
 
     def excess(self, plan: Plan) -> float:
-        release = resolve(plan)
-        mu = closed_forms.composed_mu([(p.noise_multiplier / release.group, p.steps) for p in release.phases])
-        return math.log(self.share / self.tokens * mu**2 * release.rate / self._half_recall())
+        return math.log(self.share / self.tokens * resolve(plan).signal / self._half_recall())
 
     def _half_recall(self) -> float:
         threshold = float(stats.chi2.isf(_FAMILY_WISE / self.candidates, self.columns))

@@ -6,7 +6,7 @@ import pytest
 
 from gradleak.core.errors import UsageError
 from gradleak.privacy.accounting import closed_forms
-from gradleak.privacy.goals.goals import BitsAtMost, EpsilonAtMost, SuccessAtMost
+from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, SuccessAtMost
 
 pytestmark = pytest.mark.errors
 

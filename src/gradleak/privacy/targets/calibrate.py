@@ -1,4 +1,4 @@
-"""Why: turns the accountant around: the least noise that reaches a goal. Must not know stages, models or the command line."""
+"""Turns the accountant around: the least noise that reaches a target. Must not know stages, models or the command line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from gradleak.core.errors import UsageError
-from gradleak.privacy.accounting._roots import root
-from gradleak.privacy.goals.goals import Goal
+from gradleak.privacy.accounting.closed_forms import root
+from gradleak.privacy.targets.targets import Target
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import refusal
 
@@ -17,14 +17,14 @@ RELATIVE = 1e-4
 _LEAST, _MOST = 1e-4, 1e6
 
 
-def calibrate(plan: Plan, goal: Goal) -> float:
-    """The factor on all noise multipliers of ``plan`` that is just enough for the goal.
+def calibrate(plan: Plan, target: Target) -> float:
+    """The factor on all noise multipliers of ``plan`` that is just enough for the target.
 
     Raises:
-        UsageError: if no amount of noise reaches the goal, with the reason.
+        UsageError: if no amount of noise reaches the target, with the reason.
 
     Guarantees:
-        The goal is met at the returned factor; at most 2e-4 of it is spare.
+        The target is met at the returned factor; at most 2e-4 of it is spare.
     """
     if plan.least_noise == 0:
         raise UsageError(
@@ -35,9 +35,9 @@ def calibrate(plan: Plan, goal: Goal) -> float:
         raise UsageError(f"No amount of noise gives this plan a guarantee: {reason}")
 
     def excess(factor: float) -> float:
-        return goal.excess(scaled(plan, factor))
+        return target.excess(scaled(plan, factor))
 
-    # Start where the least noisy step has multiplier 1, whatever the plan says: the goal alone decides.
+    # Start where the least noisy step has multiplier 1, whatever the plan says: the target alone decides.
     low, high = _bracket(excess, 1.0 / plan.least_noise)
     tolerance = RELATIVE / 2
     factor = math.exp(root(lambda x: excess(math.exp(x)), math.log(low), math.log(high), tolerance=tolerance))
@@ -58,11 +58,11 @@ def _bracket(excess: Callable[[float], float], start: float) -> tuple[float, flo
             low, high = high, high * 2
             if high > _MOST * start:
                 raise UsageError(
-                    f"Noise of {_MOST:g} times the clip norm does not reach this goal. Take fewer steps or a weaker goal."
+                    f"Noise of {_MOST:g} times the clip norm does not reach this target. Take fewer steps or a weaker target."
                 )
         return low, high
     while excess(low) <= 0:
         low, high = low / 2, low
         if low < _LEAST * start:
-            raise UsageError("Hardly any noise reaches this goal already. Ask for a stricter one.")
+            raise UsageError("Hardly any noise reaches this target already. Ask for a stricter one.")
     return low, high

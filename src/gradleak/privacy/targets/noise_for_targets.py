@@ -1,4 +1,4 @@
-"""Why: what a goal costs. Puts every goal on one axis, the noise multiplier, with the ε that comes with it and the noise variance
+"""What a target costs. Puts every target on one axis, the noise multiplier, with the ε that comes with it and the noise variance
 relative to ε = 8: the bounds on training depend on the noise only through its square. Must not know how it is printed.
 """
 
@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradleak.privacy.accounting.accountant import curve
-from gradleak.privacy.goals.calibrate import calibrate, scaled
-from gradleak.privacy.goals.goals import BitsAtMost, EpsilonAtMost, Goal, SpanDead, SuccessAtMost
+from gradleak.privacy.targets.calibrate import calibrate, scaled
+from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, Target, SpanDead, SuccessAtMost
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import resolve
 
@@ -16,7 +16,7 @@ REFERENCE = EpsilonAtMost(epsilon=8.0)
 VOCABULARY = 50257
 """Entries of GPT-2's vocabulary, the list that a secret token hides in."""
 
-FRONTIER: tuple[Goal, ...] = (
+FRONTIER: tuple[Target, ...] = (
     SpanDead(columns=768),
     SuccessAtMost(probability=0.5, candidates=VOCABULARY),
     SuccessAtMost(probability=0.01, candidates=VOCABULARY),
@@ -30,7 +30,7 @@ FRONTIER: tuple[Goal, ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
-    """The noise for one goal.
+    """The noise for one target.
 
     Attributes:
         noise_multiplier: the least, for the plan's steps and sampling (of the least noisy step of a schedule).
@@ -38,25 +38,25 @@ class Price:
         relative_variance: square of it over that of ε ≤ 8; None where nothing was compared.
     """
 
-    goal: str
+    target: str
     noise_multiplier: float
     epsilon: float
     relative_variance: float | None
 
 
-def noise_for(plan: Plan, goal: Goal, *, reference: float | None = None) -> Price:
-    """The least noise for ``goal``. Raises ``UsageError`` if no noise reaches it."""
-    at = scaled(plan, calibrate(plan, goal))
+def noise_for(plan: Plan, target: Target, *, reference: float | None = None) -> Price:
+    """The least noise for ``target``. Raises ``UsageError`` if no noise reaches it."""
+    calibrated = scaled(plan, calibrate(plan, target))
     return Price(
-        goal=str(goal),
-        noise_multiplier=at.least_noise,
-        epsilon=curve(resolve(at)).epsilon(plan.delta),
-        relative_variance=None if reference is None else (at.least_noise / reference) ** 2,
+        target=str(target),
+        noise_multiplier=calibrated.least_noise,
+        epsilon=curve(resolve(calibrated)).epsilon(plan.delta),
+        relative_variance=None if reference is None else (calibrated.least_noise / reference) ** 2,
     )
 
 
-def compare(plan: Plan, goals: tuple[Goal, ...] = FRONTIER) -> tuple[Price, ...]:
-    """Every goal's price, cheapest first."""
+def compare(plan: Plan, targets: tuple[Target, ...] = FRONTIER) -> tuple[Price, ...]:
+    """Every target's price, cheapest first."""
     reference = noise_for(plan, REFERENCE).noise_multiplier
-    prices = [noise_for(plan, goal, reference=reference) for goal in goals]
+    prices = [noise_for(plan, target, reference=reference) for target in targets]
     return tuple(sorted(prices, key=lambda price: price.noise_multiplier))

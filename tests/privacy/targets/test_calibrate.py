@@ -9,8 +9,8 @@ import pytest
 
 from gradleak.privacy.accounting import closed_forms
 from gradleak.privacy.accounting.accountant import account
-from gradleak.privacy.goals.calibrate import calibrate
-from gradleak.privacy.goals.goals import BitsAtMost, EpsilonAtMost, SpanDead, SuccessAtMost
+from gradleak.privacy.targets.calibrate import calibrate
+from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, SpanDead, SuccessAtMost
 from gradleak.privacy.plan.plan import Phase, Plan
 
 pytestmark = pytest.mark.oracle

@@ -1,1 +1,0 @@
-"""How much noise a stated goal takes."""
