@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp, ndtr  # pyright: ignore[reportMissingTypeStubs]
+from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 
 Vector = NDArray[np.float64]
 _THRESHOLDS = 60_001
@@ -52,7 +52,7 @@ class Mixture:
     def log_density(self, x: Vector, z: float) -> Vector:
         """Up to the constant that all mixtures with this z share."""
         weights, means = np.array(self.weights), np.array(self.means)
-        return logsumexp(-(((x[..., None] - means) / z) ** 2) / 2, b=weights, axis=-1)
+        return np.logaddexp.reduce(np.log(weights) - ((x[..., None] - means) / z) ** 2 / 2, axis=-1)
 
     def tail(self, x: Vector, z: float) -> Vector:
         """P(X > x)."""
@@ -106,7 +106,7 @@ class Pair:
         x = np.linspace(low, high, count)
         exponent = order * first.log_density(x, z) - (order - 1) * second.log_density(x, z)
         width = (high - low) / (count - 1)
-        return float(logsumexp(exponent)) + math.log(width / (z * math.sqrt(2 * math.pi)))
+        return float(np.logaddexp.reduce(exponent)) + math.log(width / (z * math.sqrt(2 * math.pi)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

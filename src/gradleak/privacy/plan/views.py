@@ -90,10 +90,9 @@ def resolve(plan: Plan) -> Release:
         )
     if plan.mechanism == "tree":
         phases = tuple(Phase(noise_multiplier=p.noise_multiplier / math.sqrt(nodes(p.steps))) for p in phases)
-    seen_participations = plan.participations if plan.view != "final_model" and axes.drawn == "clients" else None
     law = row.law
-    if seen_participations is not None:
-        phases, law = _least_noisy(plan.phases, seen_participations), "full"
+    if plan.participations is not None and _participations_count(plan, axes):
+        phases, law = _least_noisy(plan.phases, plan.participations), "full"
     draws, rate, population = _draws(plan, axes, law)
     return Release(
         mechanism="laplace" if plan.mechanism == "laplace" else "gaussian",
@@ -137,6 +136,12 @@ def nodes(leaves: int) -> int:
 def _always_there(axes: Axes) -> bool:
     """True for a client whose records are drawn: it is in every step."""
     return axes.unit == "client" and axes.drawn == "records"
+
+
+def _participations_count(plan: Plan, axes: Axes) -> bool:
+    """True where a known number of participations replaces the steps: the server sees them, and a client takes part or not."""
+    clients = axes.drawn == "clients" or (axes.drawn == "nothing" and plan.sampled != "records")
+    return plan.view != "final_model" and clients
 
 
 def _distance(plan: Plan, axes: Axes) -> float:
@@ -193,14 +198,13 @@ def _notes(plan: Plan, axes: Axes) -> Iterator[str]:
         )
     if _always_there(axes):
         yield "the unit is a client and its records are drawn: the client is in every step, so this sampling hides nothing of it"
-    if plan.view != "final_model" and axes.drawn == "clients":
-        if plan.participations is not None:
-            yield f"the server knows who takes part: {plan.participations} full releases, those with the least noise"
-        elif axes.sampling in ("poisson", "fixed"):
-            yield (
-                "the server knows who takes part, so sampling of clients hides nothing: ε is for the mean of δ over the number of "
-                "participations; give participations for a client whose number is known"
-            )
+    if plan.participations is not None and _participations_count(plan, axes):
+        yield f"the server knows who takes part: {plan.participations} full releases, those with the least noise"
+    elif plan.view != "final_model" and axes.drawn == "clients" and axes.sampling in ("poisson", "fixed"):
+        yield (
+            "the server knows who takes part, so sampling of clients hides nothing: ε is for the mean of δ over the number of "
+            "participations; give participations for a client whose number is known"
+        )
     if plan.view == "secure_aggregation" and plan.clients > 1:
         if plan.mechanism == "gaussian":
             yield f"{plan.clients} honest clients add independent noise and none of them colludes with the server"
