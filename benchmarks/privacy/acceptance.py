@@ -17,11 +17,11 @@ from benchmarks.common import run
 from gradleak.privacy.accounting import closed_forms, gaussian
 from gradleak.privacy.accounting.accountant import account, pld_curve, success
 from gradleak.privacy.accounting.events import describe
-from gradleak.privacy.targets.calibrate import calibrate
-from gradleak.privacy.targets.targets import EpsilonAtMost
 from gradleak.privacy.plan.file import make_plan
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import resolve
+from gradleak.privacy.targets.calibrate import calibrate
+from gradleak.privacy.targets.targets import EpsilonAtMost
 
 Row = tuple[str, str, str, float]
 

@@ -14,10 +14,10 @@ from typing import Any
 from benchmarks.common import run
 from gradleak.privacy.accounting import closed_forms
 from gradleak.privacy.accounting.accountant import account, success
-from gradleak.privacy.targets.noise_for_targets import compare
 from gradleak.privacy.lint import lint
 from gradleak.privacy.plan.file import make_plan, read_plan
 from gradleak.privacy.plan.plan import Phase, Plan
+from gradleak.privacy.targets.noise_for_targets import compare
 
 PLANS = Path(__file__).parent / "plans"
 

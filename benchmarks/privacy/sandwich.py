@@ -20,8 +20,7 @@ from gradleak.core.batch import Batch
 from gradleak.mechanics.client.gram import gram_matrix
 from gradleak.models import load_subject
 from gradleak.privacy.accounting import reconstruction
-from gradleak.privacy.bounds import bayes
-from gradleak.privacy.bounds import bound_chain
+from gradleak.privacy.bounds import bayes, bound_chain
 from gradleak.privacy.bounds.candidates import Candidates
 
 SETTINGS = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 990, "n_positions": 16}

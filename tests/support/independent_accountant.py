@@ -69,7 +69,9 @@ class Step:
         return np.logaddexp.reduce(logs, axis=0)
 
 
-def delta_bracket(steps: Sequence[tuple[Step, int]], epsilon: float, *, cells: int = 2**16, points: int = 6001) -> tuple[float, float]:
+def delta_bracket(
+    steps: Sequence[tuple[Step, int]], epsilon: float, *, cells: int = 2**16, points: int = 6001
+) -> tuple[float, float]:
     """Lower and upper bound on δ(ε) of the composition: every loss rounded down, and up. Wide after many steps."""
     return _delta(steps, epsilon, "down", cells, points), _delta(steps, epsilon, "up", cells, points)
 
@@ -222,11 +224,15 @@ def _step(plan: Plan, z: float, other: float) -> Step:
         return Step(((1.0, ((1.0, times * here),), ((1.0, times * there),)),), noise, laplace)
 
     known = plan.sampling in ("poisson", "fixed") and (
-        (plan.view != "final_model" and plan.sampled == "clients") or (plan.sampled == "clients" and plan.unit == "record" and not client)
+        (plan.view != "final_model" and plan.sampled == "clients")
+        or (plan.sampled == "clients" and plan.unit == "record" and not client)
         or plan.clip == "microbatch"
     )
-    if plan.sampling in ("none", "shuffle") or q == 1.0 or (client and plan.sampled == "records") or (
-        plan.participations is not None and plan.view != "final_model" and plan.sampled == "clients"
+    if (
+        plan.sampling in ("none", "shuffle")
+        or q == 1.0
+        or (client and plan.sampled == "records")
+        or (plan.participations is not None and plan.view != "final_model" and plan.sampled == "clients")
     ):
         return certain(records)
     if known:
@@ -255,7 +261,9 @@ def _step(plan: Plan, z: float, other: float) -> Step:
         law = stats.hypergeom(plan.records, records, round(q * plan.records))
         return _hidden([(float(law.pmf(m)), m) for m in range(records + 1)], here, there, noise, laplace)
     return Step(
-        ((1.0, ((1 - q, records * other), (q, records * here)), ((1 - q, records * other), (q, records * there))),), noise, laplace
+        ((1.0, ((1 - q, records * other), (q, records * here)), ((1 - q, records * other), (q, records * there))),),
+        noise,
+        laplace,
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tests.support.independent_accountant import delta_of, worlds
 
 from gradleak.core.errors import UsageError
 from gradleak.privacy.accounting.accountant import account
 from gradleak.privacy.plan.file import make_plan
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import refusal, resolve
+from tests.support.independent_accountant import delta_of, worlds
 
 TOLERANCE = 2e-3
 """Of δ: what the independent accountant's own grid may be off, beside the error that it finds."""
@@ -21,8 +21,12 @@ def random_table(rng: np.random.Generator) -> dict[str, Any]:
     """A plan's table; it may be one that no theorem covers."""
     mechanism = str(rng.choice(["gaussian", "laplace", "tree"], p=[0.8, 0.14, 0.06]))
     steps = int(2 ** rng.uniform(0, 10))
-    sampling = "none" if mechanism == "tree" else str(
-        rng.choice(["none", "poisson", "fixed", "shuffle", "with_replacement"], p=[0.12, 0.4, 0.22, 0.14, 0.12])
+    sampling = (
+        "none"
+        if mechanism == "tree"
+        else str(
+            rng.choice(["none", "poisson", "fixed", "shuffle", "with_replacement"], p=[0.12, 0.4, 0.22, 0.14, 0.12])
+        )
     )
     rate = 1.0 if sampling == "none" else float(np.exp(rng.uniform(np.log(1e-3), np.log(0.7))))
     records = int(rng.integers(50, 5000))
@@ -35,7 +39,9 @@ def random_table(rng: np.random.Generator) -> dict[str, Any]:
         "sampling": sampling,
         "sampling_rate": rate,
         "sampled": str(rng.choice(["records", "clients"])),
-        "clip": str(rng.choice(["example", "update", "tensor", "microbatch", "batch"], p=[0.5, 0.22, 0.12, 0.08, 0.08])),
+        "clip": str(
+            rng.choice(["example", "update", "tensor", "microbatch", "batch"], p=[0.5, 0.22, 0.12, 0.08, 0.08])
+        ),
         "relation": str(rng.choice(["add_or_remove", "zero_out", "replace_one"])),
         "view": str(rng.choice(["final_model", "server_sees_each_update", "secure_aggregation"], p=[0.5, 0.3, 0.2])),
         "unit": str(rng.choice(["record", "user"], p=[0.65, 0.35])),

@@ -12,9 +12,9 @@ from typing import Any
 
 from gradleak.core.stage import ClientStage, DataStage, ProtocolStage, Run, Stage
 from gradleak.privacy.accounting.accountant import account
+from gradleak.privacy.plan.basis_text import RELATIONS, VIEWS
 from gradleak.privacy.plan.file import make_plan
 from gradleak.privacy.plan.plan import Phase, Plan
-from gradleak.privacy.plan.basis_text import RELATIONS, VIEWS
 
 _ONE_RELEASE = Run()
 _UNIT = "one client, all its records"

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from tests.support.random_plans import understated
 
 from gradleak.core.errors import UsageError
-from gradleak.defenses.dpsgd import DPSGD
 from gradleak.core.stage import Run
+from gradleak.defenses.dpsgd import DPSGD
 from gradleak.privacy.accounting import gaussian
 from gradleak.privacy.accounting.accountant import Guarantee, account
 from gradleak.privacy.lint import lint
 from gradleak.privacy.plan.file import make_plan
+from tests.support.random_plans import understated
 
 BASE: dict[str, Any] = {"noise_multiplier": 1.0, "sampling_rate": 0.01, "steps": 1000}
 SERVER = "server_sees_each_update"
@@ -38,7 +38,9 @@ def test_sampling_of_records_hides_no_client() -> None:
 
 def test_laplace_noise_of_many_clients_is_not_gaussian() -> None:
     """Pure ε = 0.1 was printed. A sum of 100 Laplace variables moved by 1 has δ(0.1) = 2.6e-3; 1 is what one client's noise gives."""
-    guarantee = of(mechanism="laplace", view="secure_aggregation", clients=100, steps=1, sampling="none", sampling_rate=1.0)
+    guarantee = of(
+        mechanism="laplace", view="secure_aggregation", clients=100, steps=1, sampling="none", sampling_rate=1.0
+    )
     assert guarantee.epsilon == 1.0
     # The density of the sum by Fourier inversion: the characteristic function of one is 1/(1 + t²).
     x = np.linspace(-200, 200, 40_001)
@@ -148,32 +150,83 @@ def _shares(rng: np.random.Generator, table: dict[str, Any]) -> dict[str, Any]:
 
 
 KINDS: dict[str, Kind] = {
-    "a client whose records are drawn": lambda rng: _noise(rng)
-    | {"clip": "update", "sampled": "records", "view": _pick(rng, "final_model", SERVER), "sampling": _pick(rng, "poisson", "fixed", "shuffle")},
-    "laplace": lambda rng: _noise(rng)
-    | {
-        "mechanism": "laplace",
-        "noise_multiplier": float(rng.uniform(2, 40)),
-        "clients": int(rng.integers(2, 200)),
-        "view": _pick(rng, "secure_aggregation", "final_model"),
-        "sampled": _pick(rng, "records", "clients"),
-        "steps": int(rng.integers(2, 200)),
-    },
-    "the server sees who takes part": lambda rng: _noise(rng)
-    | {"view": _pick(rng, SERVER, "secure_aggregation"), "clients": int(rng.integers(1, 50)), "sampled": "clients", "clip": _pick(rng, "update", "example")},
-    "shuffled, less than an epoch": lambda rng: _noise(rng)
-    | {"sampling": "shuffle", "steps": int(rng.integers(1, 5)), "sampling_rate": float(10 ** rng.uniform(-5, -1))},
-    "shuffled, little noise": lambda rng: _noise(rng)
-    | {"sampling": "shuffle", "noise_multiplier": float(10 ** rng.uniform(-1.6, -0.4)), "sampling_rate": 1 / int(rng.integers(1, 30)), "steps": int(rng.integers(1, 40))},
+    "a client whose records are drawn": lambda rng: (
+        _noise(rng)
+        | {
+            "clip": "update",
+            "sampled": "records",
+            "view": _pick(rng, "final_model", SERVER),
+            "sampling": _pick(rng, "poisson", "fixed", "shuffle"),
+        }
+    ),
+    "laplace": lambda rng: (
+        _noise(rng)
+        | {
+            "mechanism": "laplace",
+            "noise_multiplier": float(rng.uniform(2, 40)),
+            "clients": int(rng.integers(2, 200)),
+            "view": _pick(rng, "secure_aggregation", "final_model"),
+            "sampled": _pick(rng, "records", "clients"),
+            "steps": int(rng.integers(2, 200)),
+        }
+    ),
+    "the server sees who takes part": lambda rng: (
+        _noise(rng)
+        | {
+            "view": _pick(rng, SERVER, "secure_aggregation"),
+            "clients": int(rng.integers(1, 50)),
+            "sampled": "clients",
+            "clip": _pick(rng, "update", "example"),
+        }
+    ),
+    "shuffled, less than an epoch": lambda rng: (
+        _noise(rng)
+        | {"sampling": "shuffle", "steps": int(rng.integers(1, 5)), "sampling_rate": float(10 ** rng.uniform(-5, -1))}
+    ),
+    "shuffled, little noise": lambda rng: (
+        _noise(rng)
+        | {
+            "sampling": "shuffle",
+            "noise_multiplier": float(10 ** rng.uniform(-1.6, -0.4)),
+            "sampling_rate": 1 / int(rng.integers(1, 30)),
+            "steps": int(rng.integers(1, 40)),
+        }
+    ),
     "fixed batches": lambda rng: _shares(rng, _noise(rng)) | {"sampling": "fixed", "sampled": "records"},
     "small delta": lambda rng: _noise(rng) | {"delta": float(10 ** rng.uniform(-18, -11)), "sampled": "records"},
-    "clip per tensor": lambda rng: _noise(rng) | {"clip": "tensor", "tensors": int(rng.integers(2, 40)), "sampled": "records", "noise_multiplier": 8.0},
-    "fixed batches of few": lambda rng: _noise(rng)
-    | {"sampling": "fixed", "sampled": "records", "records": 7, "sampling_rate": int(rng.integers(1, 7)) / 7, "steps": int(rng.integers(1, 60)), "noise_multiplier": float(rng.uniform(1, 6))},
-    "batches that do not divide": lambda rng: _noise(rng)
-    | {"sampling": "shuffle", "sampling_rate": float(rng.uniform(0.15, 0.9)), "steps": int(rng.integers(2, 60)), "last_batch": _pick(rng, "kept", "dropped")},
-    "drawn together": lambda rng: _noise(rng)
-    | {"unit": _pick(rng, "user", "record"), "records_per_user": int(rng.integers(2, 7)), "sampled": "clients", "noise_multiplier": float(rng.uniform(2, 12))},
+    "clip per tensor": lambda rng: (
+        _noise(rng)
+        | {"clip": "tensor", "tensors": int(rng.integers(2, 40)), "sampled": "records", "noise_multiplier": 8.0}
+    ),
+    "fixed batches of few": lambda rng: (
+        _noise(rng)
+        | {
+            "sampling": "fixed",
+            "sampled": "records",
+            "records": 7,
+            "sampling_rate": int(rng.integers(1, 7)) / 7,
+            "steps": int(rng.integers(1, 60)),
+            "noise_multiplier": float(rng.uniform(1, 6)),
+        }
+    ),
+    "batches that do not divide": lambda rng: (
+        _noise(rng)
+        | {
+            "sampling": "shuffle",
+            "sampling_rate": float(rng.uniform(0.15, 0.9)),
+            "steps": int(rng.integers(2, 60)),
+            "last_batch": _pick(rng, "kept", "dropped"),
+        }
+    ),
+    "drawn together": lambda rng: (
+        _noise(rng)
+        | {
+            "unit": _pick(rng, "user", "record"),
+            "records_per_user": int(rng.integers(2, 7)),
+            "sampled": "clients",
+            "noise_multiplier": float(rng.uniform(2, 12)),
+        }
+    ),
 }
 
 

@@ -12,8 +12,7 @@ from scipy.stats import norm
 from gradleak.core.errors import UsageError
 from gradleak.privacy import binomial as counts
 from gradleak.privacy.accounting.accountant import account, success
-from gradleak.privacy.bounds import bayes
-from gradleak.privacy.bounds import bound_chain
+from gradleak.privacy.bounds import bayes, bound_chain
 from gradleak.privacy.bounds import poisson as sampled
 from gradleak.privacy.bounds.candidates import Candidates
 from gradleak.privacy.bounds.poisson import Sampling

@@ -9,9 +9,9 @@ import pytest
 
 from gradleak.privacy.accounting import closed_forms
 from gradleak.privacy.accounting.accountant import account
+from gradleak.privacy.plan.plan import Phase, Plan
 from gradleak.privacy.targets.calibrate import calibrate
 from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, SpanDead, SuccessAtMost
-from gradleak.privacy.plan.plan import Phase, Plan
 
 pytestmark = pytest.mark.oracle
 

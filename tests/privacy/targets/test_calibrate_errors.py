@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from gradleak.core.errors import UsageError
+from gradleak.privacy.plan.file import make_plan
 from gradleak.privacy.targets.calibrate import calibrate
 from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost
-from gradleak.privacy.plan.file import make_plan
 
 pytestmark = pytest.mark.errors
 

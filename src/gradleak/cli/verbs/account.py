@@ -13,8 +13,8 @@ from gradleak.cli.common.options import Json, Out
 from gradleak.cli.common.output import errors_shown, print_json
 
 if TYPE_CHECKING:
-    from gradleak.privacy.targets.targets import Target
     from gradleak.privacy.plan.plan import Plan
+    from gradleak.privacy.targets.targets import Target
 
 LINT_FAILED = 1
 
@@ -157,8 +157,8 @@ def _evaluate(plan: Plan, targets: tuple[Target, ...], *, goals: bool) -> dict[s
 
     from gradleak.privacy.accounting.accountant import account, success
     from gradleak.privacy.accounting.budget import readings
-    from gradleak.privacy.targets.noise_for_targets import compare, noise_for
     from gradleak.privacy.lint import lint
+    from gradleak.privacy.targets.noise_for_targets import compare, noise_for
 
     guarantee = account(plan)
     return {

@@ -28,8 +28,8 @@ from gradleak.models import Subject
 from gradleak.privacy.accounting import reconstruction
 from gradleak.privacy.auditing.conformance import Conformance, conform
 from gradleak.privacy.bounds import bound_chain
-from gradleak.privacy.bounds.candidates import Candidates, Matrix
 from gradleak.privacy.bounds.bound_chain import Rung
+from gradleak.privacy.bounds.candidates import Candidates, Matrix
 
 NOISE_MULTIPLIERS = ("0.05", "0.1", "0.2", "0.3", "0.5", "1", "2")
 DEFENSE = "clip(max_norm=1.0)+gaussian(noise_multiplier={knob})"

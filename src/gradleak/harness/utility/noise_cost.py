@@ -19,8 +19,8 @@ from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs]
 from gradleak.core.errors import UsageError
 from gradleak.core.rng import derive
 from gradleak.privacy.accounting.accountant import account
-from gradleak.privacy.targets.calibrate import scaled
 from gradleak.privacy.plan.plan import Plan
+from gradleak.privacy.targets.calibrate import scaled
 from gradleak.privacy.training_cost import sgd_bounds
 from gradleak.privacy.training_cost.clip_choice import Suggestion, Training, suggest
 from gradleak.privacy.training_cost.sgd_bounds import SmoothBound

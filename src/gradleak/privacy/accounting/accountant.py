@@ -19,10 +19,9 @@ from gradleak.privacy.accounting import closed_forms, gaussian, laplace, lower_b
 from gradleak.privacy.accounting.events import describe, neighboring
 from gradleak.privacy.accounting.known_draws import energy
 from gradleak.privacy.accounting.loss_distributions import LEAST_DELTA, curve_functions, least_success, orders
+from gradleak.privacy.plan.basis_text import Basis, basis
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import Release, refusal, resolve
-from gradleak.privacy.plan.basis_text import Basis, basis
-
 
 _SMALL_DELTA = 1e-8
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradleak.privacy.plan.combinations import drawn_units
+from gradleak.privacy.plan.axes import drawn_units
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import Release, nodes
 

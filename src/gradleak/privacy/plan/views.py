@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradleak.privacy.plan.combinations import Axes, Combination, Law, find
+from gradleak.privacy.plan.axes import Axes, Combination, Law
+from gradleak.privacy.plan.combinations import find
 from gradleak.privacy.plan.plan import Mechanism, Phase, Plan, Relation
 
 _ROUNDING = 1e-9
@@ -205,6 +206,15 @@ def _notes(plan: Plan, axes: Axes) -> Iterator[str]:
             "the server knows who takes part, so sampling of clients hides nothing: ε is for the mean of δ over the number of "
             "participations; give participations for a client whose number is known"
         )
+    yield from _noise_notes(plan)
+    if plan.relation != axes.relation:
+        yield _relation_note(plan, axes)
+    whole = round(1 / plan.sampling_rate) * plan.sampling_rate
+    if axes.sampling == "shuffle" and plan.last_batch is None and abs(whole - 1) > _ROUNDING:
+        yield "batches do not divide the data; an incomplete last batch is taken to be dropped, the worse case (last_batch=kept if not)"
+
+
+def _noise_notes(plan: Plan) -> Iterator[str]:
     if plan.view == "secure_aggregation" and plan.clients > 1:
         if plan.mechanism == "gaussian":
             yield f"{plan.clients} honest clients add independent noise and none of them colludes with the server"
@@ -216,14 +226,6 @@ def _notes(plan: Plan, axes: Axes) -> Iterator[str]:
         yield f"{plan.tensors} parts clipped to C each have sensitivity {_parts(plan)} together"
     if plan.mechanism == "tree":
         yield "the unit takes part at most once in each tree; a tree counts as one Gaussian release of all its nodes"
-    if plan.relation != axes.relation:
-        yield _relation_note(plan, axes)
-    if (
-        axes.sampling == "shuffle"
-        and plan.last_batch is None
-        and abs(round(1 / plan.sampling_rate) * plan.sampling_rate - 1) > _ROUNDING
-    ):
-        yield "batches do not divide the data; an incomplete last batch is taken to be dropped, the worse case (last_batch=kept if not)"
 
 
 def _relation_note(plan: Plan, axes: Axes) -> str:

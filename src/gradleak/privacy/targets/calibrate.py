@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from gradleak.core.errors import UsageError
 from gradleak.privacy.accounting.closed_forms import root
-from gradleak.privacy.targets.targets import Target
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import refusal
+from gradleak.privacy.targets.targets import Target
 
 RELATIVE = 1e-4
 """How closely the noise multiplier is found; it is rounded up."""

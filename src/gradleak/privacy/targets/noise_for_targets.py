@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradleak.privacy.accounting.accountant import curve
-from gradleak.privacy.targets.calibrate import calibrate, scaled
-from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, Target, SpanDead, SuccessAtMost
 from gradleak.privacy.plan.plan import Plan
 from gradleak.privacy.plan.views import resolve
+from gradleak.privacy.targets.calibrate import calibrate, scaled
+from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, SpanDead, SuccessAtMost, Target
 
 REFERENCE = EpsilonAtMost(epsilon=8.0)
 VOCABULARY = 50257
