@@ -23,7 +23,7 @@ def test_prints_epsilon_and_all_it_rests_on(gradleak: Callable[..., Any]) -> Non
     assert "ε = 1.828 at δ = 1e-05" in done.stdout
     for word in ("mechanism", "sensitivity", "sampling", "composition", "relation", "view", "unit", "Rényi"):
         assert word in done.stdout
-    for number in ("2.844", "17.86", "46.21"):
+    for number in ("2.844", "23.39", "67.89"):
         assert number in done.stdout
 
 
@@ -77,6 +77,11 @@ def test_a_plan_file_and_options_over_it(gradleak: Callable[..., Any], tmp_path:
         (("--noise-multiplier", 1, "--set", "clients"), "key=value"),
         (("--noise-multiplier", 1, "--target-success", 0.001), "guessing alone"),
         ((), "noise_multiplier"),
+        (("--noise-multiplier", 1, "--clip", "tensor"), "clip tensor needs tensors"),
+        (
+            ("--noise-multiplier", 1, "--set", "mechanism=tree", "--view", "server_sees_each_update"),
+            "The nearest valid combination is “a tree over the steps”",
+        ),
     ],
 )
 def test_wrong_use_exits_with_2(gradleak: Callable[..., Any], options: tuple[object, ...], says: str) -> None:

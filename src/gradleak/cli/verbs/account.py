@@ -1,4 +1,4 @@
-"""Why: ε of a training plan with everything it rests on, what it buys, what is wrong with it, and the noise that a goal asks for.
+"""ε of a training plan with everything it rests on, what it buys, what is wrong with it, and the noise that a goal asks for.
 Must not import torch, unless a training is asked for: this verb is arithmetic and answers in seconds.
 """
 
@@ -14,6 +14,7 @@ from gradleak.cli.common.output import errors_shown, print_json
 
 if TYPE_CHECKING:
     from gradleak.privacy.plan.plan import Plan
+    from gradleak.privacy.targets.noise_for_targets import Price
     from gradleak.privacy.targets.targets import Target
 
 LINT_FAILED = 1
@@ -34,7 +35,9 @@ def account(
     delta: Annotated[float | None, typer.Option("--delta", help="δ, in (0, 1). Default 1e-5.")] = None,
     sampling: Annotated[
         str | None,
-        typer.Option("--sampling", metavar="HOW", help="none, poisson (default with a rate), fixed or shuffle."),
+        typer.Option(
+            "--sampling", metavar="HOW", help="none, poisson (default with a rate), fixed, shuffle or with_replacement."
+        ),
     ] = None,
     relation: Annotated[
         str | None, typer.Option("--relation", metavar="NAME", help="add_or_remove, zero_out or replace_one.")
@@ -44,7 +47,8 @@ def account(
         typer.Option("--view", metavar="NAME", help="final_model, server_sees_each_update or secure_aggregation."),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option("--clip", metavar="WHAT", help="example, update, tensor, data or none.")
+        str | None,
+        typer.Option("--clip", metavar="WHAT", help="example, update, tensor, microbatch, batch, data or none."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -107,19 +111,19 @@ def account(
         table = {} if file is None else read_plan(file)
         plan = make_plan(_merged(table, {k: v for k, v in given.items() if v is not None}, settings))
         targets = _targets(target_epsilon, target_success, candidates, target_bits)
-        found = _evaluate(plan, targets, goals=goals)
-        multiplier = found["goals"][0]["noise_multiplier"] if found["goals"] else plan.least_noise
+        result = _evaluate(plan, targets, goals=goals)
+        multiplier = result["goals"][0]["noise_multiplier"] if result["goals"] else plan.least_noise
         if norms is not None:
             training_sizes = {"parameters": parameters, "batch_size": batch_size, "steps": plan.steps}
-            found |= {"clip": _clip_norm(norms, multiplier, training_sizes, smoothness, first_loss)}
-        found |= _training(plan, found["goals"], out_dir) if training else {}
+            result |= {"clip": _clip_norm(norms, multiplier, training_sizes, smoothness, first_loss)}
+        result |= _training(plan, result["goals"], out_dir) if training else {}
         if as_json:
-            print_json(_finite(found))
+            print_json(_finite(result))
         else:
             from gradleak.cli.verbs.account_tables import show
 
-            show(found)
-        if any(finding["severity"] == "error" for finding in found["lint"]):
+            show(result)
+        if any(finding["severity"] == "error" for finding in result["lint"]):
             raise typer.Exit(LINT_FAILED)
 
 
@@ -142,14 +146,14 @@ def _merged(table: dict[str, Any], given: dict[str, Any], settings: list[str] | 
 def _targets(epsilon: float | None, success: float | None, candidates: int, bits: float | None) -> tuple[Target, ...]:
     from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, SuccessAtMost
 
-    found: list[Target] = []
+    targets: list[Target] = []
     if epsilon is not None:
-        found.append(EpsilonAtMost(epsilon=epsilon))
+        targets.append(EpsilonAtMost(epsilon=epsilon))
     if success is not None:
-        found.append(SuccessAtMost(probability=success, candidates=candidates))
+        targets.append(SuccessAtMost(probability=success, candidates=candidates))
     if bits is not None:
-        found.append(BitsAtMost(bits=bits))
-    return tuple(found)
+        targets.append(BitsAtMost(bits=bits))
+    return tuple(targets)
 
 
 def _evaluate(plan: Plan, targets: tuple[Target, ...], *, goals: bool) -> dict[str, Any]:
@@ -167,9 +171,16 @@ def _evaluate(plan: Plan, targets: tuple[Target, ...], *, goals: bool) -> dict[s
         "readings": [asdict(reading) for reading in readings(plan)],
         "success": {str(k): success(plan, 1 / k) for k in (2, 512, 50257)},
         "lint": [asdict(finding) for finding in lint(plan, guarantee)],
-        "goals": [asdict(noise_for(plan, goal)) for goal in targets]
-        + ([asdict(s) for s in compare(plan)] if goals else []),
+        "goals": [_price(noise_for(plan, target)) for target in targets]
+        + ([_price(price) for price in compare(plan)] if goals else []),
     }
+
+
+def _price(price: Price) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    fields = asdict(price)
+    return {"goal": fields.pop("target"), **fields}
 
 
 def _clip_norm(

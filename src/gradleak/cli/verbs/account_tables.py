@@ -1,4 +1,4 @@
-"""Why: the tables of ``gradleak account``. Must not compute anything."""
+"""The tables of ``gradleak account``. Must not compute anything."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from rich.text import Text
 from gradleak.cli.common.output import out
 
 
-def show(found: dict[str, Any]) -> None:
-    """Prints everything that ``account`` found, the verdict first."""
+def show(result: dict[str, Any]) -> None:
+    """Prints everything that ``account`` computed, the verdict first."""
     console = out()
-    console.print(_headline(found["guarantee"]), soft_wrap=True)
-    console.print(_basis(found["guarantee"]))
+    console.print(_headline(result["guarantee"]), soft_wrap=True)
+    console.print(_basis(result["guarantee"]))
     console.print("\nThe same noise, read otherwise", style="bold")
-    console.print(_readings(found["readings"], found["plan"]["view"]))
-    console.print(_success(found["success"]), soft_wrap=True, highlight=False, markup=False)
-    if found["goals"]:
+    console.print(_readings(result["readings"], result["plan"]["view"]))
+    console.print(_success(result["success"]), soft_wrap=True, highlight=False, markup=False)
+    if result["goals"]:
         console.print("\nNoise for a goal", style="bold")
-        console.print(_goals(found["goals"]))
-    if "clip" in found:
-        console.print(_clip(found["clip"]), soft_wrap=True, highlight=False, markup=False)
-    if "training" in found:
-        _training(found)
+        console.print(_goals(result["goals"]))
+    if "clip" in result:
+        console.print(_clip(result["clip"]), soft_wrap=True, highlight=False, markup=False)
+    if "training" in result:
+        _training(result)
     console.print("\nLint", style="bold")
-    if not found["lint"]:
-        compared = "" if found["plan"]["claimed"] else " (no [claimed] table to compare the plan with)"
+    if not result["lint"]:
+        compared = "" if result["plan"]["claimed"] else " (no [claimed] table to compare the plan with)"
         console.print("nothing found" + compared, markup=False)
-    for finding in found["lint"]:
+    for finding in result["lint"]:
         line = Text(f"{finding['severity']} ", style="bold red" if finding["severity"] == "error" else "bold yellow")
         line.append(f"{finding['code']}: {finding['message']} ", style="not bold default")
         line.append(finding["remedy"], style="not bold dim")
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _training(found: dict[str, Any]) -> None:
+def _training(result: dict[str, Any]) -> None:
     from gradleak.report.page.training import terminal_table
 
-    cost, console = found["training"], out()
+    cost, console = result["training"], out()
     console.print("\nConvergence against privacy", style="bold")
     console.print(
         f"mean squared gradient norm of {cost['problem']}: {cost['steps']} steps, batches of {cost['batch_size']}; excess loss "
@@ -49,8 +49,8 @@ def _training(found: dict[str, Any]) -> None:
         highlight=False,
     )
     console.print(terminal_table(cost))
-    if "page" in found:
-        console.print(f"Page: {found['page']}", soft_wrap=True, markup=False)
+    if "page" in result:
+        console.print(f"Page: {result['page']}", soft_wrap=True, markup=False)
 
 
 def _headline(guarantee: dict[str, Any]) -> Text:
@@ -77,6 +77,8 @@ _METHODS = {
     "exact": "the exact curve of the Gaussian mechanism",
     "pld": "privacy loss distribution (dp-accounting), rounded upward",
     "pure": "pure ε of Laplace noise, at δ = 0",
+    "rdp": "Rényi accounting",
+    "known draws": "the mean over the number of participations, draws known to the adversary",
 }
 _BESIDE = {
     "rdp": "ε by Rényi accounting",
