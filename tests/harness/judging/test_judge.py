@@ -276,3 +276,12 @@ def test_claims_stay_beside_their_tokens(claims: tuple[list[float], ...]) -> Non
 def test_a_claim_that_is_no_probability_for_every_token_is_refused(claim: Tensor) -> None:
     with pytest.raises(DataError, match="probability"):
         Reconstruction(records=(torch.tensor([1, 2]),), status=Status.CONVERGED, confidence=(claim,))
+
+
+@pytest.mark.parametrize(("steps", "exact"), [(0.0, True), (0.45, True), (0.55, False), (1.0, False), (1.9, False)])
+def test_a_picture_is_exact_up_to_half_a_step_of_eight_bits(steps: float, exact: bool) -> None:
+    """One pixel off by less than half of 1/255 rounds to the same picture, by more to another."""
+    truth = images(2, 0) * 0.5 + 0.25
+    guess = truth.clone()
+    guess[1, 0, 2, 3] += steps / 255
+    assert judge(proposal(list(guess)), image_batch(truth), ()).exact is exact

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gradleak.privacy.accounting import lower_bounds
+from gradleak.privacy.accounting import gaussian, lower_bounds
 
 pytestmark = pytest.mark.oracle
 
@@ -30,3 +30,25 @@ def test_shuffle_lower_bound_against_a_simulation() -> None:
         # Five standard deviations: a false alarm in two million.
         assert abs(rate - exact) < 5 * math.sqrt(exact * (1 - exact) / n)
     assert lower_bounds.shuffle_delta(0.5, z, batches) >= rates[0] - math.exp(0.5) * rates[1] - 0.01
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.7, 2.0])
+@pytest.mark.parametrize("z", [0.4, 1.0])
+def test_an_epoch_of_one_batch_is_one_gaussian_release(z: float, epsilon: float) -> None:
+    """Zero-out moves one sum by one: with a single batch the test is the likelihood ratio, and the bound is exact."""
+    found = lower_bounds.shuffle_delta(epsilon, z, 1)
+    assert found == pytest.approx(gaussian.delta(z, epsilon), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("batches", [2, 3, 50])
+def test_the_bound_is_the_best_threshold_on_the_largest_of_all_batches(batches: int) -> None:
+    """By the law of the maximum of T independent normals, one of them moved, on a grid of its own."""
+    from scipy.stats import norm
+
+    z, epsilon = 0.6, 1.3
+    heights = [-1 + 0.001 * k for k in range(9000)]
+
+    others = norm.cdf([c / z for c in heights]) ** (batches - 1)
+    moved, still = norm.cdf([(c - 2) / z for c in heights]), norm.cdf([(c - 1) / z for c in heights])
+    values = (1 - moved * others) - math.exp(epsilon) * (1 - still * others)
+    assert lower_bounds.shuffle_delta(epsilon, z, batches) == pytest.approx(max(values), rel=1e-3)

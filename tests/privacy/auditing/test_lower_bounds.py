@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from gradleak.core.errors import UsageError
@@ -84,3 +85,30 @@ def test_bad_input() -> None:
         one_run.gaussian_epsilon(1, 2, 5, significance=0.1, delta=0.0)
     with pytest.raises(UsageError, match="mu_claimed"):
         conform(1, 2, Rate.of(1, 2, 0.9), kappa=0.5, mu_claimed=0.0)
+
+
+@pytest.mark.parametrize("game", ["reconstruction", "membership"])
+def test_a_mechanism_that_leaks_only_with_probability_delta_has_epsilon_zero(game: str) -> None:
+    """It releases the record with probability δ and nothing otherwise, which is (0, δ)-private: a positive bound is false.
+
+    400 audits at significance 5 %: more than 40 false bounds have probability below 1e-4. Without −δ nearly all are.
+    """
+    delta, trials, rng = 0.2, 300, np.random.default_rng(0)
+    if game == "reconstruction":
+        hits = rng.binomial(trials, delta + (1 - delta) / 10, size=400)
+        bounds = [auditing.reconstruction_epsilon(int(k), trials, 0.1, significance=0.05, delta=delta) for k in hits]
+    else:
+        right, wrong = rng.binomial(trials, delta + (1 - delta) * 0.1, size=400), rng.binomial(trials, 0.1, size=400)
+        bounds = [
+            auditing.membership_epsilon(int(t), trials, int(f), trials, significance=0.05, delta=delta)
+            for t, f in zip(right, wrong, strict=True)
+        ]
+    assert sum(bound > 0 for bound in bounds) <= 40
+
+
+def test_the_k_way_bound_is_its_formula_with_an_exact_interval() -> None:
+    from scipy.stats import binomtest
+
+    low = binomtest(150, 400, alternative="greater").proportion_ci(confidence_level=0.95, method="exact").low
+    bound = auditing.reconstruction_epsilon(150, 400, 1 / 16, significance=0.05, delta=0.125)
+    assert bound == pytest.approx(math.log((low - 0.125) * 16))

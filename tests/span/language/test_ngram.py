@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 
 import pytest
@@ -26,3 +27,40 @@ def test_all_texts_of_one_length_sum_to_one() -> None:
     model = NGram.of([[0, 1, 2, 0, 1], [2, 2, 1]], vocab_size=4)
     texts = torch.tensor(list(product(range(4), repeat=4)))
     assert float(model.each(texts).sum(1).exp().sum()) == pytest.approx(1.0)
+
+
+def test_a_count_looks_at_three_tokens_and_at_no_more() -> None:
+    """After 0 1 always comes 2, after 3 1 always 0: only counts of three tokens tell. Four would tell 5 0 1 from 4 0 1."""
+    model = NGram.of([[0, 1, 2], [3, 1, 0], [0, 1, 2], [3, 1, 0], [5, 0, 1, 4]], vocab_size=6)
+    after = {prefix: model.following(torch.tensor([prefix]))[0] for prefix in ((0, 1), (3, 1), (5, 0, 1), (4, 0, 1))}
+    assert int(after[0, 1].argmax()) == 2 and int(after[3, 1].argmax()) == 0
+    assert torch.equal(after[5, 0, 1], after[0, 1]) and torch.equal(after[4, 0, 1], after[0, 1])
+
+
+def discounted(texts: list[list[int]], context: tuple[int, ...], token: int, vocab: int) -> float:
+    """p(token | context) by the formula, every count made by looking through the texts again."""
+    spans = [tuple(t[i : i + len(context) + 1]) for t in texts for i in range(len(t) - len(context))]
+    tally = Counter(spans)
+    if context and not any(span[:-1] == context for span in tally):
+        return discounted(texts, context[1:], token, vocab)
+    once, twice = list(tally.values()).count(1), list(tally.values()).count(2)
+    d = once / (once + 2 * twice) if once and twice else 0.5
+    after = {span[-1]: count for span, count in tally.items() if span[:-1] == context}
+    total = sum(after.values())
+    shorter = discounted(texts, context[1:], token, vocab) if context else 1 / vocab
+    return max(after.get(token, 0) - d, 0) / total + d * len(after) / total * shorter
+
+
+def test_probabilities_are_those_of_the_formula() -> None:
+    texts = [[0, 1, 2, 0, 1], [3, 1, 0], [0, 1, 2], [2, 2, 1, 0], [5, 0, 1, 4]]
+    model = NGram.of(texts, vocab_size=6)
+    for context in product(range(6), repeat=2):
+        wanted = [discounted(texts, context, token, 6) for token in range(6)]
+        assert model.following(torch.tensor([context])).exp()[0].tolist() == pytest.approx(wanted)
+
+
+def test_each_token_is_given_by_what_stands_before_it() -> None:
+    texts = [[0, 1, 2, 0, 1], [2, 2, 1], [3, 0, 1, 2]]
+    model, text = NGram.of(texts, vocab_size=5), torch.tensor([[3, 0, 1, 2, 0, 1, 4]])
+    one_by_one = [float(model.following(text[:, :p])[0, text[0, p]]) for p in range(text.shape[1])]
+    assert model.each(text)[0].tolist() == pytest.approx(one_by_one)
