@@ -29,10 +29,10 @@ def test_tokens_of_one_record_are_kin_whatever_all_have_in_common() -> None:
     )  # of a token that does not occur nothing is known
 
 
-def test_kinship_is_asked_of_the_last_three_tokens_of_a_prefix_each_on_its_own() -> None:
+def test_evidence_is_asked_of_the_last_three_tokens_of_a_prefix_each_on_its_own() -> None:
     """Against the formula of the module written out: whitened rows, cosines, one column for every token that is asked."""
     rows, _ = _records(6, 5, 16, 1)
-    kin = Kin.of(rows, torch.arange(30), 40)
+    evidence = SameRecordEvidence.of(rows, torch.arange(30), 40)
     prefixes, tokens = torch.tensor([[0, 7, 3, 21, 9], [5, 6, 1, 2, 30]]), torch.tensor([4, 11, 33])
     unit = torch.nn.functional.normalize(rows.double(), dim=1)
     moment = unit.T @ unit
@@ -42,10 +42,10 @@ def test_kinship_is_asked_of_the_last_three_tokens_of_a_prefix_each_on_its_own()
     wanted = torch.stack(
         [torch.stack([-(white[prefix[-k]] * white[tokens]).sum(1) for k in (3, 2, 1)], dim=1) for prefix in prefixes]
     )
-    torch.testing.assert_close(kin.weigh(prefixes, tokens), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(evidence.weigh(prefixes, tokens), wanted, rtol=0, atol=1e-5)
 
 
 def test_a_short_prefix_is_asked_whole() -> None:
     rows, records = _records(6, 5, 16, 1)
-    kin = Kin.of(rows, torch.arange(30), 40)
-    assert kin.weigh(records[:, :2], records[0, 3:]).shape == (6, 2, 2)
+    evidence = SameRecordEvidence.of(rows, torch.arange(30), 40)
+    assert evidence.weigh(records[:, :2], records[0, 3:]).shape == (6, 2, 2)

@@ -14,9 +14,9 @@ from gradleak.core.rng import derive
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import load_subject
-from gradleak.span.likelihood import energy_test
-from gradleak.span.likelihood.energy_test import own_energy, settle
-from gradleak.span.likelihood.reading import Preference
+from gradleak.span.likelihood import energy_test as module
+from gradleak.span.likelihood.energy_test import TokenTest, energy_test, own_energy
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
 
 pytestmark = pytest.mark.oracle
 
@@ -35,8 +35,8 @@ def places(model: Model) -> list[str]:
     return [first.mlp_inputs[0].module, second.attention_inputs[0].module]
 
 
-def preference(path: str, gradient: Tensor) -> Preference:
-    return Preference(path=path, gradient=gradient, root=torch.eye(len(gradient)))
+def preference(path: str, gradient: Tensor) -> GradientLikelihood:
+    return GradientLikelihood(path=path, gradient=gradient, root=torch.eye(len(gradient)))
 
 
 def noise(seed: int) -> Tensor:
@@ -70,7 +70,7 @@ def test_a_vector_that_depends_on_others_has_no_energy_of_its_own() -> None:
 def test_the_chance_is_the_least_over_layers_times_their_number(model: Model) -> None:
     """Against least squares, one context after another, and scipy's χ²."""
     ids, paths, gradients = sequences(0, 4), places(model), [0.9 * noise(1), 0.9 * noise(2)]
-    settled = settle(ids, [preference(p, g) for p, g in zip(paths, gradients, strict=True)], model, tests=1)
+    settled = energy_test(ids, [preference(p, g) for p, g in zip(paths, gradients, strict=True)], model, tests=1)
     assert settled is not None and settled.unexplained == 0
     least = np.ones(4)
     for path, gradient in zip(paths, gradients, strict=True):
@@ -92,12 +92,12 @@ def test_noise_settles_a_token_at_the_stated_rate_over_all_tests(
     More than 23 alarms have probability below 1e-4 at that rate. If tests or layers did not share it, 61 or 18 % more
     per layer would raise one.
     """
-    monkeypatch.setattr(energy_test, "FALSE_ALARM_RATE", 0.1)
+    monkeypatch.setattr(module, "FALSE_ALARM_RATE", 0.1)
     ids, paths = sequences(3, 5, 4), places(model)[:layers]
     alarms = 0
     for trial in range(100):
         asked = [preference(path, noise(1000 * layer + trial)) for layer, path in enumerate(paths)]
-        settled = settle(ids, asked, model, tests=9)
+        settled = energy_test(ids, asked, model, tests=9)
         assert settled is not None
         alarms += any(bool(known.any()) for known in settled.known)
     assert 1 <= alarms <= 23
@@ -109,22 +109,22 @@ def test_a_token_is_settled_if_its_chance_is_below_the_rate_over_all_tests(
 ) -> None:
     """One token, tested against the rate that it would just pass or just miss with a thousand others."""
     ids, (path, _) = sequences(4, 1), places(model)
-    plain = settle(ids, [preference(path, noise(7))], model, tests=1)
+    plain = energy_test(ids, [preference(path, noise(7))], model, tests=1)
     assert plain is not None
     chance = float(plain.chance[0][0])
-    monkeypatch.setattr(energy_test, "FALSE_ALARM_RATE", chance * 1000)
-    again = settle(ids, [preference(path, noise(7))], model, tests=tests)
+    monkeypatch.setattr(module, "FALSE_ALARM_RATE", chance * 1000)
+    again = energy_test(ids, [preference(path, noise(7))], model, tests=tests)
     assert again is not None and bool(again.known[0][0]) is known
 
 
 def test_no_answer_where_contexts_fill_the_space(model: Model) -> None:
     asked = [preference(places(model)[0], noise(0))]
-    assert settle(sequences(0, 16, 15), asked, model, tests=1) is None
-    assert settle(sequences(0, 15, 15), asked, model, tests=1) is not None
+    assert energy_test(sequences(0, 16, 15), asked, model, tests=1) is None
+    assert energy_test(sequences(0, 15, 15), asked, model, tests=1) is not None
 
 
 def test_sequences_end_at_their_last_settled_token() -> None:
-    settled = energy_test.Settled(
+    settled = TokenTest(
         known=(torch.tensor([False, True, False]), torch.tensor([False, False]), torch.tensor([True])),
         chance=(torch.zeros(3), torch.zeros(2), torch.zeros(1)),
         unexplained=0,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gradleak.core.rng import derive
 from gradleak.mechanics.probing.model import Model
-from gradleak.span.likelihood.marginal import Evidence, Given, Signal
-from gradleak.span.likelihood.reading import Preference
+from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
+from gradleak.span.likelihood.marginal import Conditioned, Evidence, Signal
 from tests.support.tiny import text_model
 
 pytestmark = pytest.mark.oracle
@@ -29,8 +29,8 @@ def planted(strength: float, features: int, columns: int, seed: int) -> tuple[Te
     return strength * torch.outer(u, v) + noise, u
 
 
-def place(gradient: Tensor, path: str = "x") -> Preference:
-    return Preference(path=path, gradient=gradient, root=torch.eye(len(gradient)))
+def place(gradient: Tensor, path: str = "x") -> GradientLikelihood:
+    return GradientLikelihood(path=path, gradient=gradient, root=torch.eye(len(gradient)))
 
 
 @pytest.mark.parametrize("times_edge", [1.5, 3.0])
@@ -74,14 +74,14 @@ def test_the_score_is_what_the_records_own_span_holds_of_the_signal(given: int) 
     signal = Signal(path="x", directions=torch.randn(20, 4, generator=rng, dtype=torch.float64), price=0.3)
     others = torch.randn(given, 20, generator=rng, dtype=torch.float64)
     rows = torch.randn(6, 5, 20, generator=rng, dtype=torch.float64)
-    found = Given.of(signal, [others] if given else []).score(rows)
+    found = Conditioned.of(signal, [others] if given else []).score(rows)
     assert found.tolist() == pytest.approx([score_by_hand(signal, one, others) for one in rows])
 
 
 def test_rows_one_after_the_other_add_up_to_the_whole() -> None:
     rng = derive(8, "extend")
     signal = Signal(path="x", directions=torch.randn(20, 4, generator=rng, dtype=torch.float64), price=0.2)
-    left = Given.of(signal, [torch.randn(3, 20, generator=rng, dtype=torch.float64)])
+    left = Conditioned.of(signal, [torch.randn(3, 20, generator=rng, dtype=torch.float64)])
     rows = torch.nn.functional.normalize(torch.randn(1, 6, 20, generator=rng, dtype=torch.float64), dim=-1)
     own, total = rows.new_zeros(1, 0, 20), 0.0
     for k in range(6):
@@ -94,7 +94,7 @@ def test_a_row_that_is_there_already_adds_nothing() -> None:
     rng = derive(9, "again")
     signal = Signal(path="x", directions=torch.randn(20, 4, generator=rng, dtype=torch.float64), price=0.2)
     rows = torch.nn.functional.normalize(torch.randn(2, 20, generator=rng, dtype=torch.float64), dim=-1)
-    left = Given.of(signal, [rows])
+    left = Conditioned.of(signal, [rows])
     assert float(left.score(rows[:1].unsqueeze(0))) == 0.0
     added, unit = left.extend(rows[None, :1], rows.new_zeros(1, 0, 20))
     assert float(added) == 0.0 and float(unit.abs().max()) == 0.0
