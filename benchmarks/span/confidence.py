@@ -27,7 +27,8 @@ from scipy.optimize import linear_sum_assignment, minimize
 
 from benchmarks.common import run
 from benchmarks.common.chart import Axis, Series, write_chart
-from benchmarks.span.speed import Cell, make_batch, text_stream
+from benchmarks.common.words import text_stream
+from benchmarks.span.speed import Cell, make_batch
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import Batch

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import run
+from benchmarks.common.words import text_stream
 from benchmarks.span import speed
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock
@@ -154,7 +155,7 @@ def outcome(cases: Sequence[tuple[Batch, Observation]]) -> tuple[str, float]:
 
 def print_page(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    stream = speed.text_stream()
+    stream = text_stream()
     print("# The span attack: do results hinge on hand-set constants?")
     for kind, names in (("decoder", DECODER), ("encoder", ENCODER)):
         if kind not in asked.kinds.split(","):

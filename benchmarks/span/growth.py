@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import run
 from benchmarks.common.chart import Axis, Series, write_chart
+from benchmarks.common.words import text_stream
 from benchmarks.span import speed
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
@@ -128,7 +129,7 @@ def decoder_points(seeds: int) -> dict[str, list[tuple[float, float]]]:
 
 
 def encoder_points(seeds: int) -> dict[str, list[tuple[float, float]]]:
-    stream, subject = speed.text_stream(), load_subject("minilm", loss="classification")
+    stream, subject = text_stream(), load_subject("minilm", loss="classification")
     found: dict[str, list[tuple[float, float]]] = {}
     print("| batch | words | exact | pairs P·T | multiplications | bound | bound ÷ multiplications | CPU s |")
     print("|---" * 8 + "|")

