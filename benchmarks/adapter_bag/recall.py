@@ -66,7 +66,7 @@ def measured(setting: Setting, seed: int) -> list[float]:
     """Recall, visible recall, precision, claimed tokens, best recall, CPU seconds."""
     subject = setting.subject(seed)
     ids = torch.randint(subject.anatomy.vocab_size, (setting.records, setting.length), generator=derive(seed, "ids"))
-    language = subject.loss == "causal-lm"
+    language = subject.loss.name == "causal-lm"
     labels = ids if language else torch.arange(setting.records) % subject.classes
     batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed))

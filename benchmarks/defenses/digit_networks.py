@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from gradleak.core.batch import Batch, TrainingData
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.core.rng import derive
 from gradleak.core.stage import Client
 from gradleak.defenses._obscuring import gradient_at, own_weights
@@ -50,7 +51,7 @@ def trainer_of(network: nn.Module) -> ClientTrainer:
         tied=False, per_token=False, hidden_size=0, vocab_size=0, max_positions=None,
     )  # fmt: skip
     subject = Subject(
-        name="network", module=network.eval(), anatomy=nothing, tokenizer=None, loss="classification", classes=10
+        name="network", module=network.eval(), anatomy=nothing, tokenizer=None, loss=CLASSIFICATION, classes=10
     )
     return ClientTrainer(subject=subject, training=LocalTraining())
 

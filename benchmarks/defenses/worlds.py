@@ -25,6 +25,7 @@ from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.errors import DataError, ModelError
 from gradleak.core.knowledge import Knowledge, Observation, Place
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.core.rng import derive
 from gradleak.core.stage import ModelStage
 from gradleak.core.update import Update
@@ -126,7 +127,7 @@ def subject_of(module: Net, name: str) -> Subject:
         vocab_size=0,
         max_positions=None,
     )
-    return Subject(name=name, module=module, anatomy=anatomy, tokenizer=None, loss="classification", classes=CLASSES)
+    return Subject(name=name, module=module, anatomy=anatomy, tokenizer=None, loss=CLASSIFICATION, classes=CLASSES)
 
 
 @cache

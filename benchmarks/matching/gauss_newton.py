@@ -40,7 +40,7 @@ def batch_of(subject: Subject, seed: int) -> Batch:
         pixels, mask = torch.rand(1, *subject.pixel_shape, generator=rng), torch.ones(1, dtype=torch.bool)
         return Batch(inputs=pixels, mask=mask, labels=torch.tensor([seed % 2]))
     ids = torch.randint(10, 1000, (1, 8), generator=rng)
-    labels = ids if subject.loss == "causal-lm" else torch.tensor([seed % 2])
+    labels = ids if subject.loss.name == "causal-lm" else torch.tensor([seed % 2])
     return Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
 
 
@@ -51,7 +51,7 @@ def compare(name: str, subject: Subject, batches: list[Batch]) -> None:
         for number, batch in enumerate(batches):
             text = batch.modality == "text"
             facts = {"subject": subject, "trainer": trainer, "stages": (), "batch_size": 1, "mask": batch.mask}
-            facts |= {"labels": batch.labels} if subject.loss == "classification" else {}
+            facts |= {"labels": batch.labels} if subject.loss.name == "classification" else {}
             facts |= {"seq_len": batch.inputs.shape[1]} if text else {}
             update = trainer.update(batch, derive(number, "train"))
             found = attack(Observation(update=update, knowledge=Knowledge(facts=facts)), rng=derive(number, "attack"))

@@ -60,7 +60,7 @@ def stacked(subject: Subject, tensors: dict[str, Tensor]) -> Tensor:
 def cell(model: str, records: int, length: int, seed: int) -> dict[str, float]:
     subject = subject_of(model, seed)
     ids = torch.randint(subject.anatomy.vocab_size, (records, length), generator=derive(seed, "ids"))
-    labels = ids if subject.loss == "causal-lm" else torch.arange(records) % 2
+    labels = ids if subject.loss.name == "causal-lm" else torch.arange(records) % 2
     batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
     plain = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed))
     trainer = ClientTrainer(subject=subject, training=SHARED)
@@ -96,7 +96,7 @@ def records_of_span(
     seen = Span()(
         Observation(update=delta, knowledge=Knowledge(facts=facts)), rng=derive(seed, "span"), clock=Clock(120.0)
     )
-    truth = {tuple(r.tolist()) for r in (batch.inputs[:, :-1] if subject.loss == "causal-lm" else batch.inputs)}
+    truth = {tuple(r.tolist()) for r in (batch.inputs[:, :-1] if subject.loss.name == "causal-lm" else batch.inputs)}
     got = {tuple(r.tolist()) for r in seen.records} if seen.ordered else set()
     silent = seen.status is Status.NOT_APPLICABLE
     return {"exact": len(truth & got), "wrong": len(got - truth), "records": len(truth), "silent": float(silent)}

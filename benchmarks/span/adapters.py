@@ -42,7 +42,7 @@ def subject_of(model: str, lora: LoRA, seed: int) -> Subject:
 def row(model: str, lora: LoRA, records: int, seed: int) -> str:
     subject = subject_of(model, lora, seed)
     ids = torch.randint(subject.anatomy.vocab_size, (records, LENGTH), generator=derive(seed, "ids"))
-    language = subject.loss == "causal-lm"
+    language = subject.loss.name == "causal-lm"
     labels = ids if language else torch.arange(records) % subject.classes
     batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
     trainer = ClientTrainer(subject=subject, training=LocalTraining())

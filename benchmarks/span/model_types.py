@@ -102,7 +102,7 @@ def one_batch(subject: Subject, seed: int) -> Batch:
     mask = torch.arange(12) < torch.tensor([12, int(torch.randint(6, 13, (), generator=rng))]).unsqueeze(1)
     # Low ids are special in many types.
     ids = torch.randint(10, subject.anatomy.vocab_size, mask.shape, generator=rng).masked_fill(~mask, 0)
-    labels = torch.tensor([0, 1]) if subject.loss == "classification" else ids.masked_fill(~mask, IGNORED)
+    labels = torch.tensor([0, 1]) if subject.loss.name == "classification" else ids.masked_fill(~mask, IGNORED)
     return Batch(inputs=ids, mask=mask, labels=labels)
 
 

@@ -138,8 +138,8 @@ def owed(good: Reconstruction, alone: Reconstruction, hits: Hits) -> tuple[int, 
 
 
 def measure(subject: Subject, texts: Texts, noise: float, seed: int) -> dict[str, float]:
-    batch = make_batch(texts, subject.loss, seed)
-    hidden = int(subject.loss == "causal-lm")
+    batch = make_batch(texts, subject.loss.name, seed)
+    hidden = int(subject.loss.name == "causal-lm")
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed, "training"))
     released = Gaussian(relative_std=noise).apply(update, derive(seed, "noise", noise))
     facts = {"subject": subject, "batch_size": RECORDS, "seq_len": LENGTH}

@@ -144,7 +144,9 @@ def make_batch(cell: Cell, subject: Subject, seed: int, stream: Sequence[int]) -
     ids = ids.masked_fill(~mask, 0)
     labels = torch.randint(subject.classes, (cell.batch,), generator=rng)
     return Batch(
-        inputs=ids, mask=mask, labels=labels if subject.loss == "classification" else ids.masked_fill(~mask, IGNORED)
+        inputs=ids,
+        mask=mask,
+        labels=labels if subject.loss.name == "classification" else ids.masked_fill(~mask, IGNORED),
     )
 
 
@@ -211,7 +213,7 @@ def measure(
         "tokens": int(batch.mask.sum()),
         "distinct": len(batch.inputs[batch.mask].unique()),
         "width": subject.anatomy.hidden_size,
-        **score(found, batch, subject.loss),
+        **score(found, batch, subject.loss.name),
         "status": found.status.name,
         "message": found.message,
         "statistics": dict(found.statistics),

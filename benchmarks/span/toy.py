@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 
 from gradleak.core.batch import Batch
+from gradleak.core.loss import CAUSAL_LM
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
@@ -57,7 +58,7 @@ def make_toy(seed: int) -> Toy:
         )
         module.get_parameter("transformer.wpe.weight").normal_(std=0.1)
     subject = Subject(
-        name="toy", module=module, anatomy=read_anatomy(module), tokenizer=None, loss="causal-lm", classes=VOCAB
+        name="toy", module=module, anatomy=read_anatomy(module), tokenizer=None, loss=CAUSAL_LM, classes=VOCAB
     )
     ids = torch.randperm(VOCAB, generator=derive(seed, "ids"))[:TOKENS].unsqueeze(0)
     batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=ids)

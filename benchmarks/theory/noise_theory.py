@@ -250,7 +250,7 @@ def _meter_row(name: str, subject: Subject, levels: list[float]) -> Series:
     else:
         inputs = torch.randint(1, 250, (2, 16), generator=rng)
         mask = torch.ones_like(inputs, dtype=torch.bool)
-    labels = torch.tensor([0, 1]) if subject.loss == "classification" else inputs
+    labels = torch.tensor([0, 1]) if subject.loss.name == "classification" else inputs
     trainer = ClientTrainer(subject=subject, training=LocalTraining())
     update = trainer.update(Batch(inputs=inputs, mask=mask, labels=labels), rng)
     names = {

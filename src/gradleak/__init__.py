@@ -47,6 +47,7 @@ _HOMES = {
     "Status": "gradleak.core.attack",
     "Update": "gradleak.core.update",
     "attack": "gradleak.api",
+    "audit": "gradleak.api",
     "capture": "gradleak.api",
     "inspect_update": "gradleak.harness.captured.inspection",
     "load_observation": "gradleak.harness.captured.files",
@@ -82,8 +83,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "audit":  # a package that can be called; importing it binds the name
-        return import_module("gradleak.harness")
     if name not in _HOMES:
         raise AttributeError(f"module 'gradleak' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

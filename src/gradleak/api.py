@@ -13,15 +13,16 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from gradleak.core.batch import IGNORED, Batch
-from gradleak.core.errors import DataError, UnknownNameError, UsageError
+from gradleak.core.batch import Batch
+from gradleak.core.errors import DataError, UsageError
 from gradleak.core.knowledge import Observation
+from gradleak.core.loss import find_loss
 from gradleak.core.record import Record
 from gradleak.core.rng import derive
 from gradleak.harness.captured.attack import Finding, attack_capture, attack_observation
@@ -31,7 +32,7 @@ from gradleak.harness.request.catalogue import make_attacks
 from gradleak.harness.request.data import Pool, draw_batch
 from gradleak.harness.request.fingerprint import fingerprint
 from gradleak.harness.request.plan import Call, DataSource, Plan
-from gradleak.harness.request.prepare import LOSSES, Request, make_plan, read_chain, read_methods
+from gradleak.harness.request.prepare import Request, make_plan, read_chain, read_methods
 from gradleak.harness.request.shares import adapted, parse_share
 from gradleak.harness.request.sources import FixedSource, Others, public_texts
 from gradleak.harness.running.runner import run
@@ -132,8 +133,8 @@ def audit(
     Raises:
         UsageError: with cause and remedy, before any heavy work.
     """
-    if loss is not None and loss not in LOSSES:
-        raise UnknownNameError("loss", loss, LOSSES)
+    if loss is not None:
+        find_loss(loss)
     request = Request(
         model=model if isinstance(model, str) else getattr(model, "name_or_path", "") or type(model).__name__,
         max_length=max_length,
@@ -232,15 +233,13 @@ def capture(
         DataError: if the update is empty or not finite.
         SpecError, UnknownNameError: for a spec that cannot be read.
     """
-    if loss is not None and loss not in LOSSES:
-        raise UnknownNameError("loss", loss, LOSSES)
     training = None if share is None else parse_share(share)
     stages: list[Call] | None = None
     if defenses is not None:
         stages = [] if defenses.strip() == "none" else list(read_chain(defenses))
     manifest = Manifest(
         model=model,
-        loss=cast("Literal['classification', 'causal-lm', 'masked-lm'] | None", loss),
+        loss=None if loss is None else find_loss(loss).name,
         classes=classes,
         batch_size=batch_size,
         seq_len=seq_len,
@@ -292,13 +291,14 @@ def _from_mapping(batch: Mapping[str, Any], subject: Subject, *, seed: int) -> B
 
 
 def _labels(inputs: Tensor, mask: Tensor, subject: Subject, *, seed: int) -> Tensor:
-    if subject.loss == "classification":
-        return torch.randint(subject.classes, (inputs.shape[0],), generator=derive(seed, "labels"))
-    if subject.loss == "masked-lm":
+    if subject.loss.labels_records:
+        return subject.loss.random_labels(inputs, subject.classes, derive(seed, "labels"))
+    labels = subject.loss.labels_from(inputs, mask)
+    if labels is None:
         raise DataError(
             "A masked-LM batch needs 'labels': the hidden tokens, -100 elsewhere. Pass texts to have them drawn."
         )
-    return inputs.masked_fill(~mask, IGNORED)
+    return labels
 
 
 def _several(specs: str | Sequence[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel
 from gradleak.core.knowledge import Knowledge, Observation
+from gradleak.core.loss import LOSSES
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
@@ -56,7 +57,7 @@ def subject_of(kind: str, *, loss: str = "classification", layers: int = 2, seed
         module=module,
         anatomy=read_anatomy(module),
         tokenizer=None,
-        loss=loss,  # type: ignore[arg-type]
+        loss=LOSSES[loss],
         classes=classes,
     )
 

@@ -25,7 +25,7 @@ def adapted(model: str, rank: int, b_std: float) -> Subject:
 
 def batch_of(subject: Subject, records: int, length: int) -> Batch:
     ids = torch.randint(subject.anatomy.vocab_size, (records, length), generator=derive(1, "ids"))
-    labels = ids if subject.loss == "causal-lm" else torch.arange(records) % subject.classes
+    labels = ids if subject.loss.name == "causal-lm" else torch.arange(records) % subject.classes
     return Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
 
 
@@ -33,7 +33,7 @@ def gradients(subject: Subject, batch: Batch) -> Update:
     """Of the adapters only, by the model's own backward pass."""
     subject.module.zero_grad()
     logits = subject.module(input_ids=batch.inputs).logits
-    if subject.loss == "causal-lm":
+    if subject.loss.name == "causal-lm":
         logits, labels = logits[:, :-1].flatten(0, 1), batch.inputs[:, 1:].flatten()
     else:
         labels = batch.labels
@@ -50,7 +50,7 @@ def attack(subject: Subject, batch: Batch, update: Update, training: LocalTraini
 
 def exact(found: Reconstruction, subject: Subject, batch: Batch) -> bool:
     """Whether all records came back in order, up to the last token where no loss reads it."""
-    length = batch.inputs.shape[1] - (subject.loss == "causal-lm")
+    length = batch.inputs.shape[1] - (subject.loss.name == "causal-lm")
     got, true = ({tuple(record[:length].tolist()) for record in records} for records in (found.records, batch.inputs))
     return found.ordered and got == true
 

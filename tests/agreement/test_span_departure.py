@@ -36,7 +36,9 @@ def subjects_of(kind: str, seed: int, dtype: torch.dtype, loss: str = "classific
 def batch_of(subject: Subject, seed: int) -> Batch:
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(1)
     ids = torch.randint(6, 500, mask.shape, generator=derive(seed, "batch")).masked_fill(~mask, 0)
-    labels = torch.arange(len(LENGTHS)) % 2 if subject.loss == "classification" else ids.masked_fill(~mask, IGNORED)
+    labels = (
+        torch.arange(len(LENGTHS)) % 2 if subject.loss.name == "classification" else ids.masked_fill(~mask, IGNORED)
+    )
     return Batch(inputs=ids, mask=mask, labels=labels)
 
 

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from gradleak.core.batch import Batch
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.probing.model import Model
@@ -21,7 +22,7 @@ def subject_of(kind: str) -> Subject:
     )
     module = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
     return Subject(
-        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss="classification", classes=2
+        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss=CLASSIFICATION, classes=2
     )
 
 

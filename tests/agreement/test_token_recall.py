@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor
 
 from gradleak.core.batch import Batch
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, read_anatomy
 from gradleak.theory.identifiability.gradient_flow import flow_through
@@ -61,7 +62,7 @@ def module_of(kind: str, seed: int) -> Module:
     )
     loaded = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
     subject = Subject(
-        name=kind, module=loaded, anatomy=read_anatomy(loaded), tokenizer=None, loss="classification", classes=2
+        name=kind, module=loaded, anatomy=read_anatomy(loaded), tokenizer=None, loss=CLASSIFICATION, classes=2
     )
     batch = stand_in_batch(subject, batch_size=1, seq_len=LENGTH, seed=seed)
     values = subject.anatomy.blocks[0].attention_inputs[-1]

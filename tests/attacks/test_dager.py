@@ -13,6 +13,7 @@ from gradleak.core.attack import Reconstruction, Status
 from gradleak.core.batch import Batch
 from gradleak.core.errors import SpecError
 from gradleak.core.knowledge import Knowledge, Observation
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.core.rng import derive
 from gradleak.core.update import Update
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
@@ -41,7 +42,7 @@ def subject_of(kind: str, vocab: int = 300) -> Subject:
     )
     module = transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
     return Subject(
-        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss="classification", classes=2
+        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss=CLASSIFICATION, classes=2
     )
 
 

@@ -183,7 +183,7 @@ GROWTH = ("span_context.py", "span_screen.py", "heads.py", "span_reading.py", "s
 
 def batch_of(subject: Subject, records: int, length: int) -> Batch:
     ids = torch.randint(6, 300, (records, length), generator=derive(records, "batch", length))
-    labels = ids if subject.loss == "causal-lm" else torch.arange(records) % 2
+    labels = ids if subject.loss.name == "causal-lm" else torch.arange(records) % 2
     return Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
 
 

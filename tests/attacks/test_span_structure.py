@@ -61,7 +61,9 @@ def batch_of(subject: Subject, seed: int, *, side: str = "right", bos: bool = Fa
     if bos:
         ids[torch.arange(len(LENGTHS)), mask.int().argmax(1)] = BOS
     ids = ids.masked_fill(~mask, 0)
-    labels = torch.arange(len(LENGTHS)) % 2 if subject.loss == "classification" else ids.masked_fill(~mask, IGNORED)
+    labels = (
+        torch.arange(len(LENGTHS)) % 2 if subject.loss.name == "classification" else ids.masked_fill(~mask, IGNORED)
+    )
     return Batch(inputs=ids, mask=mask, labels=labels)
 
 

@@ -38,7 +38,7 @@ def data_of(trainer: ClientTrainer, *, padded: bool = True) -> TrainingData:
     ids = torch.randint(5, 250, (3, 6), generator=derive(0, "ids"))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, 4:] = not padded
-    labels = torch.tensor([0, 1, 1]) if trainer.subject.loss == "classification" else ids.masked_fill(~mask, -100)
+    labels = torch.tensor([0, 1, 1]) if trainer.subject.loss.name == "classification" else ids.masked_fill(~mask, -100)
     return trainer.prepare(Batch(inputs=ids, mask=mask, labels=labels))
 
 

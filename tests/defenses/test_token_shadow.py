@@ -47,7 +47,7 @@ def client_of(subject: Subject, ids: Tensor) -> Client:
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[0, -2:] = False
     labels = torch.arange(len(ids)) % 2
-    if subject.loss != "classification":
+    if subject.loss.name != "classification":
         labels = ids.masked_fill(~mask, -100)
     trainer = ClientTrainer(subject=subject, training=LocalTraining())
     batch = Batch(inputs=ids, mask=mask, labels=labels)

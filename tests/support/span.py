@@ -13,6 +13,7 @@ from gradleak.core.attack import Reconstruction
 from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.channel import Channel
 from gradleak.core.knowledge import Knowledge, Observation
+from gradleak.core.loss import LOSSES
 from gradleak.core.rng import derive
 from gradleak.core.stage import Stage
 from gradleak.core.update import Update
@@ -64,7 +65,7 @@ def make_subject(kind: str, *, seed: int = 0, loss: str = "classification") -> S
         module=module,
         anatomy=read_anatomy(module),
         tokenizer=None,
-        loss=loss,
+        loss=LOSSES[loss],
         classes=classes,  # type: ignore[arg-type]
     )
 
@@ -82,7 +83,7 @@ def make_batch(subject: Subject, lengths: Sequence[int], *, seed: int) -> Batch:
     ids = torch.randint(3, VOCAB, shape, generator=rng).masked_fill(~mask, 0)
     labels = (
         torch.randint(subject.classes, (len(lengths),), generator=rng)
-        if subject.loss == "classification"
+        if subject.loss.name == "classification"
         else ids.masked_fill(~mask, IGNORED)
     )
     return Batch(inputs=ids, mask=mask, labels=labels)

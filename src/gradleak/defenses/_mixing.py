@@ -57,7 +57,7 @@ def mixed(client: Client, mix: int, largest: float, rng: torch.Generator, *, nam
         DataError: if the batch holds fewer than ``mix`` records.
     """
     data, subject = client.data, client.trainer.subject
-    if subject.modality != "image" or subject.loss != "classification":
+    if subject.modality != "image" or not subject.loss.classifies_records:
         raise ModelError(f"{name} averages images and their labels; {subject.name} does not classify images.")
     if data.size < mix:
         raise DataError(

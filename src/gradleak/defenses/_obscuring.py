@@ -18,7 +18,7 @@ from gradleak.mechanics.client.trainer import ClientTrainer
 def require_images(client: Client, name: str) -> None:
     """Raises ``ModelError`` unless the client classifies images: tokens cannot be moved a little."""
     subject = client.trainer.subject
-    if subject.modality != "image" or subject.loss != "classification":
+    if subject.modality != "image" or not subject.loss.classifies_records:
         raise ModelError(f"{name} changes the pixels of images; {subject.name} does not classify images.")
 
 

@@ -17,7 +17,6 @@ from gradleak.core.batch import TrainingData
 from gradleak.core.stage import Client, ClientStage, State
 from gradleak.core.update import Update
 from gradleak.defenses._tensors import require
-from gradleak.mechanics.client.losses import group_losses
 from gradleak.mechanics.client.trainer import ClientTrainer, vectorized
 
 _TINY = 1e-30
@@ -99,7 +98,7 @@ def _loss(trainer: ClientTrainer, data: TrainingData, weights: Mapping[str, Tens
     """The mean loss of records without padding."""
     kind = "pixels" if trainer.subject.modality == "image" else "inputs"
     logits = trainer.subject.logits(weights, **{kind: data.inputs})
-    return group_losses(logits, data.targets, trainer.subject.loss).sum()
+    return trainer.subject.loss.per_group(logits, data.targets).sum()
 
 
 def _orthogonal(tensor: Tensor, count: int, rng: torch.Generator) -> Float[Tensor, "count ..."]:

@@ -123,7 +123,7 @@ def root_data(trainer: ClientTrainer, count: int) -> TrainingData:
         shape = (count, min(_ROOT_LENGTH, subject.anatomy.max_positions or _ROOT_LENGTH))
         inputs, mask = torch.randint(subject.anatomy.vocab_size, shape, generator=rng), torch.ones(shape).bool()
     classes = torch.randint(subject.classes, (count,), generator=rng)
-    return trainer.prepare(Batch(inputs=inputs, mask=mask, labels=classes if subject.labels_records else inputs))
+    return trainer.prepare(Batch(inputs=inputs, mask=mask, labels=classes if subject.loss.labels_records else inputs))
 
 
 def sensitivities(trainer: ClientTrainer, data: TrainingData) -> dict[str, float]:

@@ -54,7 +54,7 @@ class Soteria(ClientStage):
     def apply(self, update: Update, client: Client, rng: torch.Generator) -> tuple[Update, State]:
         subject: Subject = client.trainer.subject
         head = subject.anatomy.head
-        if subject.loss != "classification" or head is None or head.weight not in update:
+        if not subject.loss.classifies_records or head is None or head.weight not in update:
             raise ModelError(f"soteria: {subject.name} shares no classifier's head, whose gradient is to be pruned.")
         scores = unit_scores(subject, client.data)
         count = int(self.fraction * scores.numel() + 1e-9)

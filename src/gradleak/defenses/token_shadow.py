@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gradleak.core.batch import IGNORED, TrainingData, soft_labels
+from gradleak.core.batch import IGNORED, TrainingData
 from gradleak.core.errors import ModelError
 from gradleak.core.stage import Client, DataStage
 from gradleak.defenses._tensors import require
@@ -122,16 +122,16 @@ def shadows(
 
 def _originals(subject: Subject, data: TrainingData) -> Tensor:
     """The tokens of the records; where a masked-LM batch hides one, its target."""
-    if subject.loss == "classification":
+    if subject.loss.labels_records:
         return data.inputs
     return torch.where(data.targets.sum(-1) > 0, data.targets.argmax(-1), data.inputs)
 
 
 def _with_tokens(subject: Subject, data: TrainingData, original: Tensor, drawn: Tensor) -> TrainingData:
     inputs = torch.where(data.inputs == original, drawn, data.inputs)
-    if subject.loss == "classification":
+    if subject.loss.labels_records:
         return replace(data, inputs=inputs)
-    targets = soft_labels(drawn.masked_fill(data.targets.sum(-1) == 0, IGNORED), subject.classes)
+    targets = subject.loss.targets(drawn.masked_fill(data.targets.sum(-1) == 0, IGNORED), subject.classes)
     return replace(data, inputs=inputs, targets=targets.to(data.targets))
 
 

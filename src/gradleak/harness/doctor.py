@@ -91,7 +91,7 @@ def _estimate(subject: Subject) -> dict[str, Any]:
     return {
         "name": subject.name,
         "kind": subject.anatomy.kind,
-        "loss": subject.loss,
+        "loss": subject.loss.name,
         "parameters_shared": shared,
         "update_mib": round(shared * 4 / 2**20, 1),
         "peak_mib_estimate": round(COPIES * shared * 4 / 2**20, 1),

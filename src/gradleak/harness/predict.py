@@ -156,7 +156,7 @@ def _batch(request: PredictRequest, subject: Subject) -> tuple[Batch, str]:
             "a stand-in of distinct random tokens, the most a batch of this shape can hold; --data reads your own",
         )
     pool = load_pool(request.data, text_column=request.text_column)
-    if pool.labels is not None and len(pool.label_names or ()) > subject.classes and subject.loss == "classification":
+    if pool.labels is not None and len(pool.label_names or ()) > subject.classes and subject.loss.labels_records:
         pool = dataclasses.replace(pool, labels=None, label_names=None)
     batch, _ = draw_batch(pool, subject, batch_size=size, max_length=length, rng=derive(request.seed, "batch", 0))
     return batch, f"{batch.size} of {pool.size} records of {pool.name}"

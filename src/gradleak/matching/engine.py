@@ -46,7 +46,7 @@ def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, cl
             problem, {name: v.unsqueeze(0) for name, v in found.variables.items()}, inputs.unsqueeze(0)
         )
     labels = None
-    if subject.labels_records:
+    if subject.loss.labels_records:
         labels = tuple(int(c) for c in targets[0].argmax(-1))
     if subject.modality == "image":
         records = tuple(inputs.clamp(0.0, 1.0))
@@ -151,7 +151,7 @@ def _screen(
     class: a start with the wrong label of a single record rarely finds its way back.
     """
     classes = problem.trainer.subject.classes
-    search_labels = problem.targets is None and problem.trainer.subject.labels_records
+    search_labels = problem.targets is None and problem.trainer.subject.loss.labels_records
     restarts = max(parts.restarts, min(classes, _LABEL_STARTS)) if search_labels else parts.restarts
 
     def draw() -> Variables:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gradleak.core.batch import TrainingData, soft_labels
+from gradleak.core.batch import TrainingData
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
@@ -140,7 +140,7 @@ def pose(update: Update, view: View, parts: Matching) -> Problem:
     trainer: ClientTrainer = view["trainer"]
     trainer.require_replay()
     subject = trainer.subject
-    if subject.loss == "masked-lm":
+    if subject.loss.hides_tokens:
         raise NotApplicableError(
             "Matching needs the positions that the masked-LM loss hid, which this adversary does not know."
         )
@@ -219,13 +219,13 @@ def _weights(observed: Mapping[str, Tensor], *, balance: float) -> dict[str, flo
 
 def _known_targets(update: Update, view: View, trainer: ClientTrainer, *, search_labels: bool) -> Tensor | None:
     subject = trainer.subject
-    if not subject.labels_records:
+    if not subject.loss.labels_records:
         return None
     labels = view.get("labels")
     if labels is None and not search_labels:
         label = single_label(update, subject.anatomy, batch_size=int(view["batch_size"]))
         labels = None if label is None else torch.tensor([label])
-    return None if labels is None else soft_labels(torch.as_tensor(labels), subject.classes)
+    return None if labels is None else subject.loss.targets(torch.as_tensor(labels), subject.classes)
 
 
 def targets_of(problem: Problem, variables: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

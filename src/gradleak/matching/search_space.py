@@ -95,7 +95,7 @@ def _forbidden(
     """The law of the first input, and orthonormal directions outside the span that are orthogonal to its offset."""
     maps = subject.anatomy.first_maps()
     crowded = shape[0] * shape[1] >= maps[0].in_features - 1
-    mixed = len(subject.anatomy.blocks) < 2 or subject.loss == "causal-lm"
+    mixed = len(subject.anatomy.blocks) < 2 or not subject.loss.sees_every_token
     if crowded or mixed or any(m.weight not in update for m in maps):
         return None, None
     law = read_first_input(subject, maps[0].module, positions=shape[1])

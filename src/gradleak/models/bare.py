@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradleak.core.errors import ModelError, UnknownNameError
+from gradleak.core.loss import SQUARED
 from gradleak.models.anatomy import Anatomy, Block, LinearMap
 from gradleak.models.silence import seeded
 from gradleak.models.subject import Subject
@@ -74,8 +75,8 @@ def load_bare(name: str, *, loss: str | None, classes: int, settings: Mapping[st
         ModelError: for another name, another loss, or sizes that are no positive whole numbers.
         UnknownNameError: for another setting.
     """
-    if name != NAME or loss not in {None, "squared"}:
-        raise ModelError(f"The layer of the theory is {NAME} with loss squared, not {name} with {loss or 'squared'}.")
+    if name != NAME or loss not in {None, SQUARED.name}:
+        raise ModelError(f"The layer of the theory is {NAME} with loss squared, not {name} with {loss or SQUARED}.")
     for key in settings:
         if key not in _SIZES:
             raise UnknownNameError(f"setting of {NAME}", key, _SIZES)
@@ -129,4 +130,4 @@ def bare_subject(module: BareAttention, *, name: str = "bare attention") -> Subj
         vocab_size=0,
         max_positions=None,
     )
-    return Subject(name=name, module=module.eval(), anatomy=anatomy, tokenizer=None, loss="squared", classes=classes)
+    return Subject(name=name, module=module.eval(), anatomy=anatomy, tokenizer=None, loss=SQUARED, classes=classes)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -15,15 +14,11 @@ from torch import Tensor, nn
 
 from gradleak.core.batch import Modality
 from gradleak.core.errors import ModelError
+from gradleak.core.loss import Loss
 from gradleak.models.anatomy import Anatomy
 from gradleak.models.calling import backbone, image_shape, reads_pixels, run_module, token_embedding
 from gradleak.models.extent import Extent
 from gradleak.models.tokenizer import Tokenizer
-
-Loss = Literal["classification", "causal-lm", "masked-lm", "squared"]
-"""``squared`` is the loss of the bare layer alone (``models.bare``); no Hugging Face model is trained with it here."""
-
-LOSSES: tuple[Loss, ...] = ("classification", "causal-lm", "masked-lm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +56,6 @@ class Subject:
     @property
     def modality(self) -> Modality:
         return "image" if self.anatomy.kind == "vision" else "text"
-
-    @property
-    def labels_records(self) -> bool:
-        """Whether a label belongs to a record as a whole, not to each of its tokens."""
-        return self.loss in {"classification", "squared"}
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
@@ -123,7 +113,7 @@ class Subject:
         given = [each for each in (inputs, embeddings, pixels) if each is not None]
         if len(given) != 1:
             raise ValueError(f"Give exactly one of inputs, embeddings and pixels, not {len(given)}.")
-        pooled = self.loss == "classification" and self.anatomy.per_token
+        pooled = self.loss.labels_records and self.anatomy.per_token
         head = self.anatomy.head.module if pooled and self.anatomy.head is not None else None
         if pixels is not None and self.pixel_mean:
             mean, std = (pixels.new_tensor(each).reshape(-1, 1, 1) for each in (self.pixel_mean, self.pixel_std))

@@ -39,9 +39,9 @@ def private_batch(subject: Subject) -> Batch:
     mask = torch.ones(2, 6, dtype=torch.bool)
     mask[1, 4:] = False
     labels = torch.tensor([0, 1])
-    if subject.loss == "causal-lm":
+    if subject.loss.name == "causal-lm":
         labels = torch.where(mask, ids, IGNORED)
-    elif subject.loss == "masked-lm":
+    elif subject.loss.name == "masked-lm":
         labels = torch.where((torch.arange(6) % 3 == 1) & mask, ids, IGNORED)
     return Batch(inputs=ids, mask=mask, labels=labels)
 

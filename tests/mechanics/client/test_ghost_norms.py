@@ -58,8 +58,8 @@ def records(subject: Subject) -> Batch:
     mask = torch.ones(4, LENGTH, dtype=torch.bool)
     mask[1, 5:] = False
     labels = torch.arange(4) % 2
-    if subject.loss != "classification":
-        chosen = mask if subject.loss == "causal-lm" else mask & (torch.arange(LENGTH) % 3 == 1)
+    if subject.loss.name != "classification":
+        chosen = mask if subject.loss.name == "causal-lm" else mask & (torch.arange(LENGTH) % 3 == 1)
         labels = torch.where(chosen, ids, IGNORED)
     return Batch(inputs=ids, mask=mask, labels=labels)
 

@@ -43,9 +43,9 @@ def candidates_of(subject: Subject, count: int = 5) -> Batch:
     mask = torch.ones(count, TOKENS, dtype=torch.bool)
     mask[1, 4:] = False
     labels = torch.arange(count) % 2
-    if subject.loss == "causal-lm":
+    if subject.loss.name == "causal-lm":
         labels = torch.where(mask, ids, IGNORED)
-    elif subject.loss == "masked-lm":
+    elif subject.loss.name == "masked-lm":
         labels = torch.where((torch.arange(TOKENS) % 3 == 1) & mask, ids, IGNORED)
     return Batch(inputs=ids, mask=mask, labels=labels)
 

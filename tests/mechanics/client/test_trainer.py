@@ -70,7 +70,7 @@ def by_hand(subject: Subject, batch: Batch, t: LocalTraining, seed: int) -> dict
             stepper.zero_grad()
             parts = list(chunks(places, t.micro_batch))
             for part in parts:
-                (mean_loss(module, batch, part, subject.loss) / len(parts)).backward()
+                (mean_loss(module, batch, part, subject.loss.name) / len(parts)).backward()
             if t.share == "gradient":
                 return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()}
             stepper.step()

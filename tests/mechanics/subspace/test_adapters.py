@@ -32,7 +32,7 @@ def adapted(model_type: str, rank: int, *, b_std: float = 0.0, loss: str = "clas
 def observe(subject: Subject, records: int, length: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The update, the token ids, and the first attention's input at every token ``[records length features]``."""
     ids = torch.randint(subject.anatomy.vocab_size, (records, length), generator=derive(1, "ids"))
-    labels = torch.arange(records) % subject.classes if subject.loss == "classification" else ids
+    labels = torch.arange(records) % subject.classes if subject.loss.name == "classification" else ids
     batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
     update = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(0))
     path = subject.anatomy.blocks[0].attention_inputs[0].module

@@ -43,7 +43,7 @@ def test_minilm_is_the_checkpoint_with_a_seeded_head() -> None:
     one, same, other = (load_subject("minilm", classes=3, seed=seed) for seed in (0, 0, 1))
     reference = AutoModelForSequenceClassification.from_pretrained(minilm_folder(), num_labels=3).state_dict()
     head = one.anatomy.head
-    assert head is not None and (one.classes, one.loss, one.name) == (3, "classification", "minilm")
+    assert head is not None and (one.classes, one.loss.name, one.name) == (3, "classification", "minilm")
     for name, value in one.parameters().items():
         assert torch.equal(value, same.parameters()[name])
         if not name.startswith("classifier"):
@@ -63,10 +63,10 @@ def test_the_loss_is_that_of_the_saved_head(tmp_path: Path) -> None:
     )
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=300)).save_pretrained(tmp_path / "gpt2")
-    assert load_subject(str(tmp_path / "bert")).loss == "masked-lm"
+    assert load_subject(str(tmp_path / "bert")).loss.name == "masked-lm"
     causal = load_subject(str(tmp_path / "gpt2"))
-    assert (causal.loss, causal.classes, causal.anatomy.tied) == ("causal-lm", 300, True)
-    assert load_subject(tmp_path / "gpt2", loss="classification").loss == "classification"
+    assert (causal.loss.name, causal.classes, causal.anatomy.tied) == ("causal-lm", 300, True)
+    assert load_subject(tmp_path / "gpt2", loss="classification").loss.name == "classification"
 
 
 def test_a_trained_classification_head_keeps_its_classes(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_module_is_used_as_it_is() -> None:
     )
     subject = load_subject(module)
     assert subject.module is module and not module.training
-    assert (subject.loss, subject.name) == ("causal-lm", "GPT2LMHeadModel")
+    assert (subject.loss.name, subject.name) == ("causal-lm", "GPT2LMHeadModel")
     assert module.config._attn_implementation == "eager"
     assert subject.tokenizer is not None and subject.tokenizer.name == "bytes"
 

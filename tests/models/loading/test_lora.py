@@ -14,7 +14,6 @@ from gradleak.api import read_batch
 from gradleak.core.errors import ModelError, SpecError, UsageError
 from gradleak.core.rng import derive
 from gradleak.harness.request.shares import parse_share, share_spec
-from gradleak.mechanics.client.losses import group_losses
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Anatomy, LoRA, Subject, load_subject, read_anatomy, with_lora
 
@@ -111,7 +110,7 @@ def test_adapter_gradients_are_those_of_the_full_weight_seen_through_the_other_f
         weight = parameters[full.weight].detach().requires_grad_()
         logits = subject.logits({full.weight: weight}, inputs=batch.inputs, mask=batch.mask)
         targets = torch.nn.functional.one_hot(batch.labels, subject.classes).float()
-        (stored,) = torch.autograd.grad(group_losses(logits, targets, subject.loss).sum(), weight)
+        (stored,) = torch.autograd.grad(subject.loss.per_group(logits, targets).sum(), weight)
         gradient = full.as_matrix(stored)
         down, up = parameters[adapter.down.weight], parameters[adapter.up.weight]
         torch.testing.assert_close(update[adapter.up.weight], 3 * gradient @ down.T, rtol=1e-3, atol=1e-6)

@@ -37,7 +37,7 @@ def candidates_of(subject: Subject, prior: str) -> Batch:
     else:
         ids = torch.randint(10, 250, (1, TOKENS), generator=rng).repeat(48 if prior == "token" else 4, 1)
         ids[:, 3] = torch.arange(20, 20 + ids.shape[0])
-    labels = ids if subject.loss == "causal-lm" else torch.zeros(ids.shape[0], dtype=torch.int64)
+    labels = ids if subject.loss.name == "causal-lm" else torch.zeros(ids.shape[0], dtype=torch.int64)
     return Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
 
 

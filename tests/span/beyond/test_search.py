@@ -12,6 +12,7 @@ from gradleak.attacks.span import Span
 from gradleak.core.attack import Clock, Status
 from gradleak.core.batch import Batch
 from gradleak.core.knowledge import Knowledge, Observation
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.core.rng import derive
 from gradleak.harness.request.prepare import Request, prepare
 from gradleak.harness.running.runner import run
@@ -53,7 +54,7 @@ def crowded() -> tuple[Subject, Batch]:
     )
     module = transformers.GPT2ForSequenceClassification(config).eval()
     subject = Subject(
-        name="gpt2", module=module, anatomy=read_anatomy(module), tokenizer=None, loss="classification", classes=2
+        name="gpt2", module=module, anatomy=read_anatomy(module), tokenizer=None, loss=CLASSIFICATION, classes=2
     )
     rng = derive(1, "crowded")
     ids = torch.randint(3, VOCAB, (RECORDS, LENGTH), generator=rng)

@@ -10,6 +10,7 @@ import transformers
 
 from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.probing.model import Model
@@ -36,7 +37,7 @@ def subject_of(kind: str, seed: int) -> Subject:
         for block in anatomy.blocks:  # Attention of a trained model is far from uniform.
             for linear in block.attention_inputs[:2]:
                 module.get_parameter(linear.weight).mul_(6.0)
-    return Subject(name=kind, module=module, anatomy=anatomy, tokenizer=None, loss="classification", classes=2)
+    return Subject(name=kind, module=module, anatomy=anatomy, tokenizer=None, loss=CLASSIFICATION, classes=2)
 
 
 def case(kind: str, seed: int) -> tuple[Subject, Batch, ObservedLayer, tuple[ObservedLayer, ...], Candidates]:

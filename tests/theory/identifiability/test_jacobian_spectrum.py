@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor
 
 from gradleak.core.batch import Batch, soft_labels
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.derivatives.jacobian import update_jacobian
 from gradleak.mechanics.derivatives.quadrature import spectrum
@@ -43,7 +44,7 @@ def subject_of(kind: str) -> Subject:
     for parameter in module.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape)
     return Subject(
-        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss="classification", classes=2
+        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss=CLASSIFICATION, classes=2
     )
 
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from gradleak.core.batch import Batch
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.models import Subject, read_anatomy
 from gradleak.theory.identifiability.gradient_flow import flow_through
 from gradleak.theory.identifiability.input_kinds import read_input_law
@@ -29,7 +30,7 @@ def subject_of(kind: str, *, bias: bool) -> Subject:
             if name.endswith("bias"):
                 value.zero_() if not bias else value.normal_(std=0.3)
     return Subject(
-        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss="classification", classes=2
+        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss=CLASSIFICATION, classes=2
     )
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from gradleak.core.batch import IGNORED, Batch
+from gradleak.core.loss import LOSSES
 from gradleak.models import Subject, read_anatomy
 from gradleak.theory.identifiability.attention_windows import read_bands
 from gradleak.theory.identifiability.gradient_flow import flow_through
@@ -52,13 +53,15 @@ def subject_of(kind: str, loss: Loss, layers: int, **extra: Any) -> Subject:
             elif value.ndim == 2 and "embed" not in name and "wte" not in name and "wpe" not in name:
                 value.normal_(std=WIDTH**-0.5)
     classes = (config.num_labels or 2) if loss == "classification" else VOCAB
-    return Subject(name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss=loss, classes=classes)
+    return Subject(
+        name=kind, module=module, anatomy=read_anatomy(module), tokenizer=None, loss=LOSSES[loss], classes=classes
+    )
 
 
 def batch_of(subject: Subject, ids: torch.Tensor, mask: torch.Tensor, hidden: torch.Tensor | None = None) -> Batch:
-    if subject.loss == "classification":
+    if subject.loss.name == "classification":
         labels = torch.arange(ids.shape[0]) % subject.classes
-    elif subject.loss == "causal-lm":
+    elif subject.loss.name == "causal-lm":
         labels = ids.masked_fill(~mask, IGNORED)
     else:
         assert hidden is not None

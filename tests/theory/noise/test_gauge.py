@@ -74,7 +74,7 @@ def update_of(subject: Subject, seed: int = 5, **training: object) -> dict[str, 
         inputs = torch.randint(1, 250, (2, 9), generator=rng)
         mask = torch.ones(2, 9, dtype=torch.bool)
         mask[1, 6:] = False
-    labels = torch.tensor([0, 1]) if subject.loss == "classification" else inputs.masked_fill(~mask, -100)
+    labels = torch.tensor([0, 1]) if subject.loss.name == "classification" else inputs.masked_fill(~mask, -100)
     trainer = ClientTrainer(subject=subject, training=LocalTraining(**training))  # type: ignore[arg-type]
     return dict(trainer.update(Batch(inputs=inputs, mask=mask, labels=labels), rng))
 

@@ -26,7 +26,7 @@ MODELS = {"gpt2": "causal-lm", "mistral": "causal-lm", "qwen3": "causal-lm", "be
 def honest(model: str) -> tuple[Subject, Update]:
     subject = load_subject(f"random:{model}", loss=MODELS[model], settings=SMALL)
     ids = torch.randint(1, 250, (2, 9), generator=derive(0, "ids"))
-    labels = torch.tensor([0, 1]) if subject.loss == "classification" else ids
+    labels = torch.tensor([0, 1]) if subject.loss.name == "classification" else ids
     batch = Batch(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool), labels=labels)
     return subject, ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(0, "train"))
 

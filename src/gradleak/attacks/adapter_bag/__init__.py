@@ -79,9 +79,7 @@ def _readable(view: View, subject: Subject) -> Int64[Tensor, " length"]:
     mask = view.get("mask")
     if mask is None:
         mask = torch.ones(int(view["batch_size"]), int(view["seq_len"]), dtype=torch.bool)
-    counts = mask.sum(0)
-    # The last token of a record predicts nothing and is read by nothing under a causal language-model loss.
-    return torch.cat((counts[1:], counts.new_zeros(1))) if subject.loss == "causal-lm" else counts
+    return subject.loss.visible(mask).sum(0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
 from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import View
+from gradleak.core.loss import SQUARED
 from gradleak.core.update import Update
 from gradleak.mechanics.attention.softmax import Heads, HeadsGradient, heads_of, matrix_names, split
 from gradleak.mechanics.derivatives.least_squares import LevenbergMarquardt
@@ -50,7 +51,7 @@ class AttentionExact(Attack):
 
     summary: ClassVar[str] = "Exact recovery from a bare attention layer with squared loss and known targets."
     modalities: ClassVar[frozenset[Modality]] = frozenset({"image"})
-    losses: ClassVar[frozenset[str]] = frozenset({"squared"})
+    losses: ClassVar[frozenset[str]] = frozenset({SQUARED.name})
     needs: ClassVar[frozenset[str]] = frozenset({"subject", "batch_size", "labels"})
 
     restarts: int = 64
@@ -97,7 +98,7 @@ class AttentionExact(Attack):
 def _layer(view: View) -> BareAttention:
     subject = view["subject"]
     module = subject.module
-    if subject.loss != "squared" or not isinstance(module, BareAttention):
+    if subject.loss.softmax or not isinstance(module, BareAttention):
         raise NotApplicableError(
             f"The closed form needs bare softmax attention with squared loss and known targets; {subject.name} is trained with "
             f"{subject.loss}, whose error signal behind the attention is unknown."

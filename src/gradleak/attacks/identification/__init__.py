@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradleak.attacks.identification.likelihood import Discrepancy
 from gradleak.core.attack import Attack, Clock, Reconstruction, Status
-from gradleak.core.batch import Batch, TrainingData, soft_labels
+from gradleak.core.batch import Batch, TrainingData
 from gradleak.core.errors import NotApplicableError, SpecError
 from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
@@ -70,7 +70,7 @@ class Identification(Attack):
     def run(self, update: Update, view: View, rng: torch.Generator, clock: Clock) -> Reconstruction:
         trainer: ClientTrainer = view["trainer"]
         trainer.require_replay()
-        if trainer.subject.loss == "masked-lm":
+        if trainer.subject.loss.hides_tokens:
             raise NotApplicableError("The positions that the masked-LM loss hid are unknown to this adversary.")
         candidates: tuple[Tensor, ...] = tuple(view["candidates"])
         world = _World.of(update, view, distance=self.distance, rng=rng)
@@ -212,7 +212,7 @@ class _World:
         records = int(view["batch_size"])
         stds = {n: released_std(stages, n, u, trainer=trainer, records=records) for n, u in observed.items()}
         labels = view.get("labels")
-        if labels is None and trainer.subject.loss == "classification":
+        if labels is None and trainer.subject.loss.classifies_records:
             label = single_label(update, trainer.subject.anatomy, batch_size=records)
             noisy = any(released_std(known, n, u, trainer=trainer, records=records) != 0.0 for n, u in observed.items())
             labels = None if label is None or noisy else [label]
@@ -260,16 +260,16 @@ class _World:
 
     def open_labels(self) -> list[int]:
         """Labels that a record may have: those known of the batch, or all."""
-        if not self.trainer.subject.labels_records:
+        if not self.trainer.subject.loss.labels_records:
             return [0]
         return list(range(self.trainer.subject.classes)) if self.labels is None else sorted(set(self.labels))
 
     def _labeled(self, records: list[Tensor], labels: list[int]) -> TrainingData:
         """The records as what is trained on."""
         subject, batch = self.trainer.subject, _padded(records)
-        if not subject.labels_records:
+        if not subject.loss.labels_records:
             ids = batch.inputs.masked_fill(~batch.mask, _IGNORED)
-            return replace(self.trainer.prepare(batch), targets=soft_labels(ids, subject.classes))
+            return replace(self.trainer.prepare(batch), targets=subject.loss.targets(ids, subject.classes))
         return self.trainer.prepare(replace(batch, labels=torch.tensor(labels)))
 
     def simulated(self, records: list[Tensor], labels: list[int]) -> Mapping[str, Tensor]:

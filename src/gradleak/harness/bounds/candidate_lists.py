@@ -159,7 +159,7 @@ def _attribute(pool: Pool, subject: Subject, wanted: Wanted) -> CandidatePrior:
 
 
 def _label(pool: Pool, subject: Subject, wanted: Wanted) -> CandidatePrior:
-    if subject.loss != "classification":
+    if not subject.loss.classifies_records:
         raise DataError(
             "A language model has no label to hide. Name the words that the secret is one of: --values diabetes,cancer,asthma."
         )

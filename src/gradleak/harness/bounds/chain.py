@@ -171,7 +171,7 @@ def plan_of(
     return {
         "model": subject.name,
         "weights": fingerprint(subject.module.named_parameters()),
-        "loss": subject.loss,
+        "loss": subject.loss.name,
         "prior": {
             "name": prior.name,
             "description": prior.description,

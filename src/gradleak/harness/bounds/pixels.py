@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradleak.core.batch import Batch, soft_labels
+from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.derivatives.jacobian import update_jacobian
@@ -91,7 +91,9 @@ class ErrorFloor:
     def _product(self, direction: Tensor) -> Tensor:
         total = torch.zeros_like(direction)
         for place, point in enumerate(self.points):
-            targets = soft_labels(self.labels[place : place + 1], self.trainer.subject.classes).to(point.dtype)
+            targets = self.trainer.subject.loss.targets(
+                self.labels[place : place + 1], self.trainer.subject.classes
+            ).to(point.dtype)
             jacobian = update_jacobian(self.trainer, point, targets, torch.ones(1, dtype=torch.bool))
             gradient = jacobian.update
             moved = self._clipped(jacobian.forward(direction), gradient)

@@ -20,6 +20,7 @@ from torch import Tensor
 from gradleak.core.channel import Channel
 from gradleak.core.errors import DataError, UnsafeFileError
 from gradleak.core.knowledge import Knowledge, Observation
+from gradleak.core.loss import LossName
 from gradleak.core.specs import build, spec_of
 from gradleak.core.update import Update
 from gradleak.harness.request.catalogue import make
@@ -28,7 +29,6 @@ from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.framing import Framing
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject
-from gradleak.models.subject import Loss
 
 MANIFEST, TENSORS = "observation.json", "update.safetensors"
 _PEFT_PREFIX = "base_model.model."
@@ -49,7 +49,7 @@ class Manifest(BaseModel):
     kind: Literal["gradleak.observation"] = "gradleak.observation"
     schema_version: Literal[1] = 1
     model: str | None = None
-    loss: Loss | None = None
+    loss: LossName | None = None
     classes: int | None = None
     batch_size: int | None = None
     seq_len: int | None = None
@@ -69,7 +69,7 @@ def save_observation(observation: Observation, path: str | Path) -> None:
         path,
         Manifest(
             model=None if subject is None else subject.name,
-            loss=None if subject is None else subject.loss,
+            loss=None if subject is None else subject.loss.name,
             classes=None if subject is None else subject.classes,
             batch_size=facts.get("batch_size"),
             seq_len=facts.get("seq_len"),
@@ -141,9 +141,9 @@ def load_observation(path: str | Path, subject: Subject) -> Observation:
     trainer = _deployed(manifest, subject)
     tensors = _own_names(tensors, trainer.subject)
     _check_fits(tensors, trainer.subject)
-    if manifest.loss is not None and manifest.loss != subject.loss:
+    if manifest.loss is not None and manifest.loss != subject.loss.name:
         raise DataError(
-            f"The update was made with the loss {manifest.loss!r}, the model was loaded with {subject.loss!r}. Give --loss {manifest.loss}."
+            f"The update was made with the loss {manifest.loss!r}, the model was loaded with {subject.loss.name!r}. Give --loss {manifest.loss}."
         )
     return Observation(update=Update(tensors), knowledge=Knowledge(facts=_facts(manifest, trainer)))
 

@@ -271,13 +271,13 @@ def _text_batch(
         raise DataError(f"{subject.name} reads images, and {pool.name} holds text. Give a folder of images.")
     limit = min(max_length, subject.anatomy.max_positions or max_length)
     ids, mask = subject.tokenizer.encode([texts[index] for index in indices], limit)
-    if subject.loss == "classification":
+    loss = subject.loss
+    if loss.labels_records:
         return Batch(inputs=ids, mask=mask, labels=_class_labels(pool, subject, indices, rng))
-    if subject.loss == "causal-lm":
-        if int(mask.sum(dim=1).min()) < 2:
-            raise DataError("A record of one token has nothing to predict. Drop it, or raise the maximum length.")
-        return Batch(inputs=ids, mask=mask, labels=ids.masked_fill(~mask, IGNORED))
-    return _hide_tokens(subject, ids, mask, rng)
+    if not bool(loss.visible(mask).any(dim=1).all()):
+        raise DataError("A record of one token has nothing to predict. Drop it, or raise the maximum length.")
+    labels = loss.labels_from(ids, mask)
+    return Batch(inputs=ids, mask=mask, labels=labels) if labels is not None else _hide_tokens(subject, ids, mask, rng)
 
 
 def _class_labels(

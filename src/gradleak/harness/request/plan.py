@@ -11,11 +11,12 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradleak.core.errors import DataError, SpecError
+from gradleak.core.loss import LossName
 from gradleak.core.specs import Spec
 
 PLAN_VERSION = 1
@@ -74,7 +75,7 @@ class Plan(_Strict):
     model_fingerprint: str = ""
     settings: dict[str, Plain] = Field(default_factory=dict)
     first_blocks: int | None = Field(default=None, ge=1)
-    loss: Literal["classification", "causal-lm", "masked-lm", "squared"] | None = None
+    loss: LossName | None = None
     classes: int = Field(default=2, ge=1)
     data: DataSource = DataSource()
     batch_size: int = Field(default=1, ge=1)

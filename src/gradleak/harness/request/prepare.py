@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from gradleak.core.batch import Modality
 from gradleak.core.channel import Channel, check_order
-from gradleak.core.errors import DataError, UnknownNameError
+from gradleak.core.errors import DataError
 from gradleak.core.knowledge import find_threat
+from gradleak.core.loss import SQUARED, find_loss
 from gradleak.core.rng import derive
 from gradleak.core.specs import parse_chain, spec_of
 from gradleak.core.stage import TrainingStage
@@ -27,8 +28,6 @@ from gradleak.harness.request.shares import adapted, parse_share
 from gradleak.harness.request.sources import PoolSource, Source
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-
-LOSSES = ("classification", "causal-lm", "masked-lm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +79,8 @@ def prepare(request: Request) -> Prepared:
     Raises:
         UsageError: with cause and remedy, for anything that would make the audit fail later.
     """
-    if request.loss is not None and request.loss not in LOSSES:
-        raise UnknownNameError("loss", request.loss, LOSSES)
+    if request.loss is not None:
+        find_loss(request.loss)
     methods = read_methods(request)
     pool, subject = load(request)
     subject = adapted(subject, methods.training, seed=request.seed)
@@ -164,7 +163,7 @@ def make_plan(
         model_fingerprint=fingerprint(_weights(subject.module)),
         settings=dict(request.settings),
         first_blocks=request.first_blocks,
-        loss=subject.loss,
+        loss=subject.loss.name,
         classes=subject.classes,
         data=data,
         batch_size=batch_size,
@@ -199,7 +198,7 @@ def load(request: Request) -> tuple[Pool, Subject]:
         return load_pool(request.data, image_size=height, channels=channels), subject
     pool = load_pool(request.data, text_column=request.text_column, label_column=request.label_column)
     subject = _subject(model, request, classes=max(2, len(pool.label_names or ())))
-    if subject.loss == "squared" and request.data is None:
+    if subject.loss == SQUARED and request.data is None:
         return matrix_pool(subject, seed=request.seed), subject
     _expect(subject, "text", request)
     return pool, subject

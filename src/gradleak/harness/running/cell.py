@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Status
-from gradleak.core.batch import Batch, Modality, soft_labels
+from gradleak.core.batch import Batch, Modality
 from gradleak.core.knowledge import Observation
 from gradleak.core.metric import Comparison, Score
 from gradleak.harness.judging import judge
@@ -144,7 +144,7 @@ def true_candidate(batch: Batch, subject: Subject) -> Candidate:
     """The private batch as a point of a search space: embeddings or pixels, and one-hot labels."""
     with torch.no_grad():
         inputs = batch.inputs if batch.modality == "image" else subject.embed(batch.inputs)
-    return Candidate(inputs=inputs.detach(), labels=soft_labels(batch.labels, subject.classes))
+    return Candidate(inputs=inputs.detach(), labels=subject.loss.targets(batch.labels, subject.classes))
 
 
 def evidence(comparison: Comparison, tokenizer: Tokenizer | None) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -177,7 +177,7 @@ def _run_defense(
 def _facts(setting: _Setting, channel: Channel) -> dict[str, Any]:
     batch = setting.batch
     # The labels of a language-modeling loss are the text itself: no adversary is told them.
-    labels = batch.labels if setting.subject.labels_records else None
+    labels = batch.labels if setting.subject.loss.labels_records else None
     trainer = channel.deployed()
     return {
         "subject": trainer.subject,
@@ -245,7 +245,7 @@ def _scenario(setting: _Setting) -> dict[str, Any]:
     return {
         "model": subject.name,
         "modality": subject.modality,
-        "loss": subject.loss,
+        "loss": subject.loss.name,
         "share": share_spec(setting.trainer.training).to_plain(),
         "batch_size": plan.batch_size,
         "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint, "size": plan.data.size},

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradleak.core.batch import Batch, Modality
 from gradleak.core.errors import DataError, UnknownNameError
+from gradleak.core.loss import CLASSIFICATION
 from gradleak.core.rng import derive
 from gradleak.models import Subject, load_subject
 
@@ -69,7 +70,7 @@ def _topics(seed: int) -> Task:
     return Task(
         name="topics",
         description=f"synthetic messages of {LENGTH} words on {TOPICS} topics, a one-layer text encoder of width 32",
-        subject=load_subject("random:bert", loss="classification", classes=TOPICS, settings=settings, seed=seed),
+        subject=load_subject("random:bert", loss=CLASSIFICATION.name, classes=TOPICS, settings=settings, seed=seed),
         train=_batch(inputs[HELD_OUT:], labels[HELD_OUT:]),
         test=_batch(inputs[:HELD_OUT], labels[:HELD_OUT]),
         chance=1 / TOPICS,
@@ -93,7 +94,9 @@ def _digits(seed: int) -> Task:
     return Task(
         name="digits",
         description="handwritten digits of 8×8 pixels, a two-layer vision transformer of width 32",
-        subject=load_subject("random:vit", loss="classification", classes=DIGIT_CLASSES, settings=settings, seed=seed),
+        subject=load_subject(
+            "random:vit", loss=CLASSIFICATION.name, classes=DIGIT_CLASSES, settings=settings, seed=seed
+        ),
         train=_batch(images[HELD_OUT:], labels[HELD_OUT:]),
         test=_batch(images[:HELD_OUT], labels[:HELD_OUT]),
         chance=1 / DIGIT_CLASSES,

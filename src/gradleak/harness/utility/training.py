@@ -25,7 +25,6 @@ from gradleak.harness.request.plan import Call, chain_name
 from gradleak.harness.request.shares import adapted
 from gradleak.harness.utility.memory import PeakMemory
 from gradleak.harness.utility.tasks import Task, make_task
-from gradleak.mechanics.client.losses import group_losses
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -219,7 +218,7 @@ class _Run:
 
     def _loss(self, batch: Batch) -> float:
         targets = self._trainer.prepare(batch).targets
-        return float(group_losses(self._logits(batch), targets, self._trainer.subject.loss).sum())
+        return float(self._trainer.subject.loss.per_group(self._logits(batch), targets).sum())
 
     def _accuracy(self) -> float:
         test = self._task.test

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from gradleak.mechanics.client.losses import group_losses
 from gradleak.mechanics.client.outer_products import FactoredMatrix, Part, RowSum, Simulated
 from gradleak.models import Subject
 
@@ -113,7 +112,7 @@ def _factor(
         dtype = inputs.dtype if inputs.is_floating_point() else None
         frozen = {name: value.detach().to(dtype) for name, value in values.items()}
         logits = subject.logits(frozen | tap.expanded, mask=mask, **{_key(subject, inputs): inputs})
-    loss = group_losses(logits, targets, subject.loss, groups=restarts).sum()
+    loss = subject.loss.per_group(logits, targets, groups=restarts).sum()
     points = [seen.output for seen in tap.seen] + list(tap.expanded.values())
     slopes = torch.autograd.grad(loss, points, create_graph=torch.is_grad_enabled(), allow_unused=True)
     found: dict[str, tuple[Part, ...]] = {}

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.core.batch import Batch, soft_labels
+from gradleak.core.batch import Batch
 from gradleak.core.errors import ModelError
 from gradleak.mechanics.client.factored import factor_gradients
 from gradleak.mechanics.client.outer_products import FactoredMatrix, Part, RowSum
@@ -137,7 +137,7 @@ def _rounds(
 
 def _factors(subject: Subject, candidates: Batch, names: Sequence[str], rows: slice) -> Mapping[str, tuple[Part, ...]]:
     inputs, mask = candidates.inputs[rows], candidates.mask[rows]
-    targets = soft_labels(candidates.labels[rows], subject.classes)
+    targets = subject.loss.targets(candidates.labels[rows], subject.classes)
     with torch.enable_grad():
         found = factor_gradients(subject, tuple(names), inputs, targets, mask, restarts=inputs.shape[0])
     if found is None:

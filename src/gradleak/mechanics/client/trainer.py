@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradleak.core.batch import Batch, TrainingData, soft_labels
+from gradleak.core.batch import Batch, TrainingData
 from gradleak.core.errors import ModelError, NotApplicableError
 from gradleak.core.stage import ModelStage, NormStage, TrainingStage
 from gradleak.core.update import Update
 from gradleak.mechanics.client.ghost_norms import GhostGradients
-from gradleak.mechanics.client.losses import group_losses
 from gradleak.mechanics.client.optimizers import Moments, optimizer_step
 from gradleak.mechanics.client.settings import DTYPES, LocalTraining
 from gradleak.models import Subject
@@ -75,7 +74,7 @@ class ClientTrainer:
 
     def prepare(self, batch: Batch) -> TrainingData:
         """The batch as it is trained on, with one-hot targets."""
-        targets = soft_labels(batch.labels, self.subject.classes)
+        targets = self.subject.loss.targets(batch.labels, self.subject.classes)
         return TrainingData(inputs=batch.inputs, targets=targets, mask=batch.mask)
 
     def update(self, batch: Batch, rng: torch.Generator) -> Update:
@@ -168,7 +167,7 @@ class ClientTrainer:
             groups = [[p for p, own in enumerate(lengths) if own == length] for length in dict.fromkeys(lengths)]
         parts: list[Mapping[str, Tensor]] = []
         for places in groups:
-            group = _cut(data, places, lengths[places[0]], targets_too=not self.subject.labels_records)
+            group = _cut(data, places, lengths[places[0]], targets_too=not self.subject.loss.labels_records)
             # Padding in front cannot be cut off, and takes a mask.
             masked = data.mask.ndim == 2 and not bool(group.mask[:, 0].all())
             together = None if differentiable or masked else self._vectorized(weights, group)
@@ -202,7 +201,8 @@ class ClientTrainer:
     def _loss(self, data: TrainingData, weights: Mapping[str, Tensor] | None, mask: Tensor | None) -> Tensor:
         given = {self._key(data.inputs): data.inputs}
         if not noisy_layers(self.subject.module):
-            return group_losses(self.subject.logits(weights, mask=mask, **given), data.targets, self.subject.loss).sum()
+            logits = self.subject.logits(weights, mask=mask, **given)
+            return self.subject.loss.per_group(logits, data.targets).sum()
         penalties: list[Tensor] = []
 
         def hear(path: str, layer: Noisy, x: Tensor) -> None:
@@ -212,7 +212,7 @@ class ClientTrainer:
 
         with listening(self.subject.module, hear):
             logits = self.subject.logits({**(weights or {}), **data.noise}, mask=mask, **given)
-        return group_losses(logits, data.targets, self.subject.loss).sum() + sum(penalties)
+        return self.subject.loss.per_group(logits, data.targets).sum() + sum(penalties)
 
     def noise_shapes(self, data: TrainingData) -> dict[str, tuple[int, ...]]:
         """Name and shape of what the model's noisy layers draw for ``data``; empty for a model without any."""

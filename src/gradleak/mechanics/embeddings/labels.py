@@ -61,7 +61,7 @@ def labels_of_records(
         None where the head is not shared, reads single tokens, or the records' features do not tell them apart.
     """
     head = subject.anatomy.head
-    if head is None or head.weight not in update or subject.loss != "classification":
+    if head is None or head.weight not in update or not subject.loss.classifies_records:
         return None
     features = head_inputs(subject, head.module, inputs, mask).double()
     if features.shape != (len(inputs), head.in_features) or int(torch.linalg.matrix_rank(features)) < len(inputs):

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from gradleak.core.errors import ModelError, UnsafeFileError
+from gradleak.core.loss import Loss
 from gradleak.models.calling import reads_pixels
 from gradleak.models.configs import apply_settings
 from gradleak.models.extent import Extent, cut_config, depth_of, extent_of, shapes_without_weights
@@ -35,7 +36,7 @@ def load_checkpoint(
     name: str,
     source: str,
     *,
-    loss: str | None,
+    loss: Loss | None,
     classes: int,
     settings: Mapping[str, object],
     tokenizer: Tokenizer | None,
@@ -50,7 +51,7 @@ def load_checkpoint(
     wanted = loss or own_loss(config)
     apply_settings(config, settings)
     family = family_for(config, wanted)
-    if wanted == "classification" and not has_trained_head(config, wanted):
+    if not wanted.predicts_vocabulary and not has_trained_head(config, wanted):
         config.num_labels = classes
     module, extent = _read_blocks(name, source, family, config, seed, first_blocks, local=local)
     if tokenizer is None and not reads_pixels(module):

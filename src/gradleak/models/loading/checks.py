@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gradleak.core.errors import ModelError
+from gradleak.core.loss import CAUSAL_LM, CLASSIFICATION, MASKED_LM, Loss
 from gradleak.core.update import all_finite
 from gradleak.models.anatomy import Anatomy, LinearMap
 from gradleak.models.calling import run_module
@@ -15,14 +16,14 @@ from gradleak.models.extent import Extent
 from gradleak.models.reading.anatomy_reader import read_anatomy
 from gradleak.models.running.attention import sample_inputs
 from gradleak.models.silence import one_line, quiet
-from gradleak.models.subject import Loss, Subject
+from gradleak.models.subject import Subject
 from gradleak.models.tokenizer import Tokenizer
 
 
 def assemble(
     name: str,
     module: nn.Module,
-    loss: str | None,
+    loss: Loss | None,
     tokenizer: Tokenizer | None,
     normalization: tuple[tuple[float, ...], tuple[float, ...]] = ((), ()),
     extent: Extent | None = None,
@@ -38,8 +39,8 @@ def assemble(
             "or language-modeling head."
         )
     if loss is not None and loss != own:
-        remark = " (it sees later positions)" if loss == "causal-lm" and own == "masked-lm" else ""
-        raise ModelError(f"{type(module).__name__} is made for the loss {own!r}{remark}, not for {loss!r}.")
+        remark = " (it sees later positions)" if loss == CAUSAL_LM and own == MASKED_LM else ""
+        raise ModelError(f"{type(module).__name__} is made for the loss {own.name!r}{remark}, not for {loss.name!r}.")
     if tokenizer is not None:
         _check_tokenizer(anatomy, tokenizer, own)
     subject = Subject(
@@ -54,7 +55,7 @@ def assemble(
         extent=extent,
     )
     _check_differentiable(subject)
-    if own == "classification" and subject.modality == "text":
+    if own.labels_records and subject.modality == "text":
         _check_pooling(subject)
     return subject
 
@@ -73,10 +74,10 @@ def _loss_of_head(module: nn.Module, anatomy: Anatomy, head: LinearMap) -> Loss:
     with torch.no_grad():
         axes = run_module(module, sample_inputs(module)).logits.ndim
     if axes == 2:
-        return "classification"
+        return CLASSIFICATION
     if head.out_features != anatomy.vocab_size:
         raise ModelError(f"The head of {type(module).__name__} labels every token; no supported loss trains it.")
-    return "causal-lm" if anatomy.kind == "decoder" else "masked-lm"
+    return CAUSAL_LM if anatomy.kind == "decoder" else MASKED_LM
 
 
 def _check_tokenizer(anatomy: Anatomy, tokenizer: Tokenizer, loss: Loss) -> None:
@@ -85,8 +86,8 @@ def _check_tokenizer(anatomy: Anatomy, tokenizer: Tokenizer, loss: Loss) -> None
             f"The tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} ids but the model embeds only "
             f"{anatomy.vocab_size}. Pass the tokenizer that belongs to the model."
         )
-    if loss == "masked-lm" and tokenizer.mask_id is None:
-        raise ModelError(f"The tokenizer {tokenizer.name!r} has no mask token, which the loss 'masked-lm' needs.")
+    if loss.hides_tokens and tokenizer.mask_id is None:
+        raise ModelError(f"The tokenizer {tokenizer.name!r} has no mask token, which the loss {loss.name!r} needs.")
 
 
 def _check_differentiable(subject: Subject) -> None:

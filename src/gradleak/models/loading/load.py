@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradleak.core.errors import ModelError, UnknownNameError, UsageError
+from gradleak.core.errors import ModelError, UsageError
+from gradleak.core.loss import CLASSIFICATION, Loss, find_loss
 from gradleak.models.bare import load_bare
 from gradleak.models.calling import reads_pixels
 from gradleak.models.configs import own_name, random_config
@@ -23,7 +24,7 @@ from gradleak.models.loading.head_classes import family_for
 from gradleak.models.loading.lora import without_wrapper
 from gradleak.models.running.attention import DIFFERENTIABLE, ensure_differentiable
 from gradleak.models.silence import one_line, quiet, seeded
-from gradleak.models.subject import LOSSES, Subject
+from gradleak.models.subject import Subject
 from gradleak.models.tokenizer import Tokenizer, as_tokenizer, demo_model_path, fallback_tokenizer
 
 
@@ -43,7 +44,7 @@ def load_subject(
         model: a local folder, a hub id, ``"minilm"`` (the pretrained encoder of the ``demo`` extra), ``"random:TYPE"``
             (a transformers model type with random weights), ``"bare:attention"`` (the layer of the theory) or a Hugging
             Face module, which is used as it is.
-        loss: one of ``LOSSES``; if None, what the checkpoint's or module's own head is for, else classification.
+        loss: name of one of ``LOSSES``; if None, what the checkpoint's or module's own head is for, else classification.
         classes: of a classification head that has to be made; a trained head keeps its own number.
         settings: values of the configuration, by its own names or the standard aliases; text is read as numbers.
         tokenizer: in the place of the model's own; a Hugging Face tokenizer or one of ours.
@@ -57,8 +58,7 @@ def load_subject(
         UnsafeFileError: if the weights are pickled or the model brings its own code.
         UnknownNameError: for an unknown loss or setting.
     """
-    if loss is not None and loss not in LOSSES:
-        raise UnknownNameError("loss", loss, LOSSES)
+    chosen = None if loss is None else find_loss(loss)
     if classes < 2:
         raise UsageError(f"A classifier needs at least 2 classes, not {classes}.")
     if isinstance(model, nn.Module):
@@ -68,17 +68,17 @@ def load_subject(
             raise UsageError(
                 "Settings reach a configuration before the model is built; set them before you pass a module."
             )
-        return _subject_of_module(model, loss, tokenizer)
+        return _subject_of_module(model, chosen, tokenizer)
     name = str(model)
     given = None if tokenizer is None else as_tokenizer(tokenizer)
     if name.startswith("bare:"):
         return load_bare(name, loss=loss, classes=classes, settings=settings, seed=seed)
     if name.startswith("random:"):
-        return _random(name, loss, classes, settings, given, seed, first_blocks)
+        return _random(name, chosen, classes, settings, given, seed, first_blocks)
     return load_checkpoint(
         name,
         _locate(name),
-        loss=loss,
+        loss=chosen,
         classes=classes,
         settings=settings,
         tokenizer=given,
@@ -87,19 +87,19 @@ def load_subject(
     )
 
 
-def _subject_of_module(module: nn.Module, loss: str | None, tokenizer: Any) -> Subject:
+def _subject_of_module(module: nn.Module, loss: Loss | None, tokenizer: Any) -> Subject:
     module = without_wrapper(module)
     ensure_differentiable(module)
-    chosen = None if tokenizer is None else as_tokenizer(tokenizer)
-    if chosen is None and not reads_pixels(module):
+    own = None if tokenizer is None else as_tokenizer(tokenizer)
+    if own is None and not reads_pixels(module):
         table = getattr(getattr(module, "config", None), "vocab_size", None)
-        chosen = fallback_tokenizer(table)
-    return assemble(type(module).__name__, module, loss, chosen)
+        own = fallback_tokenizer(table)
+    return assemble(type(module).__name__, module, loss, own)
 
 
 def _random(
     name: str,
-    loss: str | None,
+    loss: Loss | None,
     classes: int,
     settings: Mapping[str, object],
     given: Tokenizer | None,
@@ -108,7 +108,7 @@ def _random(
 ) -> Subject:
     with quiet():
         config = random_config(name.removeprefix("random:"), settings)
-    wanted = loss or "classification"
+    wanted = loss or CLASSIFICATION
     family = family_for(config, wanted)
     tokenizer = None
     if hasattr(config, "vocab_size"):
@@ -116,7 +116,7 @@ def _random(
         tokenizer = given or fallback_tokenizer(asked)
         config.vocab_size = max(config.vocab_size or 0, tokenizer.vocab_size)
         config.pad_token_id = tokenizer.pad_id
-    if wanted == "classification":
+    if not wanted.predicts_vocabulary:
         config.num_labels = classes
     short = config if first_blocks is None else cut_config(config, first_blocks)
     with seeded(seed), quiet():

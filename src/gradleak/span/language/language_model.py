@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gradleak.core.errors import DataError, ModelError
+from gradleak.core.loss import CAUSAL_LM
 from gradleak.mechanics.probing.probe import chunks
 from gradleak.models import Subject, Tokenizer, load_subject
 from gradleak.span.language.ngram import NGram
@@ -147,7 +148,7 @@ def _encoded(line: str, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
 
 
 def _causal(path: Path, subject: Subject, tokenizer: Tokenizer) -> CausalModel:
-    model = load_subject(path, loss="causal-lm")
+    model = load_subject(path, loss=CAUSAL_LM.name)
     own = model.tokenizer
     same = own is not None and own.vocab_size == tokenizer.vocab_size
     if own is None or not same or not torch.equal(_encoded(_PROBE, own)[0], _encoded(_PROBE, tokenizer)[0]):

@@ -69,13 +69,12 @@ def certify(
         ``exact`` means that the batch reproduces the update up to rounding. It needs a deterministic client: with
         dropout or noise no batch does, and the caller must not ask.
     """
-    loss = trainer.subject.loss
     before = (0,) * len(records) if starts is None else starts
     if (
         trainer.subject.extent is not None
         or not trainer.training.plain
         or len(records) != batch_size
-        or loss == "masked-lm"
+        or trainer.subject.loss.hides_tokens
         or any(start + r.numel() > seq_len for start, r in zip(before, records, strict=True))
     ):
         return None
@@ -115,7 +114,7 @@ def _assignments(
     clock: Clock,
 ) -> Iterator[tuple[int, ...] | None]:
     """Label assignments to try: what the head tells, then what all tensors together tell."""
-    if trainer.subject.loss == "causal-lm":
+    if not trainer.subject.loss.labels_records:
         yield None
         return
     descent = trainer.training.share == "delta"

@@ -125,9 +125,9 @@ def conclude(
     if status is Status.CONVERGED and outcome.statistics.get("missed_directions"):
         status = Status.UNDECIDED
     message = outcome.message
-    if case.subject.loss == "causal-lm":
+    if not case.subject.loss.sees_every_token:
         message += "; the last token of a record has no loss and no reader, so it is invisible to this attack"
-    if case.subject.loss == "masked-lm":
+    if case.subject.loss.hides_tokens:
         message += "; masked positions show what the model read, not what was hidden"
     # A batch that gives back the update to the last bit leaves no room for another one.
     sure = tuple(torch.ones(len(ids), dtype=torch.float64) for ids in outcome.records) if exact else outcome.confidence
@@ -154,7 +154,7 @@ def _certificate(case: AttackInput, outcome: Outcome, rng: torch.Generator, cloc
     trainer = case.view.get("trainer")
     if trainer is None or case.batch_size is None or case.seq_len is None or case.stages or _has_dropout(case):
         return None
-    if steps_by_adamw(trainer) and case.subject.loss == "classification":
+    if steps_by_adamw(trainer) and case.subject.loss.labels_records:
         # Signs of the head's gradient do not tell the labels, and to try them all costs a gradient each.
         return None
     labels = case.view.get("labels")

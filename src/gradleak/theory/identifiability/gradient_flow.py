@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradleak.core.batch import Batch, soft_labels
-from gradleak.mechanics.client.losses import group_losses
+from gradleak.core.batch import Batch
 from gradleak.models import Subject
 
 
@@ -60,8 +59,8 @@ def flow_through(
     try:
         with torch.enable_grad():
             logits = subject.logits(constants, inputs=batch.inputs, mask=batch.mask)
-            targets = soft_labels(batch.labels, subject.classes).to(dtype)
-            loss = group_losses(logits, targets, subject.loss).sum()
+            targets = subject.loss.targets(batch.labels, subject.classes).to(dtype)
+            loss = subject.loss.per_group(logits, targets).sum()
     finally:
         for handle in handles:
             handle.remove()

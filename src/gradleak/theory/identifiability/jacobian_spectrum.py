@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.core.batch import Batch, soft_labels
+from gradleak.core.batch import Batch
 from gradleak.core.rng import derive
 from gradleak.mechanics.client.factored import simulate_gradients
 from gradleak.mechanics.client.outer_products import FactoredMatrix, Simulated
@@ -153,7 +153,7 @@ def _problem(subject: Subject, batch: Batch, noise_std: Mapping[str, float], dty
     x = subject.embed(batch.inputs).detach().to(dtype).requires_grad_()
     with torch.enable_grad():
         made = simulate_gradients(
-            subject, names, x, soft_labels(batch.labels, subject.classes).to(dtype), batch.mask, restarts=1
+            subject, names, x, subject.loss.targets(batch.labels, subject.classes).to(dtype), batch.mask, restarts=1
         )
     if made is None:
         return None

@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradleak.core.batch import IGNORED, Batch, soft_labels
-from gradleak.mechanics.client.losses import group_losses
+from gradleak.core.batch import IGNORED, Batch
 from gradleak.models import Subject
 
 _HOLDS = 1e-3
@@ -93,10 +92,11 @@ def _per_token(x: Tensor, rng: torch.Generator) -> Float[Tensor, "batch seq 1"]:
 
 
 def _labels(subject: Subject, ids: Tensor) -> Tensor:
-    if subject.loss == "classification":
+    if subject.loss.labels_records:
         return torch.arange(ids.shape[0]) % subject.classes
-    if subject.loss == "causal-lm":
-        return ids
+    own = subject.loss.labels_from(ids, torch.ones_like(ids, dtype=torch.bool))
+    if own is not None:
+        return own
     labels = torch.full_like(ids, IGNORED)
     labels[:, 1] = ids[:, 1]
     return labels
@@ -119,7 +119,9 @@ class _Gradient:
         }
         with torch.enable_grad():
             logits = self.subject.logits(leaves, embeddings=x, mask=batch.mask)
-            loss = group_losses(logits, soft_labels(batch.labels, self.subject.classes), self.subject.loss).sum()
+            loss = self.subject.loss.per_group(
+                logits, self.subject.loss.targets(batch.labels, self.subject.classes)
+            ).sum()
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(leaves, found, strict=True))
 

@@ -220,11 +220,9 @@ def _probe_gradient(subject: Subject) -> Mapping[str, Tensor]:
         shape = (records, min(_PROBE_LENGTH, longest))
         inputs = torch.randint(subject.anatomy.vocab_size, shape, generator=rng)
         mask = torch.ones_like(inputs, dtype=torch.bool)
-    if subject.loss == "classification":
-        labels = torch.randint(subject.classes, (records,), generator=rng)
-    else:
-        labels = torch.randint(subject.classes, tuple(inputs.shape), generator=rng)
-        labels[:, ::3] = IGNORED if subject.loss == "masked-lm" else labels[:, ::3]
+    labels = subject.loss.random_labels(inputs, subject.classes, rng)
+    if subject.loss.hides_tokens:
+        labels[:, ::3] = IGNORED
     batch = Batch(inputs=inputs, mask=mask, labels=labels)
     return ClientTrainer(subject=subject, training=LocalTraining()).update(batch, rng)
 

@@ -83,7 +83,7 @@ def predict(
         conclusions += conclude_adapters(adapter_rank, maps=len(block.attention_inputs), ambiguity=ambiguity)
     return Prediction(
         model=subject.name,
-        loss=subject.loss,
+        loss=subject.loss.name,
         kind=anatomy.kind,
         batch_size=batch.size,
         seq_len=batch.inputs.shape[1],

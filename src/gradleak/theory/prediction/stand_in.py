@@ -36,10 +36,11 @@ def stand_in_batch(subject: Subject, *, batch_size: int, seq_len: int, seed: int
     count = batch_size * seq_len
     ids = order.repeat(-(-count // len(order)))[:count].reshape(batch_size, seq_len)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    if subject.loss == "classification":
-        return Batch(inputs=ids, mask=mask, labels=torch.randint(subject.classes, (batch_size,), generator=rng))
-    if subject.loss == "causal-lm":
-        return Batch(inputs=ids, mask=mask, labels=ids)
+    if subject.loss.labels_records:
+        return Batch(inputs=ids, mask=mask, labels=subject.loss.random_labels(ids, subject.classes, rng))
+    labels = subject.loss.labels_from(ids, mask)
+    if labels is not None:
+        return Batch(inputs=ids, mask=mask, labels=labels)
     hidden = torch.zeros_like(mask)
     for row in hidden:
         row[torch.randperm(seq_len, generator=rng)[: max(1, round(0.15 * seq_len))]] = True

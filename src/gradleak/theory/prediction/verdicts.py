@@ -49,9 +49,9 @@ def ambiguity_of(graph: TokenPositionGraph, law: InputLaw) -> Ambiguity:
 def invisible(subject: Subject, batch: Batch, reach: Reach) -> Iterator[str]:
     """What no attack on these gradients can see, whatever its effort."""
     yield "how often a record is repeated in the batch, and the order of its records"
-    if subject.loss == "causal-lm":
+    if not subject.loss.sees_every_token:
         yield "the last token of each record in every attention gradient (it is a label, so the head's gradient shows it)"
-    if subject.loss == "masked-lm":
+    if subject.loss.hides_tokens:
         yield "a hidden token at the place where it was hidden (it is a label, so the head's gradient shows it)"
     dark = int((batch.mask & ~reach.output).sum())
     if dark:
