@@ -89,8 +89,12 @@ def _phase(release: Release, reach: float, steps: int) -> Energy:
         law = binom(release.draws, release.rate)
     else:
         law = hypergeom(release.population, release.draws, max(1, round(release.rate * release.population)))
-    counts, weights, lost = _support(law, release.draws)
-    return _power(Energy(values=(counts * reach) ** 2, weights=weights, lost=lost), steps)
+    squares = np.zeros(release.draws**2 + 1)
+    squares[np.arange(release.draws + 1) ** 2] = law.pmf(np.arange(release.draws + 1))
+    total = _power(_trimmed(_Lattice(first=0, weights=squares)), steps)
+    values = float(total.unit) * (total.first + np.arange(total.weights.size)) * reach**2
+    kept = total.weights > 0
+    return Energy(values=values[kept], weights=total.weights[kept], lost=total.lost)
 
 
 def _support(law: object, most: int) -> tuple[Vector, Vector, float]:
@@ -100,17 +104,52 @@ def _support(law: object, most: int) -> tuple[Vector, Vector, float]:
     return counts[kept].astype(float), weights[kept], float((~kept).sum()) * _NEGLIGIBLE if not kept.all() else 0.0
 
 
-def _power(law: Energy, steps: int) -> Energy:
+@dataclass(frozen=True, slots=True)
+class _Lattice:
+    """A law on whole multiples of ``unit``, from ``first`` on."""
+
+    first: int
+    weights: Vector
+    unit: int = 1
+    lost: float = 0.0
+
+
+def _power(law: _Lattice, steps: int) -> _Lattice:
     """Sum of independent draws, by doubling."""
-    total: Energy | None = None
+    total: _Lattice | None = None
     while steps:
         if steps & 1:
-            total = law if total is None else _sum(total, law)
+            total = law if total is None else _added(total, law)
         steps >>= 1
         if steps:
-            law = _sum(law, law)
+            law = _added(law, law)
     assert total is not None
     return total
+
+
+def _added(first: _Lattice, second: _Lattice) -> _Lattice:
+    unit = max(first.unit, second.unit)
+    left, right = (_coarser(law, unit // law.unit) for law in (first, second))
+    total = _trimmed(
+        _Lattice(left.first + right.first, np.convolve(left.weights, right.weights), unit, left.lost + right.lost)
+    )
+    return total if total.weights.size <= 2 * _CELLS else _coarser(total, 2)
+
+
+def _coarser(law: _Lattice, factor: int) -> _Lattice:
+    """Rounded up to multiples of ``factor`` units."""
+    if factor == 1:
+        return law
+    places = -(-(law.first + np.arange(law.weights.size)) // factor)
+    return _Lattice(int(places[0]), np.bincount(places - places[0], law.weights), law.unit * factor, law.lost)
+
+
+def _trimmed(law: _Lattice) -> _Lattice:
+    kept = law.weights > _NEGLIGIBLE
+    ends = np.flatnonzero(kept)
+    lost = law.lost + float((~kept).sum()) * _NEGLIGIBLE
+    weights = np.where(kept, law.weights, 0.0)[ends[0] : ends[-1] + 1]
+    return _Lattice(law.first + int(ends[0]), weights, law.unit, lost)
 
 
 def _sum(first: Energy, second: Energy) -> Energy:
