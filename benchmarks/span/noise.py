@@ -46,7 +46,7 @@ from gradleak.span.noise.pair_search import noisy_candidates
 from gradleak.span.noise.sparse_selection import eliminate
 from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, first_layer
 from gradleak.theory.identifiability.gradient_flow import flow_through
-from gradleak.theory.noise.position_power import Places
+from gradleak.theory.noise.position_power import TruePairs
 from gradleak.theory.noise.token_power import TokenTest, mean_power, strengths
 
 PLOT = Path(__file__).parents[2] / "docs" / "theory" / "span-noise.svg"
@@ -145,12 +145,12 @@ def predicted(
     tokens, place = case.pairs.unbind(1)
     each = math.hypot(size[tables[1]], size[tables[0]] * math.sqrt(len(tokens.unique()) / shape.length))
     rows = case.clean[tables[0]][tokens].double() / each if with_tables else signal.new_zeros(len(tokens), 0)
-    places = Places(inputs=case.anywhere, place=place, token=tokens, signal=signal, rows=rows)
+    places = TruePairs(inputs=case.anywhere, place=place, token=tokens, signal=signal, rows=rows)
     shares = []
     for draw in range(DRAWS):
         noise = torch.randn(signal.shape, generator=derive(seed, "predicted", draw), dtype=torch.float64)
         members = eliminate(unit, signal + noise, false_alarms=test.false_alarms / test.candidates)
-        shares.append(float(places.told(members).sum()) / len(tokens) if len(members) else 0.0)
+        shares.append(float(places.preference(members).sum()) / len(tokens) if len(members) else 0.0)
     return mean(shares)
 
 

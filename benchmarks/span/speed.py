@@ -54,7 +54,7 @@ from gradleak.harness.judging.intervals import clopper_pearson
 from gradleak.harness.request.catalogue import Catalogue
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject
-from gradleak.theory.noise.position_power import most_placed
+from gradleak.theory.identifiability.placement import most_placed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -303,7 +303,7 @@ def _limits(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield (
             f"{batch} × {length}: what theory allows. A span tells at most {width - 1} inputs of {batch * length}, so nothing is proven by rank. The rows of the token "
             f"table tell all {median(r['distinct'] for r in mine):.0f} tokens that occur; both tables determine the place of up to "
-            f"{most_placed(width, length)} that occur once each (`theory/noise/position_power.py`), and {batch * length - median(r['distinct'] for r in mine):.0f} "
+            f"{most_placed(width, length)} that occur once each (`theory/identifiability/placement.py`), and {batch * length - median(r['distinct'] for r in mine):.0f} "
             "slots hold a token that occurs elsewhere, too, whose place they only make likely. Which tokens share a record no count tells: it is weighed.\n"
         )
 

@@ -1,4 +1,4 @@
-"""Why: from what a user names (model, data, loss, share, noise, a captured update) to a prediction. Everything that can be
+"""From what a user names (model, data, loss, share, noise, a captured update) to a prediction. Everything that can be
 wrong is found before the laws are read. Must not run an attack.
 """
 
@@ -14,6 +14,7 @@ from gradleak.core.batch import Batch
 from gradleak.core.errors import NotApplicableError, SpecError, UsageError
 from gradleak.core.rng import derive
 from gradleak.harness.captured.files import load_observation, read_manifest
+from gradleak.harness.influence import InfluenceForecast, predict_influence, read_perturbation
 from gradleak.harness.request import defaults
 from gradleak.harness.request.data import draw_batch, load_pool
 from gradleak.harness.request.shares import parse_share
@@ -42,6 +43,7 @@ class PredictRequest:
     relative_std: float | None = None
     adapter_rank: int | None = None
     observation: Path | None = None
+    influence: str | None = None
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -53,11 +55,13 @@ class Foreseen:
     Attributes:
         noise: the reading of the noise meter; None without an observation or where the meter does not apply.
         remark: why the meter does not apply, or empty.
+        influence: how far the named perturbation moves a reconstruction; None where none was named.
     """
 
     prediction: Prediction | BarePrediction
     noise: NoiseReading | None = None
     remark: str = ""
+    influence: InfluenceForecast | None = None
 
     def to_plain(self) -> dict[str, Any]:
         plain = self.prediction.to_plain()
@@ -67,6 +71,8 @@ class Foreseen:
             plain["observation"] = reading
         elif self.remark:
             plain["observation"] = {"not_applicable": self.remark}
+        if self.influence is not None:
+            plain["influence"] = dataclasses.asdict(self.influence)
         return plain
 
 
@@ -78,6 +84,8 @@ def foresee(request: PredictRequest) -> Foreseen:
         NotApplicableError: if no law applies to what is shared.
     """
     training, noise = _training(request), _noise(request)
+    if request.influence is not None:
+        read_perturbation(request.influence, training=training)
     if str(request.model).startswith("bare:"):
         return Foreseen(prediction=_bare(request))
     if request.data is not None and request.data.is_dir():
@@ -106,20 +114,26 @@ def foresee(request: PredictRequest) -> Foreseen:
         adapter_rank=request.adapter_rank,
         seed=request.seed,
     )
+    influence = (
+        None
+        if request.influence is None
+        else predict_influence(subject, batch, request.influence, training=training, seed=request.seed)
+    )
     if request.observation is None:
-        return Foreseen(prediction=prediction)
+        return Foreseen(prediction=prediction, influence=influence)
     update = load_observation(request.observation, subject).update
     try:
-        return Foreseen(prediction=prediction, noise=measure_noise(update, subject, training=training))
+        reading = measure_noise(update, subject, training=training)
     except NotApplicableError as error:
-        return Foreseen(prediction=prediction, remark=str(error))
+        return Foreseen(prediction=prediction, remark=str(error), influence=influence)
+    return Foreseen(prediction=prediction, noise=reading, influence=influence)
 
 
 def _bare(request: PredictRequest) -> BarePrediction:
     """The layer of the theory, of which the shape is all that is asked."""
-    if request.data is not None or request.observation is not None:
+    if request.data is not None or request.observation is not None or request.influence is not None:
         raise UsageError(
-            f"The verdicts on {request.model} hold for all generic data; leave out --data and --observation."
+            f"The verdicts on {request.model} hold for all generic data; leave out --data, --observation and --influence."
         )
     length = {} if request.seq_len is None else {"seq_len": request.seq_len}
     settings = {**request.settings, **length}

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.contract
 
 Call = Callable[..., Any]
 TINY = ("hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=64")
+SMALL_GPT = ("--set", "n_embd=32", "--set", "n_layer=2", "--set", "n_head=2")
 SETTINGS = [part for pair in TINY for part in ("--set", pair)]
 
 
@@ -114,9 +115,55 @@ def test_a_captured_update_is_read(gradleak: Call, tmp_path: Path) -> None:
     assert "What the captured update shows" in gradleak("predict", "--observation", tmp_path / "seen", *SETTINGS).stdout
 
 
+INFLUENCE = ("random:bert", "--batch-size", 2, "--seq-len", 4)
+
+
+def test_influence_grows_with_the_perturbation(gradleak: Call) -> None:
+    """Pruning nine tenths changes the update more than pruning a tenth does, and moves a reconstruction further."""
+    few, many = (
+        plain(gradleak, *INFLUENCE, "--influence", f"prune(fraction={fraction}, scope=tensor)", *SETTINGS)["influence"]
+        for fraction in (0.1, 0.9)
+    )
+    assert few["perturbation"] == "prune(fraction=0.1, scope=tensor)"
+    assert 0 < few["relative"] < many["relative"] < 1
+    assert 0 < few["moved"] < many["moved"]
+    for forecast in (few, many):
+        assert 0 < forecast["published"] <= forecast["at_least"]
+        assert forecast["residual"] < 1e-5
+        # Two records of equally many tokens: the whole is their root mean square.
+        mean_square = sum(length**2 for length in forecast["per_record"]) / 2
+        assert forecast["moved"] ** 2 == pytest.approx(mean_square, rel=1e-4)
+
+
+def test_no_perturbation_moves_nothing_and_the_page_says_what_was_asked(gradleak: Call) -> None:
+    assert plain(gradleak, *INFLUENCE, "--influence", "none", *SETTINGS)["influence"]["moved"] == 0
+    page = gradleak("predict", *INFLUENCE, "--influence", "gaussian(relative_std=0.1)", *SETTINGS)
+    assert page.exit_code == 0
+    assert "How far the perturbation moves a reconstruction" in page.stdout
+    assert "gaussian(relative_std=0.1) changes the update by" in page.stdout
+    assert "influence" not in plain(gradleak, *INFLUENCE, *SETTINGS)
+
+
+def test_noise_bounds_the_error_and_leaves_fewer_positions(gradleak: Call) -> None:
+    """More noise, a larger error (never above that of the prior) and fewer pairs that beat their alternatives."""
+    quiet, loud, none = (
+        plain(gradleak, "random:gpt2", "--batch-size", 2, "--seq-len", 6, "--relative-std", std, *SMALL_GPT)
+        for std in (1e-6, 30.0, 0.0)
+    )
+    assert quiet["error"]["low"] <= quiet["error"]["high"] < loud["error"]["low"] <= loud["error"]["high"]
+    assert loud["error"]["high"] < 1.05
+    assert quiet["positions"]["preferred"] > 0.99 > loud["positions"]["preferred"]
+    assert "not_computed" in none["error"]
+    assert none["positions"]["preferred"] is None and none["positions"]["most_tokens"] > 0
+    rotary = plain(gradleak, "random:llama", "--batch-size", 2, "--seq-len", 6, *SETTINGS)["positions"]
+    assert "positions do not enter" in rotary["not_computed"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("random:bert", "--influence", "mixup"), "acts on the update"),
+        (("random:bert", "--influence", "blur"), "blur"),
         (("random:vit",), "reads images"),
         (("random:bert", "--share", "delta(optimizer=adamw)"), "AdamW"),
         (("random:bert", "--dtype", "int4"), "float32, bf16, fp16"),

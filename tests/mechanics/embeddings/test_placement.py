@@ -7,7 +7,7 @@ import torch
 
 from gradleak.core.rng import derive
 from gradleak.mechanics.embeddings.placement import place_tokens
-from gradleak.theory.noise.position_power import most_placed
+from gradleak.theory.identifiability.placement import most_placed
 
 pytestmark = pytest.mark.oracle
 

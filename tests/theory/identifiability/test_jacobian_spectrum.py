@@ -15,7 +15,13 @@ from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.derivatives.jacobian import update_jacobian
 from gradleak.mechanics.derivatives.quadrature import spectrum
 from gradleak.models import Subject, read_anatomy
-from gradleak.theory.identifiability.jacobian_spectrum import DataSpectrum, Resolution, data_spectrum
+from gradleak.theory.identifiability.jacobian_spectrum import (
+    DataSpectrum,
+    Resolution,
+    WhitenedProduct,
+    read_spectrum,
+    whitened_product,
+)
 from gradleak.theory.identifiability.symmetries import probe_invariances
 from gradleak.theory.prediction.stand_in import stand_in_batch
 
@@ -74,9 +80,9 @@ def dense(subject: Subject, batch: Batch, noise: Mapping[str, float]) -> Tensor:
 def read(subject: Subject, batch: Batch, noise: Mapping[str, float]) -> DataSpectrum:
     hidden = probe_invariances(subject, torch.Generator().manual_seed(0))
     null = tuple(each.name for each in hidden if each.continuous and each.holds)
-    found = data_spectrum(subject, batch, noise_std=noise, null=null, format="float32", seed=0)
-    assert isinstance(found, DataSpectrum)
-    return found
+    problem = whitened_product(subject, batch, noise_std=noise)
+    assert isinstance(problem, WhitenedProduct)
+    return read_spectrum(problem, subject, null=null, format="float32", seed=0)
 
 
 @pytest.mark.parametrize(("kind", "null"), [("bert", 8), ("gpt_neox", 8), ("llama", 0)])
@@ -137,5 +143,5 @@ def test_too_large_a_problem_is_said_and_not_started() -> None:
         mask=torch.ones(1, 2**22, dtype=torch.bool),
         labels=torch.tensor([0]),
     )
-    answer = data_spectrum(subject, batch, noise_std={}, null=(), format="float32", seed=0)
+    answer = whitened_product(subject, batch, noise_std={})
     assert isinstance(answer, str) and "fewer tokens" in answer

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from gradleak.core.rng import derive
-from gradleak.theory.noise.position_power import Places
+from gradleak.theory.noise.position_power import TruePairs
 
 pytestmark = pytest.mark.oracle
 
 TOKENS, POSITIONS, FEATURES, COLUMNS, DRAWS = 3, 3, 24, 60, 400
 
 
-def world(strength: float) -> Places:
+def world(strength: float) -> TruePairs:
     """Additive inputs of unit length, and error signals that are nearly parallel."""
     rng = derive(3, "places")
     tokens, positions = (torch.randn(n, FEATURES, generator=rng, dtype=torch.float64) for n in (TOKENS, POSITIONS))
@@ -21,7 +21,7 @@ def world(strength: float) -> Places:
     place = torch.arange(TOKENS)
     shared = torch.randn(COLUMNS, generator=rng, dtype=torch.float64)
     errors = shared + 0.3 * torch.randn(TOKENS, COLUMNS, generator=rng, dtype=torch.float64)
-    return Places(
+    return TruePairs(
         inputs=inputs,
         place=place,
         token=torch.arange(TOKENS),
@@ -57,15 +57,15 @@ def test_the_share_of_draws_in_which_a_pair_beats_its_alternatives_is_the_predic
             if explained(places.inputs[at, here], gradient) > true:
                 beaten[[i, j]] = True
         wins += (~beaten).float()
-    predicted, simulated = float(places.told(here).mean()), float(wins.mean()) / DRAWS
+    predicted, simulated = float(places.preference(here).mean()), float(wins.mean()) / DRAWS
     assert -0.15 < predicted - simulated < 0.05
 
 
 def test_a_table_of_positions_tells_what_the_attention_does_not() -> None:
     places = world(0.3)
     rows = 8.0 * torch.eye(TOKENS, dtype=torch.float64)
-    with_table = Places(
+    with_table = TruePairs(
         inputs=places.inputs, place=places.place, token=places.token, signal=places.signal, rows=rows
-    ).told(torch.arange(TOKENS))
-    assert bool((with_table > places.told(torch.arange(TOKENS))).all())
+    ).preference(torch.arange(TOKENS))
+    assert bool((with_table > places.preference(torch.arange(TOKENS))).all())
     assert float(with_table.min()) > 0.95

@@ -1,4 +1,4 @@
-"""Why: theory before practice. Says which conditions of recovery hold, what is expected and which noise would stop it; no
+"""Theory before practice. Says which conditions of recovery hold, what is expected and which noise would stop it; no
 attack is run.
 """
 
@@ -48,6 +48,14 @@ def predict(
         Path | None,
         typer.Option("--observation", metavar="PATH", help="Also read the noise of a captured update off itself."),
     ] = None,
+    influence: Annotated[
+        str | None,
+        typer.Option(
+            "--influence",
+            metavar="DEFENSE",
+            help="Also predict how far this defense, such as 'prune(fraction=0.9)', moves what an attacker recovers.",
+        ),
+    ] = None,
     seed: options.Seed = 0,
     settings: options.Settings = None,
     as_json: options.Json = False,
@@ -71,6 +79,7 @@ def predict(
                 relative_std=relative_std,
                 adapter_rank=lora_rank,
                 observation=observation,
+                influence=influence,
                 seed=seed,
                 settings=overrides,
             )

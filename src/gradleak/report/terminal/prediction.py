@@ -1,4 +1,4 @@
-"""Why: a prediction as a terminal page: answers first, then the laws that give them. Must not compute anything."""
+"""A prediction as a terminal page: answers first, then the laws that give them. Must not compute anything."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gradleak.harness.influence import InfluenceForecast
 from gradleak.harness.predict import Foreseen
 from gradleak.theory.identifiability.bare_layer import BarePrediction
 from gradleak.theory.identifiability.counting import Uniqueness
@@ -21,6 +22,8 @@ _STYLE = {
     Uniqueness.CONTINUUM: "yellow",
     Uniqueness.UNDERDETERMINED: "green",
 }
+_RECORDS = 8
+"""Records that are listed one by one."""
 _UNITS = {
     "noise_multiplier": ("noise multiplier", "standard deviation in units of the norm of the whole update"),
     "relative_std": ("relative std", "standard deviation in units of each tensor's root mean square"),
@@ -43,12 +46,14 @@ def _parts(foreseen: Foreseen) -> Iterator[RenderableType]:
     yield _section(
         "What no gradient of this model sees", _invariances(p), *(_note(f"· {each}") for each in p.invisible)
     )
-    yield _section("How firmly the gradient fixes the embeddings", *_spectrum(p))
+    yield _section("How firmly the gradient fixes the embeddings", *_spectrum(p), *_error(p))
     yield _section("Where span attacks end", _noise(p), *_noise_notes(p))
     if foreseen.noise is not None:
         yield _section("What the captured update shows", *_reading(foreseen))
     elif foreseen.remark:
         yield _section("What the captured update shows", _note(f"Not applicable: {foreseen.remark}"))
+    if foreseen.influence is not None:
+        yield _section("How far the perturbation moves a reconstruction", *_influence(foreseen.influence))
 
 
 def _bare(p: BarePrediction) -> Iterator[RenderableType]:
@@ -180,6 +185,42 @@ def _spectrum(p: Prediction) -> Iterator[RenderableType]:
     )
 
 
+def _error(p: Prediction) -> Iterator[RenderableType]:
+    e = p.error
+    if isinstance(e, str):
+        yield _note(f"Error of a reconstruction: not bounded here: {e}")
+        return
+    sure = f" (± {_number(e.standard_error)} over {e.probes} probes)" if e.standard_error > 0 else ""
+    yield Text(
+        f"An attacker with a Gaussian prior around the truth is left with a root mean squared error of {_number(e.low)} to "
+        f"{_number(e.high)}{sure} standard deviations of an embedding, to first order; no unbiased attacker goes below "
+        f"{_number(e.unbiased)}."
+    )
+    yield _note(
+        "1 is what the prior alone reaches. The first number is exact for a linear release and a Gaussian prior; it is no bound on an "
+        "attacker who knows that embeddings are rows of a table."
+    )
+
+
+def _positions(p: Prediction) -> Iterator[RenderableType]:
+    forecast = p.positions
+    if isinstance(forecast, str):
+        yield _note(f"Positions: {forecast}")
+        return
+    if forecast.most_tokens is not None:
+        yield Text(
+            f"The gradients of the token and position tables alone give each token one position up to {forecast.most_tokens} distinct "
+            f"tokens over {forecast.positions} positions, without noise."
+        )
+    if forecast.preferred is not None:
+        yield Text(
+            f"{forecast.preferred:.0%} of the {forecast.pairs} pairs of token and position are expected to explain the noisy gradient "
+            "better than every alternative, all other pairs given."
+        )
+    else:
+        yield _note(f"Whether positions survive noise: not computed: {forecast.reason}.")
+
+
 def _noise(p: Prediction) -> Table:
     table = _grid(
         "gradient",
@@ -207,6 +248,7 @@ def _noise(p: Prediction) -> Table:
 def _noise_notes(p: Prediction) -> Iterator[RenderableType]:
     name, meaning = _UNITS[p.noise.unit]
     yield _first_test(p, f"{name} {p.noise.value:g}")
+    yield from _positions(p)
     yield _note(
         f"visible, recall: directions above the noise and expected recall of the token test at {name} {p.noise.value:g} and {p.dtype} "
         f"rounding. The last four columns: the {name} at which half, then none, of the directions stand out, and at which the "
@@ -242,6 +284,22 @@ def _reading(foreseen: Foreseen) -> Iterator[RenderableType]:
         f"noise per entry {reading.std:.3g} [{reading.low:.3g}–{reading.high:.3g}] at {reading.confidence:.0%}, "
         f"{reading.relative:.2e} of the entries' rms (a clean update: below {reading.floor:.1e}); "
         f"{reading.equations} identities, {reading.bits} significant bits, {reading.zeros:.1%} zeros."
+    )
+
+
+def _influence(forecast: InfluenceForecast) -> Iterator[RenderableType]:
+    yield Text(
+        f"{forecast.perturbation} changes the update by {forecast.relative:.2g} of its norm and moves what an attacker recovers by "
+        f"{_number(forecast.moved)} standard deviations of an embedding per feature with a Gaussian prior around the truth, and by at "
+        f"least {_number(forecast.at_least)} without one (published bound: {_number(forecast.published)})."
+    )
+    records = ", ".join(_number(value) for value in forecast.per_record[:_RECORDS])
+    more = ", …" if len(forecast.per_record) > _RECORDS else ""
+    yield _note(
+        f"By record: {records}{more}. First order, for an attacker who takes the released update at face value and knows the labels; "
+        f"the token table's own gradient is left out. {forecast.steps} steps of conjugate gradients leave {forecast.residual:.0e} of the "
+        "equations; a solve that ends early gives too short a movement. A small movement means little protection; a large one is no "
+        "guarantee, because first order ends where the movement is not small."
     )
 
 

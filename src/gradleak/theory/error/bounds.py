@@ -1,4 +1,4 @@
-"""Why: with Gaussian noise on the update there is a smallest mean squared error that any attacker can reach, and it can
+"""With Gaussian noise on the update there is a smallest mean squared error that any attacker can reach, and it can
 be computed from the Jacobian before an attack is run. Must not know attacks or the private prior's samples.
 
     released = g(x) + N(0, σ²),   Fisher information  I = JᵀJ / σ²,   unknowns d
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from gradleak.core.errors import UsageError
 from gradleak.mechanics.derivatives.information import inverse_mean, mean_inverse
-from gradleak.mechanics.derivatives.jacobian import Jacobian, flatten
-from gradleak.mechanics.derivatives.quadrature import TraceEstimate, hutchinson, inverse_trace, signs
+from gradleak.mechanics.derivatives.jacobian import Jacobian
+from gradleak.mechanics.derivatives.quadrature import Product, TraceEstimate, hutchinson, inverse_trace, signs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +84,8 @@ def exact_bounds(
     if not 0 <= rank_tolerance < 1:
         raise UsageError(f"The rank tolerance is relative and must lie in [0, 1), got {rank_tolerance}.")
     values = torch.zeros(matrix.shape[1], dtype=torch.float64)
-    found = torch.linalg.svdvals(matrix.double())
-    values[: len(found)] = found
+    singular = torch.linalg.svdvals(matrix.double())
+    values[: len(singular)] = singular
     seen = values[values > rank_tolerance * values[0]]
     if len(seen) == 0:
         raise UsageError("J is zero: the update does not depend on the data, so there is no error to bound.")
@@ -154,11 +154,28 @@ def estimated_bounds(
             raise UsageError(f"There is no record {record} in a batch of {jacobian.shape[0]}.")
         drawn = drawn * (torch.arange(jacobian.shape[0]) == record).to(like).view(-1, *[1] * (len(jacobian.shape) - 1))
         unknowns //= jacobian.shape[0]
-    scale = sigma**-2
+    return bounds_by_products(jacobian.normal, drawn, unknowns=unknowns, sigma=sigma, prior_std=prior_std, steps=steps)
+
+
+def bounds_by_products(
+    normal: Product,
+    probes: Float[Tensor, "probes ..."],
+    *,
+    unknowns: int,
+    sigma: float,
+    prior_std: float,
+    steps: int,
+) -> EstimatedBounds:
+    """``estimated_bounds`` from v → JᵀJ v alone.
+
+    Args:
+        probes: random signs on the unknowns that are asked for, zero elsewhere; ``unknowns``: how many those are.
+    """
+    _check(sigma, prior_std)
     # (JᵀJ/σ² + 1/τ²)⁻¹ = σ² (JᵀJ + σ²/τ²)⁻¹: the products stay in the update's own units.
-    trace = inverse_trace(jacobian.normal, drawn, shift=(sigma / prior_std) ** 2, steps=steps)
-    per = sigma**2 / unknowns
-    total, error = hutchinson(lambda v: float(flatten(jacobian.forward(v)).double().square().sum()), drawn)
+    trace = inverse_trace(normal, probes, shift=(sigma / prior_std) ** 2, steps=steps)
+    per, scale = sigma**2 / unknowns, sigma**-2
+    total, error = hutchinson(lambda v: float((v.double() * normal(v).double()).sum()), probes)
     return EstimatedBounds(
         unknowns=unknowns,
         with_prior=TraceEstimate(

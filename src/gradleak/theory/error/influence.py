@@ -1,4 +1,4 @@
-"""Why: how far a given perturbation of the update (noise, pruning, rounding) moves what the best attacker recovers,
+"""How far a given perturbation of the update (noise, pruning, rounding) moves what the best attacker recovers,
 without running an attack. Must not know which defense made the perturbation.
 
 The attacker who matches the update exactly ends at x + dx with J dx ≈ δ, in the least-squares sense:
@@ -97,7 +97,7 @@ def influence(
     return Influence(
         shift=shift,
         norm=float(np.linalg.norm(solution)),
-        per_record=tuple(float(each) for each in shift.flatten(1).double().norm(dim=1)),
+        per_record=tuple(float(length) for length in shift.flatten(1).double().norm(dim=1)),
         lower=size / largest,
         lower_by_quotient=size**2 / float(np.linalg.norm(image)),
         largest=largest,

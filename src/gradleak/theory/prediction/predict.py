@@ -1,11 +1,10 @@
-"""Why: every law of this folder, read for one model, loss and batch, put side by side. No attack is run: one forward and
+"""Every law of this folder, read for one model, loss and batch, put side by side. No attack is run: one forward and
 backward pass gives the sizes that the laws need, a second one in float64 confirms the table. Must not know files.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,22 +12,25 @@ from torch import Tensor
 from gradleak.core.batch import Batch
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.rng import derive
-from gradleak.mechanics.client.trainer import DTYPES, ClientTrainer, LocalTraining
+from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject
 from gradleak.theory.identifiability.attention_windows import read_bands
 from gradleak.theory.identifiability.counting import AttentionShape
-from gradleak.theory.identifiability.gradient_flow import Flow, flow_through
+from gradleak.theory.identifiability.gradient_flow import flow_through
 from gradleak.theory.identifiability.input_kinds import InputLaw, read_input_law
-from gradleak.theory.identifiability.jacobian_spectrum import DataSpectrum, data_spectrum
-from gradleak.theory.identifiability.membership import FirstTest, first_test
-from gradleak.theory.identifiability.rank import TokenPositionGraph, token_position_graph
+from gradleak.theory.identifiability.rank import token_position_graph
 from gradleak.theory.identifiability.receptive_field import distinct_contexts, propagate
 from gradleak.theory.identifiability.span_table import Cell, span_table
 from gradleak.theory.identifiability.symmetries import Invariance, probe_invariances
 from gradleak.theory.noise.detectability import smallest_null_residual
-from gradleak.theory.noise.forecast import NoiseForecast, forecast
-from gradleak.theory.noise.rounding import rounding_std
 from gradleak.theory.noise.token_power import CONDITIONS
+from gradleak.theory.prediction.noise import (
+    NoisyRelease,
+    first_test_of,
+    forecasts_of,
+    positions_of,
+    spectrum_and_error,
+)
 from gradleak.theory.prediction.types import Equations, Noise, Prediction, Row
 from gradleak.theory.prediction.verdicts import Contexts, ambiguity_of, conclude, conclude_adapters, invisible
 
@@ -67,17 +69,27 @@ def predict(
     law = read_input_law(subject, positions=batch.inputs.shape[1])
     cells = span_table(reach, block, batch.inputs, batch.mask, law)
     graph = token_position_graph(batch.inputs, batch.mask, positional=law.positional)
-    found = distinct_contexts(batch.inputs, reach.visible, positional=law.positional, within=reach.output)
+    contexts_seen = distinct_contexts(batch.inputs, reach.visible, positional=law.positional, within=reach.output)
     invariances = probe_invariances(subject, derive(seed, "invariances"))
     equations = _equations(subject, law, invariances, tokens=int(batch.mask.sum()))
     gradient = ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(seed, "gradient"))
     table = tuple(_row(cell, seen, batch) for cell, seen in zip(cells, _seen(subject, batch, law), strict=True))
-    first = {path: flows[path] for path in maps}
-    forecasts = tuple(_forecasts(subject, batch, first, graph, gradient, training, noise))
+    release = NoisyRelease(
+        subject=subject,
+        batch=batch,
+        gradient=gradient,
+        flows={path: flows[path] for path in maps},
+        graph=graph,
+        training=training,
+        noise=noise,
+        seed=seed,
+    )
+    forecasts = tuple(forecasts_of(release))
+    spectrum, error = spectrum_and_error(release, invariances)
     room = anatomy.hidden_size - 1
     candidates = anatomy.vocab_size * (batch.inputs.shape[1] if law.positional else 1)
     ambiguity = ambiguity_of(graph, law)
-    contexts = Contexts(found=found, room=room, lit=int(reach.output.sum()))
+    contexts = Contexts(found=contexts_seen, room=room, lit=int(reach.output.sum()))
     conclusions = [*conclude(cells[-1], ambiguity, equations, invariances, contexts)]
     if adapter_rank is not None:
         conclusions += conclude_adapters(adapter_rank, maps=len(block.attention_inputs), ambiguity=ambiguity)
@@ -93,15 +105,17 @@ def predict(
         bands=bands,
         table=table,
         ambiguity=ambiguity,
-        contexts=found,
+        contexts=contexts_seen,
         context_room=room,
         equations=equations,
         invariances=invariances,
-        spectrum=_spectrum(subject, batch, gradient, invariances, training, noise, seed),
+        spectrum=spectrum,
+        error=error,
+        positions=positions_of(release),
         dtype=training.dtype,
         noise=noise,
         forecasts=forecasts,
-        first_test=_first_test(subject, batch, first, forecasts, training, noise, seed),
+        first_test=first_test_of(release, forecasts),
         null_residual=smallest_null_residual(
             candidates=candidates, rank=max(1, cells[-1].rank), width=max(law.room, cells[-1].rank)
         ),
@@ -141,12 +155,12 @@ def _seen(subject: Subject, batch: Batch, law: InputLaw) -> list[int | None]:
     if not all(bool(e.isfinite().all()) for e in errors):
         # A padded place whose window holds no token at all: such a softmax row is not a number in float64.
         return [None] * 4
-    each: list[int | None] = [_rank(x.T @ e) for e in errors] if len(maps) == 3 else [None] * 3
+    ranks: list[int | None] = [_rank(x.T @ e) for e in errors] if len(maps) == 3 else [None] * 3
     if len(maps) == 3 and not law.rotary:
         # Some models take their softmax in float32 whatever they are given; the errors of keys then sum to zero only so far.
         coarse = _rank(x.T @ errors[1], cut=_FLOAT32)
-        each[1] = coarse if coarse == each[1] else None
-    return [*each, _rank(x.T @ torch.cat(errors, dim=-1))]
+        ranks[1] = coarse if coarse == ranks[1] else None
+    return [*ranks, _rank(x.T @ torch.cat(errors, dim=-1))]
 
 
 _FLOAT64, _FLOAT32 = 1e-12, 1e-7
@@ -195,7 +209,7 @@ def _equations(subject: Subject, law: InputLaw, invariances: Sequence[Invariance
         biases=all(m.bias is not None for m in (*block.attention_inputs, block.attention_output)),
         rotary=law.rotary,
     )
-    lost = sum(each.dimensions for each in invariances if each.continuous and each.holds)
+    lost = sum(item.dimensions for item in invariances if item.continuous and item.holds)
     per_token = subject.anatomy.hidden_size - lost
     return Equations(
         unknowns=tokens * per_token,
@@ -203,93 +217,3 @@ def _equations(subject: Subject, law: InputLaw, invariances: Sequence[Invariance
         layers=len(subject.anatomy.blocks),
         most_tokens=shape.equations // per_token,
     )
-
-
-def _forecasts(
-    subject: Subject,
-    batch: Batch,
-    flows: dict[str, Flow],
-    graph: TokenPositionGraph,
-    gradient: Mapping[str, Tensor],
-    training: LocalTraining,
-    noise: Noise,
-) -> Iterator[NoiseForecast]:
-    """One per shared map of the first attention; noise in the user's unit."""
-    norm = _norm(gradient)
-    candidates = subject.anatomy.vocab_size * (batch.inputs.shape[1] if graph.positional else 1)
-    pairs = graph.pair_of[batch.mask]
-    for m in subject.anatomy.blocks[0].attention_inputs:
-        flow = flows[m.module]
-        inputs, errors = _merged(flow.inputs[batch.mask], flow.errors[batch.mask], pairs, graph.pairs)
-        rms = _rms(gradient[m.weight])
-        yield forecast(
-            m.weight,
-            inputs,
-            errors,
-            unit=norm if noise.unit == "noise_multiplier" else rms,
-            noise=noise.value,
-            extra_std=rounding_std(training.dtype, rms),
-            update_norm=norm,
-            candidates=candidates,
-        )
-
-
-def _first_test(
-    subject: Subject,
-    batch: Batch,
-    flows: Mapping[str, Flow],
-    forecasts: Sequence[NoiseForecast],
-    training: LocalTraining,
-    noise: Noise,
-    seed: int,
-) -> FirstTest | str:
-    """At the user's noise, for a shared gradient."""
-    if training.share != "gradient":
-        return "it is forecast for a shared gradient; a delta adds the rounding of the weights."
-    stds = [noise.value * each.unit for each in forecasts]
-    return first_test(
-        subject,
-        batch,
-        flows,
-        noise_std=stds,
-        dtype=DTYPES[training.dtype],
-        seed=derive(seed, "first test").initial_seed(),
-    )
-
-
-def _spectrum(
-    subject: Subject,
-    batch: Batch,
-    gradient: Mapping[str, Tensor],
-    invariances: Sequence[Invariance],
-    training: LocalTraining,
-    noise: Noise,
-    seed: int,
-) -> DataSpectrum | str:
-    """In units of the rounding of what is shared, and of the user's noise on top of it."""
-    if training.share == "delta" and training.local_steps(batch.size) > 1:
-        return "the derivative of several local steps has no fast product here; one step or a gradient has."
-    norm = _norm(gradient)
-    stds = {
-        name: math.hypot(
-            rounding_std(training.dtype, rms), noise.value * (norm if noise.unit == "noise_multiplier" else rms)
-        )
-        for name, rms in ((name, _rms(tensor)) for name, tensor in gradient.items())
-    }
-    null = tuple(each.name for each in invariances if each.continuous and each.holds)
-    return data_spectrum(subject, batch, noise_std=stds, null=null, format=training.dtype, seed=seed)
-
-
-def _norm(gradient: Mapping[str, Tensor]) -> float:
-    return math.sqrt(math.fsum(float(t.double().square().sum()) for t in gradient.values()))
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.double().square().mean().sqrt())
-
-
-def _merged(inputs: Tensor, errors: Tensor, pairs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Distinct inputs, and the sum of the error signals of each."""
-    x = inputs.new_zeros(count, inputs.shape[1])
-    x[pairs] = inputs
-    return x, errors.new_zeros(count, errors.shape[1]).index_add_(0, pairs, errors)

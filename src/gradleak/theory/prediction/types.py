@@ -1,4 +1,4 @@
-"""Why: what a prediction says, as nouns that print and store alike. Must not know how it is computed or shown."""
+"""What a prediction says, as nouns that print and store alike. Must not know how it is computed or shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from gradleak.core.errors import SpecError
+from gradleak.theory.error.forecast import ErrorForecast
 from gradleak.theory.identifiability.attention_windows import Band
 from gradleak.theory.identifiability.counting import Verdict
 from gradleak.theory.identifiability.input_kinds import InputLaw
@@ -14,6 +15,7 @@ from gradleak.theory.identifiability.jacobian_spectrum import DataSpectrum
 from gradleak.theory.identifiability.membership import FirstTest
 from gradleak.theory.identifiability.symmetries import Invariance
 from gradleak.theory.noise.forecast import NoiseForecast
+from gradleak.theory.noise.position_forecast import PositionForecast
 
 NoiseUnit = Literal["noise_multiplier", "relative_std"]
 
@@ -110,7 +112,10 @@ class Conclusion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """Everything that is known before an attack; ``spectrum`` and ``first_test`` are sentences where not computed."""
+    """Everything that is known before an attack.
+
+    ``spectrum``, ``error``, ``positions`` and ``first_test`` are sentences where they were not computed.
+    """
 
     model: str
     loss: str
@@ -128,6 +133,8 @@ class Prediction:
     equations: Equations
     invariances: tuple[Invariance, ...]
     spectrum: DataSpectrum | str
+    error: ErrorForecast | str
+    positions: PositionForecast | str
     dtype: str
     noise: Noise
     forecasts: tuple[NoiseForecast, ...]
@@ -141,8 +148,8 @@ class Prediction:
     def to_plain(self) -> dict[str, Any]:
         """Plain data for JSON."""
         plain = asdict(self)
-        plain["invariances"] = [asdict(each) | {"holds": each.holds} for each in self.invariances]
-        for name in ("spectrum", "first_test"):
+        plain["invariances"] = [asdict(item) | {"holds": item.holds} for item in self.invariances]
+        for name in ("spectrum", "error", "positions", "first_test"):
             if isinstance(plain[name], str):
                 plain[name] = {"not_computed": plain[name]}
         if not isinstance(self.spectrum, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradleak.theory.noise.position_power import corner_dimension, most_placed
+from gradleak.theory.identifiability.placement import corner_dimension, most_placed
 
 pytestmark = pytest.mark.oracle
 
