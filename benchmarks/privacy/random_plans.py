@@ -9,6 +9,7 @@ second accountant is ``tests/support/independent_accountant.py``: explicit world
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -33,7 +34,9 @@ def print_page(plans: int, seed: int) -> None:
     shares: dict[str, list[float]] = defaultdict(list)
     tables = false = 0
     worst = 0.0
-    for _ in range(plans):
+    for index in range(plans):
+        if index % 100 == 0:
+            print(f"{index} of {plans}, {false} understated", file=sys.stderr, flush=True)
         plan, drawn = random_plan(rng)
         tables += drawn
         row = resolve(plan).row

@@ -170,11 +170,12 @@ def worlds(plan: Plan) -> list[list[tuple[Step, int]]]:
     Written from what the fields of a plan mean. Clients have one value for all their records; what a server sees of who takes part
     is a coin that is seen.
     """
-    pairs = []
+    pairs: list[list[tuple[Step, int]]] = []
     for other in (-1.0, 0.0, 1.0):
         forward = [(_step(plan, z, other), n) for z, n in _used_steps(plan)]
-        pairs.append(forward)
-        pairs.append([(step.reversed(), n) for step, n in forward])
+        for pair in (forward, [(step.reversed(), n) for step, n in forward]):
+            if pair not in pairs:
+                pairs.append(pair)
     return pairs
 
 
