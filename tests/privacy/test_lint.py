@@ -45,13 +45,30 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "noise-without-clip": (ONE, {"clip": "none"}, {"clip": "update"}),
     "data-dependent-clip": (ONE, {"clip": "data"}, {"clip": "example"}),
     "clip-per-tensor": (ONE, {"clip": "tensor", "tensors": 12}, {"clip": "tensor", "tensors": 1}),
+    "clip-per-batch": (ONE, {"clip": "batch"}, {"clip": "example"}),
+    "batch-statistics": (ONE, {"normalization": "batch"}, {"normalization": "batch", "clip": "update"}),
     "unnoised-parameters": (ONE, {"unnoised": ["wte.weight"]}, {"unnoised": []}),
-    "reused-seed": (ONE, {"noise_seed": "reused", "steps": 2}, {"noise_seed": "fresh", "steps": 2}),
+    "reused-seed": (ONE, {"noise_seed": "reused", "steps": 2}, {"noise_seed": "reused", "steps": 1}),
     "random-divisor": (GOOD, {"divisor": "actual"}, {"divisor": "expected"}),
     "server-adds-noise": (
         GOOD,
         {"noise_by": "server", "view": "server_sees_each_update"},
         {"noise_by": "server", "view": "final_model"},
+    ),
+    "laplace-sum": (
+        {"mechanism": "laplace", "noise_multiplier": 1.0, "view": "secure_aggregation"},
+        {"clients": 100},
+        {"clients": 1},
+    ),
+    "sampling-hides-nothing": (
+        GOOD,
+        {"clip": "update", "view": "server_sees_each_update", "sampled": "records"},
+        {"clip": "update", "sampled": "clients"},
+    ),
+    "sampled-not-said": (
+        {"noise_multiplier": 1.0, "steps": 100, "sampling_rate": 0.01, "unit": "user", "records_per_user": 4},
+        {},
+        {"sampled": "records"},
     ),
     "classical-gaussian": (
         {"noise_multiplier": 0.45},
@@ -60,6 +77,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "central-limit": (GOOD, {"claimed": {"accountant": "gdp_clt"}}, {"claimed": {"accountant": "prv"}}),
     "missing-composition": (GOOD, {"claimed": {"steps": 1}}, {"claimed": {"steps": 1000}}),
+    "empty-history": (GOOD, {"claimed": {"steps": 0}}, {"claimed": {"steps": 1000}}),
     # 60,000 records in batches of 256: 235 batches with the last one, 234 without; a rate of 1/235 is too low.
     "rate-too-low": (
         GOOD,
@@ -80,6 +98,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "record-for-user": (GOOD, {"unit": "user", "records_per_user": 4}, {"unit": "user", "records_per_user": 1}),
     "loose-delta": (GOOD, {"delta": 1e-3}, {"delta": 1e-6}),
+    "delta-without-records": (ONE, {"delta": 0.1}, {"delta": 0.1, "records": 5}),
     "claim-too-low": (GOOD, {"claimed": {"epsilon": 1.0}}, {"claimed": {"epsilon": 1.83}}),
 }
 
@@ -88,7 +107,7 @@ def test_every_lint_has_a_case() -> None:
     """A lint without a case would be silent for ever; the codes come from running them."""
     fired = {code for base, bad, _ in CASES.values() for code in findings(base, **bad)}
     assert set(CASES) <= fired
-    assert list(CASES) == [each.code for each in LINTS]
+    assert list(CASES) == [check.code for check in LINTS]
 
 
 @pytest.mark.parametrize("code", CASES)

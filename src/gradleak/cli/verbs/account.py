@@ -25,6 +25,12 @@ def account(
         Path | None,
         typer.Argument(metavar="[PLAN]", help="A TOML file; options override its keys.", show_default=False),
     ] = None,
+    saved: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="JSON that Opacus, Flower or a Trainer saved; plan and options override it."
+        ),
+    ] = None,
     noise_multiplier: Annotated[
         float | None, typer.Option("--noise-multiplier", help="Noise on the sum, in units of the clip norm.")
     ] = None,
@@ -97,6 +103,7 @@ def account(
     """Account for a training plan: ε, bounds, lint, and the noise for a goal. Exits with 1 if a lint finds an error."""
     with errors_shown():
         from gradleak.privacy.plan.file import make_plan, read_plan
+        from gradleak.privacy.plan.saved_states import read_saved_state
 
         given = {
             "noise_multiplier": noise_multiplier,
@@ -108,7 +115,7 @@ def account(
             "view": view,
             "clip": clip,
         }
-        table = {} if file is None else read_plan(file)
+        table = ({} if saved is None else read_saved_state(saved)) | ({} if file is None else read_plan(file))
         plan = make_plan(_merged(table, {k: v for k, v in given.items() if v is not None}, settings))
         targets = _targets(target_epsilon, target_success, candidates, target_bits)
         result = _evaluate(plan, targets, goals=goals)
@@ -133,6 +140,8 @@ def _merged(table: dict[str, Any], given: dict[str, Any], settings: list[str] | 
     merged = {**table, **given}
     if "noise_multiplier" in given:
         merged.pop("noise_multipliers", None)
+        if isinstance(merged.get("steps"), list):
+            merged["steps"] = sum(merged["steps"])
     for key, value in parse_settings(settings).items():
         if key.startswith("claimed."):
             merged["claimed"] = {**merged.get("claimed", {}), key.removeprefix("claimed."): value}
