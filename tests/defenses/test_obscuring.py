@@ -18,6 +18,7 @@ from gradleak.defenses.learning_to_obscure import LearningToObscure
 from gradleak.defenses.refiner import Refiner
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
+from tests.support.ranks import at_most, largest_sum, sum_of
 
 pytestmark = pytest.mark.contract
 
@@ -40,13 +41,24 @@ def test_shuffling_keeps_entries_and_changes_their_places() -> None:
 # All three
 
 
+FOUND = {1: 116, 2: 18, 3: 7, 4: 6, 5: 4, 6: 2, 7: 1, 8: 1, 9: 2, 10: 2, 13: 1}
+"""How often each rank was found behind ``learning_to_obscure(steps=50)``, on 80 seeds under each of two kernel sets."""
+
+
 @pytest.mark.parametrize(
     "stage", [Refiner(steps=20), LearningToObscure(steps=50), ATS(policies="7-30-45")], ids=lambda s: type(s).__name__
 )
 def test_identification_ranks_the_private_image(trainer: ClientTrainer, stage: DataStage) -> None:
-    """Five ranks among 25 that sum up to 10 at most: by chance, C(10, 5) / 25⁵ ≈ 3e-5."""
+    """The sum of eight ranks among 25, which guessing makes as small once in a thousand times.
+
+    The images are learned by a long optimization, whose end depends on the processor's order of summation; what does not
+    depend on it is the law of the ranks. ``FOUND`` counts them for the defense that hides most.
+    """
+    bound = largest_sum(25, 8, chance=1e-3)
+    law = {rank: count / sum(FOUND.values()) for rank, count in FOUND.items()}
+    assert at_most(sum_of(law, 8), bound) > 1 - 1e-3, "false alarms of this very test"
     ranks = []
-    for seed in range(5):
+    for seed in range(8):
         images = torch.rand(25, 1, 8, 8, generator=derive(seed, "images"))
         batch = Batch(inputs=images[:1], mask=torch.ones(1, dtype=torch.bool), labels=torch.tensor([1]))
         channel = Channel(trainer=trainer, stages=(stage,))
@@ -58,7 +70,7 @@ def test_identification_ranks_the_private_image(trainer: ClientTrainer, stage: D
             Observation(update=update, knowledge=Knowledge(facts=facts)), rng=derive(seed, "attack")
         )
         ranks.append(1 + next(i for i, record in enumerate(found.ranking) if torch.equal(record, images[0])))
-    assert sum(ranks) <= 10, ranks
+    assert sum(ranks) <= bound, ranks
 
 
 @pytest.mark.parametrize("stage", [Refiner(), LearningToObscure(), ATS()], ids=lambda s: type(s).__name__)
