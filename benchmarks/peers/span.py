@@ -19,7 +19,7 @@ import torch
 from gradleak.attacks.span import Span
 from gradleak.core.knowledge import Knowledge, Observation
 from gradleak.core.rng import derive
-from gradleak.harness.captured.files import load_observation
+from gradleak.harness.captured.loading import load_observation
 from gradleak.models import load_subject
 
 

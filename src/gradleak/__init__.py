@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from gradleak.core.record import Record
     from gradleak.core.stage import Stage
     from gradleak.core.update import Update
-    from gradleak.harness.captured.files import load_observation, save_observation
+    from gradleak.harness.captured.files import save_observation
     from gradleak.harness.captured.inspection import Inspection, inspect_update
+    from gradleak.harness.captured.loading import load_observation
     from gradleak.models import load_subject
 
 __version__ = VERSION
@@ -50,7 +51,7 @@ _HOMES = {
     "audit": "gradleak.api",
     "capture": "gradleak.api",
     "inspect_update": "gradleak.harness.captured.inspection",
-    "load_observation": "gradleak.harness.captured.files",
+    "load_observation": "gradleak.harness.captured.loading",
     "load_subject": "gradleak.models",
     "save_observation": "gradleak.harness.captured.files",
 }

@@ -178,13 +178,22 @@ def attack(
     seed: int = 0,
     budget: float | None = None,
     first_blocks: int | None = None,
+    reference: str | Path | None = None,
 ) -> tuple[Finding, ...]:
     """Attacks one captured update: an ``Observation``, or the path of one together with its ``model``.
+
+    Args:
+        reference: where whole weights were captured, those that the round began with.
 
     Raises:
         UsageError: with cause and remedy.
     """
     text = None if attacks is None else ",".join(_several(attacks))
+    if not isinstance(observation, (Observation, str, Path)):
+        raise UsageError(
+            f"attack takes the path of a captured update or an Observation, not a {type(observation).__name__}. Save tensors first: "
+            "gradleak.capture(update, path)."
+        )
     if isinstance(observation, Observation):
         chosen = None if text is None else make_attacks(text)
         subject = observation.knowledge.facts.get("subject")
@@ -202,7 +211,8 @@ def attack(
         seed=seed,
         budget_seconds=budget,
         first_blocks=first_blocks,
-    )
+        reference=reference,
+    ).findings
 
 
 def capture(

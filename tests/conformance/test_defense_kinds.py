@@ -22,7 +22,8 @@ from gradleak.core.rng import derive
 from gradleak.core.specs import Spec, parse_chain
 from gradleak.core.stage import ClientStage, DataStage, ProtocolStage
 from gradleak.core.update import Update
-from gradleak.harness.captured.files import load_observation, save_observation
+from gradleak.harness.captured.files import save_observation
+from gradleak.harness.captured.loading import load_observation
 from gradleak.harness.request import catalogue
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Subject, load_subject

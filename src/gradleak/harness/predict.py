@@ -13,7 +13,8 @@ from typing import Any
 from gradleak.core.batch import Batch
 from gradleak.core.errors import NotApplicableError, SpecError, UsageError
 from gradleak.core.rng import derive
-from gradleak.harness.captured.files import load_observation, read_manifest
+from gradleak.harness.captured.files import read_manifest
+from gradleak.harness.captured.loading import load_observation
 from gradleak.harness.influence import InfluenceForecast, predict_influence, read_perturbation
 from gradleak.harness.request import defaults
 from gradleak.harness.request.data import draw_batch, load_pool

@@ -23,6 +23,12 @@ SETTINGS = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
 SECRET = "the surgery is scheduled for tuesday"
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without ``--out`` write to ``runs`` in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     return load_subject("random:bert", settings=SETTINGS)
@@ -137,3 +143,94 @@ def test_the_first_blocks_are_enough_for_span_and_the_output_says_what_was_loade
     assert found["status"] == "NOT_APPLICABLE"
     assert "--first-blocks" in found["message"]
     assert "first 1 of 3 blocks" in found["loaded"]
+
+
+@pytest.mark.contract
+def test_the_run_folder_holds_a_report_that_can_be_made_again(
+    gradleak: Callable[..., Any], update: Update, model: list[object], tmp_path: Path
+) -> None:
+    save_file(dict(update), tmp_path / "seen.safetensors")
+    out = tmp_path / "out"
+    arguments = ("attack", tmp_path / "seen.safetensors", *model, "--attacks", "token_support,span", "--out", out)
+    plain = json.loads(gradleak(*arguments, "--json", "--reveal").stdout)
+    assert plain["verdict"]["leak"]
+    assert plain["inspection"]["kind"] == "gradient"
+    assert {"attack", "status", "records"} <= set(plain["findings"][0])
+    hidden = (out / "report.html").read_text(encoding="utf-8")
+    assert plain["verdict"]["headline"].partition(" (")[0] in hidden
+    assert "surgery" in hidden  # --reveal was given
+    again = gradleak("report", out)
+    assert again.exit_code == 0
+    assert plain["verdict"]["headline"] in again.stdout
+    assert "surgery" not in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.contract
+def test_where_no_attack_applies_the_headline_says_so(
+    gradleak: Callable[..., Any], update: Update, model: list[object], tmp_path: Path
+) -> None:
+    save_file(dict(update), tmp_path / "seen.safetensors")
+    result = gradleak(
+        "attack", tmp_path / "seen.safetensors", *model, "--attacks", "tag", "--json", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 3
+    assert "No attack here can read this kind of update" in json.loads(result.stdout)["verdict"]["headline"]
+
+
+@pytest.mark.contract
+def test_whole_weights_are_refused_without_a_reference_and_read_with_one(
+    gradleak: Callable[..., Any], subject: Subject, update: Update, model: list[object], tmp_path: Path
+) -> None:
+    before = {name: value.detach().clone() for name, value in subject.module.named_parameters()}
+    after = {name: value - 0.1 * update[name] for name, value in before.items()}
+    save_file(before, tmp_path / "before.safetensors")
+    save_file({f"module.{name}": value for name, value in after.items()}, tmp_path / "after.safetensors")
+    arguments = (
+        "attack",
+        tmp_path / "after.safetensors",
+        *model,
+        "--attacks",
+        "token_support",
+        "--out",
+        tmp_path / "out",
+    )
+    refused = gradleak(*arguments)
+    assert refused.exit_code == 2
+    assert "--reference" in refused.stderr
+    read = gradleak(*arguments, "--reference", tmp_path / "before.safetensors", "--json", "--reveal")
+    assert read.exit_code == 0
+    plain = json.loads(read.stdout)
+    assert (plain["inspection"]["kind"], plain["inspection"]["subtracted"]) == ("delta", True)
+    assert "surgery" in plain["findings"][0]["records"][0]
+
+
+@pytest.mark.contract
+def test_progress_goes_to_a_pipe(
+    gradleak: Callable[..., Any], update: Update, model: list[object], tmp_path: Path
+) -> None:
+    save_file(dict(update), tmp_path / "seen.safetensors")
+    result = gradleak(
+        "attack", tmp_path / "seen.safetensors", *model, "--attacks", "token_support", "--out", tmp_path / "out"
+    )
+    assert "[1/1] token_support: CONVERGED" in result.stderr
+
+
+@pytest.mark.contract
+def test_decay_of_sgd_is_taken_off(
+    gradleak: Callable[..., Any], subject: Subject, update: Update, model: list[object], tmp_path: Path
+) -> None:
+    weights = {name: value.detach() for name, value in subject.module.named_parameters()}
+    change = {name: -0.1 * (update[name] + 0.01 * value) for name, value in weights.items()}
+    save_file(change, tmp_path / "seen.safetensors")
+    arguments = (
+        "attack",
+        tmp_path / "seen.safetensors",
+        *model,
+        "--attacks",
+        "token_support",
+        "--out",
+        tmp_path / "out",
+    )
+    plain = json.loads(gradleak(*arguments, "--json", "--reveal").stdout)
+    assert "surgery" in plain["findings"][0]["records"][0]
+    assert any("Weight decay of -0.001" in remark for remark in plain["inspection"]["remarks"])

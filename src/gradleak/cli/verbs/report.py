@@ -13,7 +13,8 @@ from gradleak.cli.common.output import errors_shown, out, print_json
 
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run folder that `gradleak audit` wrote.", show_default=False)
+        Path,
+        typer.Argument(metavar="RUN", help="A run folder that `gradleak audit` or `attack` wrote.", show_default=False),
     ],
     as_json: Json = False,
     reveal: Reveal = False,
@@ -22,10 +23,16 @@ def report(
     with errors_shown():
         from dataclasses import asdict
 
+        from gradleak.harness.captured.folder import CAPTURED, read_captured
         from gradleak.harness.running.store import read_records
         from gradleak.report import write
         from gradleak.report.conclusions.verdict import verdict
 
+        if (run / CAPTURED).is_file():
+            from gradleak.cli.verbs.attack import show
+
+            show(read_captured(run), run, write(run, reveal=reveal), as_json=as_json)
+            return
         records = read_records(run)
         page = write(run, reveal=reveal)
         reading = verdict(records)

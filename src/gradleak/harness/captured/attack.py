@@ -1,28 +1,28 @@
-"""Why: attacks on an update whose truth nobody here holds. There is no judge: what an attack proposes stands with its
-status, its objective and its certificate.
+"""Attacks on an update whose truth nobody here holds. There is no judge: what an attack proposes stands with its status, the
+probability that it claims for its tokens, its objective and its certificate.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save
 
 from gradleak.core.attack import Attack, Clock, Reconstruction
 from gradleak.core.errors import UsageError
 from gradleak.core.knowledge import Observation
 from gradleak.core.rng import derive
 from gradleak.core.specs import build, spec_of
-from gradleak.harness.captured.files import load_observation, read_manifest
+from gradleak.harness.captured.files import read_manifest
+from gradleak.harness.captured.inspection import Inspection
+from gradleak.harness.captured.loading import load_held
 from gradleak.harness.request import catalogue, defaults
 from gradleak.harness.request.shares import adapted
 from gradleak.harness.running.cell import finite, propose, worst_tensors
-from gradleak.harness.running.store import write_atomically
 from gradleak.mechanics.client.trainer import LocalTraining
 from gradleak.models import Subject, Tokenizer, load_subject
 
@@ -35,6 +35,7 @@ class Finding:
     reconstruction: Reconstruction
     tokenizer: Tokenizer | None
     loaded: str
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -58,6 +59,7 @@ class Finding:
             "adapted": list(found.adapted),
             "statistics": {name: finite(value) for name, value in found.statistics.items()},
             "loaded": self.loaded,
+            "seconds": round(self.seconds, 3),
         }
 
     def contents(self) -> list[str]:
@@ -76,10 +78,31 @@ class Finding:
         return [f"{record.numel()} {kind}" for record in self.reconstruction.records]
 
 
+class Listener(Protocol):
+    """Hears how far the attacks are."""
+
+    def started(self, name: str, number: int, total: int) -> Callable[[float, str], None] | None:
+        """Returns what the attack reports its own progress to."""
+        ...
+
+    def finished(self, finding: Finding, number: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attacked:
+    """All that came of attacking one captured update."""
+
+    inspection: Inspection
+    findings: tuple[Finding, ...]
+    subject: Subject
+    remarks: tuple[str, ...]
+
+
 def attack_capture(
     path: str | Path,
     model: Any,
     *,
+    reference: str | Path | None = None,
     attacks: str | None = None,
     loss: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -87,11 +110,14 @@ def attack_capture(
     seed: int = 0,
     budget_seconds: float | None = None,
     first_blocks: int | None = None,
-) -> tuple[Finding, ...]:
+    listener: Listener | None = None,
+) -> Attacked:
     """Reads a captured update and runs attacks on it.
 
     Args:
         model: what ``load_subject`` takes; loss and number of classes come from the manifest where it tells them.
+        reference: the weights that the round began with, to be taken off where whole weights were captured.
+        attacks: names; if None those that read what the inspection says that it is.
         budget_seconds: for all attacks together, shared evenly.
         first_blocks: load only the embeddings, this many blocks and the head, and only their tensors of the update.
 
@@ -115,11 +141,29 @@ def attack_capture(
         first_blocks=first_blocks,
         **classes,
     )
-    if manifest.training is not None:
+    # A model that brings its own adapter is the one that was trained; the manifest's settings only describe it.
+    if manifest.training is not None and not subject.anatomy.adapters:
         subject = adapted(subject, build(LocalTraining, manifest.training), seed=seed)
-    return attack_observation(
-        load_observation(path, subject), subject, attacks=chosen, seed=seed, budget_seconds=budget_seconds
+    held = load_held(path, subject, reference=reference)
+    findings = attack_observation(
+        held.observation,
+        subject,
+        attacks=chosen or catalogue.make_attacks(_fitting(held.inspection, subject)),
+        seed=seed,
+        budget_seconds=budget_seconds,
+        listener=listener,
     )
+    return Attacked(inspection=held.inspection, findings=findings, subject=subject, remarks=held.remarks)
+
+
+def _fitting(inspection: Inspection, subject: Subject) -> str:
+    """The default attacks, and those for what only they read: signs, and many records in adapters."""
+    names = [defaults.ATTACKS[subject.modality]]
+    if subject.modality == "text" and (inspection.numbers.adam or inspection.numbers.format == "signs"):
+        names.append("sign_span")
+    if subject.anatomy.adapters:
+        names.append("adapter_bag")
+    return ",".join(names)
 
 
 def attack_observation(
@@ -129,38 +173,30 @@ def attack_observation(
     attacks: tuple[Attack, ...] | None = None,
     seed: int = 0,
     budget_seconds: float | None = None,
+    listener: Listener | None = None,
 ) -> tuple[Finding, ...]:
     """Runs attacks, the default ones if None, on one observation."""
     chosen = attacks or catalogue.make_attacks(defaults.ATTACKS[subject.modality])
     share = None if budget_seconds is None else budget_seconds / len(chosen)
-    return tuple(
-        Finding(
+    findings: list[Finding] = []
+    for number, attack in enumerate(chosen, start=1):
+        name = spec_of(attack).type
+        hear = None if listener is None else listener.started(name, number, len(chosen))
+        start = time.perf_counter()
+        proposal = propose(
+            attack, observation, subject.modality, rng=derive(seed, "attack", spec_of(attack)), clock=Clock(share, hear)
+        )
+        finding = Finding(
             attack=attack,
-            reconstruction=propose(
-                attack, observation, subject.modality, rng=derive(seed, "attack", spec_of(attack)), clock=Clock(share)
-            ),
+            reconstruction=proposal,
             tokenizer=subject.tokenizer,
             loaded=subject.loaded,
+            seconds=time.perf_counter() - start,
         )
-        for attack in chosen
-    )
-
-
-def save_findings(findings: tuple[Finding, ...], path: str | Path) -> None:
-    """Writes ``findings.json`` (without content) and one safetensors file per attack that proposes something.
-
-    The tensors are the recovered private data: treat the folder as such.
-    """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, found in enumerate(findings):
-        proposal = found.reconstruction
-        tensors = {f"guess.{i}": record.detach().cpu().contiguous() for i, record in enumerate(proposal.records)}
-        tensors |= {f"confidence.{i}": sure.float().cpu().contiguous() for i, sure in enumerate(proposal.confidence)}
-        if tensors:
-            write_atomically(folder / f"{number}-{found.name}.safetensors", save(tensors))
-    text = json.dumps([found.to_plain() for found in findings], indent=2, allow_nan=False)
-    write_atomically(folder / "findings.json", (text + "\n").encode())
+        findings.append(finding)
+        if listener is not None:
+            listener.finished(finding, number, len(chosen))
+    return tuple(findings)
 
 
 def _bag(ids: list[int], tokenizer: Tokenizer) -> str:

@@ -133,11 +133,18 @@ def inspect_update(
 
 
 def inspect_tensors(
-    tensors: Mapping[str, Tensor], subject: Subject | None, *, reference: Mapping[str, Tensor] | None = None
+    tensors: Mapping[str, Tensor],
+    subject: Subject | None,
+    *,
+    reference: Mapping[str, Tensor] | None = None,
+    vocabulary: bool = True,
 ) -> tuple[Inspection, dict[str, Tensor]]:
     """The inspection, and the tensors as an update: under the model's names, without the reference.
 
     Whole weights without a reference stay as they are; the kind says so.
+
+    Args:
+        vocabulary: whether the tokens of the model are compared, which takes longest.
     """
     names, own = _named(tensors, subject)
     weights = None if subject is None else {n: v for n, v in subject.module.named_parameters()}
@@ -156,7 +163,7 @@ def inspect_tensors(
     elif start is not None:
         remarks.append(f"The file holds no whole weights but a {finding.kind}, so the reference was not taken off.")
     span = None
-    if subject is not None and finding.kind in {"gradient", "delta"} and own:
+    if vocabulary and subject is not None and finding.kind in {"gradient", "delta"} and own:
         span = _span(own, subject)
     inspection = Inspection(
         kind=finding.kind,

@@ -269,6 +269,11 @@ def _check_pieces(path: Path, tensors: Mapping[str, NDArray], pieces: Mapping[st
             )
 
 
+def piece_shown(piece: str, *, reveal: bool) -> str:
+    """The text of a token as the page shows it: readable, or a bar in one of three widths."""
+    return _shown((piece, True), reveal=reveal)
+
+
 def _shown(piece: tuple[str, bool], *, reveal: bool) -> str:
     text, is_text = piece
     if not reveal:

@@ -23,6 +23,7 @@ from gradleak.report.conclusions.frontier import read_sweep
 from gradleak.report.conclusions.pooling import Cell, cells, groups, headline_metric, leaking_metric, strength
 from gradleak.report.conclusions.verdict import verdict
 from gradleak.report.page import bounds, charts, frontier, sections, token_html, training
+from gradleak.report.page.captured import is_captured, write_captured_page
 from gradleak.report.page.evidence import RECORDS_PER_CELL, Budget, CellEvidence, cell_evidence
 
 PANELS_SHOWN = 6
@@ -72,7 +73,12 @@ def build(run: Path, *, reveal: bool = False) -> str:
 
 
 def write(run: Path, *, reveal: bool = False) -> Path:
-    """Writes ``report.html`` into the run folder, whole or not at all, and returns its path. Raises as ``build``."""
+    """Writes ``report.html`` into the run folder, whole or not at all, and returns its path. Raises as ``build``.
+
+    The folder is that of an audit, or of an attack on a captured update.
+    """
+    if is_captured(run):
+        return write_captured_page(run, _environment().get_template("captured.html.j2"), _style(), reveal=reveal)
     target = Path(run) / "report.html"
     write_atomically(target, build(run, reveal=reveal).encode())
     return target
