@@ -99,3 +99,12 @@ def test_noise_of_every_feature_has_size_one_afterwards() -> None:
     white = whiten([by_feature.unsqueeze(1) * torch.randn(64, 2000, generator=rng)], [by_feature])
     torch.testing.assert_close(white.columns.std(dim=1), torch.ones(64, dtype=torch.float64), rtol=0.08, atol=0)
     torch.testing.assert_close(white.features / white.columns, white.rows.unsqueeze(1).expand_as(white.columns))
+
+
+@pytest.mark.contract
+def test_gradients_of_unlike_formats_side_by_side_have_units() -> None:
+    rng = torch.Generator().manual_seed(0)
+    short, whole = torch.randn(24, 40, generator=rng).bfloat16().float(), torch.randn(24, 40, generator=rng)
+    white = whiten([short, whole], [0.0, 0.0])
+    assert white.rows is not None
+    assert bool(torch.isfinite(white.columns).all() and torch.isfinite(white.rows).all())

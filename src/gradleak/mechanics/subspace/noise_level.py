@@ -101,6 +101,7 @@ def bulk_variance(squares: Float[Tensor, " rows"], columns: int) -> float:
 def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Sequence[Noise]) -> Whitened:
     """The gradients side by side in units of their noise: announced (``noise_std`` per entry), or of their rounding."""
     columns, relative, floor, known_energy, all_energy = [], [], [], 0.0, 0.0
+    uneven = any(isinstance(told, Tensor) for told in noise_std)
     for gradient, told in zip(gradients, noise_std, strict=True):
         announced = float(told.square().mean().sqrt()) if isinstance(told, Tensor) else told
         g, bits, std = gradient.double(), significant_bits(gradient), max(announced, rounding_std(gradient))
@@ -112,7 +113,8 @@ def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Se
         noise = torch.where((g != 0).any(dim=0), rounding.clamp(min=least).maximum(unknown), std)
         live = noise > 0
         columns.append(g[:, live] / noise[live])
-        relative.append(torch.full_like(noise[live], step if bits < WIDEST else 0.0))
+        relative.append(torch.full_like(noise[live], step))
+        uneven = uneven or bits < WIDEST
         least_of_all = ((unknown.square() + least**2).sqrt().expand_as(noise) / noise)[live]
         by_feature = told / announced if isinstance(told, Tensor) else g.new_ones(1)
         floor.append(by_feature.to(g).unsqueeze(1) * least_of_all)
@@ -120,7 +122,7 @@ def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Se
         all_energy += float(noise[live].square().sum())
     made, step = torch.cat(columns, dim=1), torch.cat(relative)
     rows = None
-    if bool((step > 0).any()) or any(isinstance(told, Tensor) for told in noise_std):
+    if uneven and made.numel():
         floors = torch.cat([each.expand(len(made), -1) for each in floor], dim=1)
         rows, scale = noise_scales(torch.maximum(step * made.abs(), floors))
         made = made / rows.unsqueeze(1) / scale

@@ -18,6 +18,7 @@ from gradleak.models.bare import load_bare
 from gradleak.models.calling import reads_pixels
 from gradleak.models.configs import own_name, random_config
 from gradleak.models.extent import cut_config, depth_of, extent_of, shapes_without_weights
+from gradleak.models.loading.adapter_folder import is_adapter_folder, load_adapter_folder
 from gradleak.models.loading.checkpoints import load_checkpoint
 from gradleak.models.loading.checks import assemble
 from gradleak.models.loading.head_classes import family_for
@@ -41,7 +42,7 @@ def load_subject(
     """Loads or builds the model under audit.
 
     Args:
-        model: a local folder, a hub id, ``"minilm"`` (the pretrained encoder of the ``demo`` extra), ``"random:TYPE"``
+        model: a local folder (of a model, or of a peft adapter that names its base), a hub id, ``"minilm"`` (the pretrained encoder of the ``demo`` extra), ``"random:TYPE"``
             (a transformers model type with random weights), ``"bare:attention"`` (the layer of the theory) or a Hugging
             Face module, which is used as it is.
         loss: name of one of ``LOSSES``; if None, what the checkpoint's or module's own head is for, else classification.
@@ -75,6 +76,20 @@ def load_subject(
         return load_bare(name, loss=loss, classes=classes, settings=settings, seed=seed)
     if name.startswith("random:"):
         return _random(name, chosen, classes, settings, given, seed, first_blocks)
+    if is_adapter_folder(name):
+
+        def base(place: str, own_loss: str | None, own_classes: int | None) -> Subject:
+            return load_subject(
+                place,
+                loss=own_loss,
+                classes=own_classes or classes,
+                settings=settings,
+                tokenizer=tokenizer,
+                seed=seed,
+                first_blocks=first_blocks,
+            )
+
+        return load_adapter_folder(name, base, loss=loss)
     return load_checkpoint(
         name,
         _locate(name),
