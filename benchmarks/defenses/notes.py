@@ -74,7 +74,7 @@ NOTED = (
 ELSEWHERE = (
     ("AdaDefense: within 1e-5 of 1e-3 sign g at first; clients apart", "tests/defenses/test_ada_defense.py"),
     ("AdaDefense: rows, rank 11 → 64, second release", "benchmarks/results/defenses/small_tests.md"),
-    ("I2F: predicted over measured movement", "tests/agreement/test_noise_and_error.py"),
+    ("I2F: predicted over measured movement", "tests/theory/error/test_influence.py"),
     ("Fed-CDP: ε .601, .659, and 1.22 where each tensor is clipped", "tests/privacy/accounting/test_accountant.py"),
     ("Fed-CDP: clip of each example, the schedule is used", "tests/defenses/test_fed_cdp.py"),
     ("Refiner: the table of β; Learning to Obscure; ATS; dropout", "benchmarks/results/defenses/image_defenses.md"),

@@ -17,6 +17,8 @@ from gradleak.theory.identifiability.counting import Uniqueness
 from gradleak.theory.prediction.predict import predict
 from gradleak.theory.prediction.types import Noise
 
+pytestmark = pytest.mark.oracle
+
 TOKENS = 9
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
 

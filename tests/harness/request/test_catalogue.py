@@ -21,7 +21,9 @@ from gradleak.harness.request import catalogue
 from gradleak.harness.request.catalogue import Catalogue
 from gradleak.models import load_subject
 
-GUIDE = Path(__file__).parents[2] / "docs" / "adding_an_attack.md"
+pytestmark = pytest.mark.contract
+
+GUIDE = Path(__file__).parents[3] / "docs" / "adding_an_attack.md"
 KINDS_OF_CODE = ("attacks", "defenses", "metrics")
 
 Package = Callable[..., str]
