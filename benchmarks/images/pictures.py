@@ -38,10 +38,13 @@ def crop(name: str, size: int, *, seed: int | None = None) -> Float[Tensor, "3 s
 
 
 def batch(half: str, size: int, count: int, *, seed: int) -> Float[Tensor, "count 3 size size"]:
-    """``count`` crops of different photographs of one half."""
+    """``count`` crops of one half, of different photographs as far as there are as many."""
     names = HALVES[half]
-    order = np.random.default_rng(seed).permutation(len(names))[:count]
-    return torch.stack([crop(names[place], size, seed=seed) for place in order])
+    rounds = -(-count // len(names))
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(len(names)) for _ in range(rounds)])[:count]
+    crops = [crop(names[place], size, seed=seed + 1000 * (number // len(names))) for number, place in enumerate(order)]
+    return torch.stack(crops)
 
 
 def psnr(truth: Tensor, guess: Tensor) -> float:
