@@ -57,7 +57,7 @@ class PatchBatch(Attack):
 
     restarts: int = 4
     iterations: int = 40
-    joint: int = 2
+    joint: int = 5
 
     def __post_init__(self) -> None:
         require_ranges(self, counts=("restarts", "iterations"))

@@ -66,7 +66,7 @@ def read_equations(case: BatchCase) -> ReadEquations:
         if group and all(m.weight in case.shared for m in group)
     ]
     paths = [group[0].module for group in groups]
-    tokens = case.passes.trained_tokens(paths) if paths else []
+    tokens = [_trained(case, group) for group in groups]
     with torch.no_grad():
         read = case.passes.inputs_of(paths, case.passes.generic_picture()) if paths else []
     spaces = []
@@ -78,6 +78,11 @@ def read_equations(case: BatchCase) -> ReadEquations:
             basis = torch.linalg.svd(stacked, full_matrices=False).Vh[:rank].T
             spaces.append(ReadSpace(path=group[0].module, basis=basis, constant=constant, tokens=held))
     return ReadEquations(passes=case.passes, spaces=tuple(spaces))
+
+
+def _trained(case: BatchCase, group: tuple[LinearMap, ...]) -> Bool[Tensor, " seq"]:
+    """Tokens with an error signal at any map of the group: queries may be asked of one token only, keys and values of all."""
+    return torch.stack(case.passes.trained_tokens([m.module for m in group])).any(dim=0)
 
 
 def _with_bias(case: BatchCase, linear: LinearMap, constant: float) -> Float[Tensor, "outputs features_and_one"]:

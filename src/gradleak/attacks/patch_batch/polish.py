@@ -19,11 +19,14 @@ _EMPTY = 1e-5
 """Tensors smaller than this share of the largest are zero in exact arithmetic (biases of keys), and hold rounding alone."""
 
 _STEPS = 6
-_DERIVATIVES = 2
 _GAIN = 0.5
 """A step that takes away less than this share calls for a new derivative, or the end."""
 
-_DAMPING = 1e-10
+_STUCK = 0.9
+"""A derivative that took away less than a tenth is the last one."""
+
+_DAMPINGS = (1e-10, 1e-6, 1e-3)
+"""Relative to the curvature; the first that lets the residual fall is taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,14 +108,14 @@ def polish(
     with torch.no_grad():
         points = torch.stack([match.coordinates(each) for each in patches])
         value = match.residual(points)
-        for number in range(min(iterations, _DERIVATIVES)):
+        for number in range(iterations):
             if clock.spent():
                 break
-            clock.progress(0.8 + 0.1 * number, f"all records together, residual {float(value.norm()):.1e}")
+            clock.progress(1.0 - 0.5 ** (number + 3), f"all records together, residual {float(value.norm()):.1e}")
             moved, after = _chord(match, points, value, clock)
-            gained = float(after.norm()) < _GAIN * float(value.norm())
+            stuck = float(after.norm()) > _STUCK * float(value.norm())
             points, value = moved, after
-            if not gained:
+            if stuck:
                 break
     return tuple(match.patches(point) for point in points)
 
@@ -121,16 +124,24 @@ def _chord(match: JointMatch, points: Tensor, value: Tensor, clock: Clock) -> tu
     """Steps with one derivative for as long as each takes away half of the residual."""
     slope = match.derivative(points)
     normal = slope.T @ slope
-    normal = normal + _DAMPING * torch.diag(normal.diagonal())
-    factor = torch.linalg.cholesky(normal)
+    factors = [torch.linalg.cholesky_ex(normal + d * torch.diag(normal.diagonal())).L for d in _DAMPINGS]
     for _ in range(_STEPS):
-        step = torch.cholesky_solve((slope.T @ value).unsqueeze(1), factor)[:, 0]
-        moved = points - step.reshape(points.shape)
-        after = match.residual(moved)
-        if not bool(after.norm() < value.norm()):
-            break
+        moved, after = _first_fall(match, points, value, slope, factors)
         gained = float(after.norm()) < _GAIN * float(value.norm())
         points, value = moved, after
         if not gained or clock.spent():
             break
+    return points, value
+
+
+def _first_fall(
+    match: JointMatch, points: Tensor, value: Tensor, slope: Tensor, factors: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The step of the first damping that lets the residual fall; no step if none does."""
+    pull = (slope.T @ value).unsqueeze(1)
+    for factor in factors:
+        moved = points - torch.cholesky_solve(pull, factor)[:, 0].reshape(points.shape)
+        after = match.residual(moved)
+        if bool(after.norm() < value.norm()):
+            return moved, after
     return points, value
