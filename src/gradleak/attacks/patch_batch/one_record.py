@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -109,7 +110,10 @@ def jacobian(function: Callable[[Tensor], Tensor], c: Float[Tensor, " unknowns"]
     def along(direction: Tensor) -> Tensor:
         return torch.func.jvp(function, (c,), (direction,))[1]
 
-    return torch.func.vmap(along, chunk_size=_CHUNK)(torch.eye(len(c), dtype=c.dtype)).T
+    with warnings.catch_warnings():
+        # torch loads its rules for forward mode through a part of itself that it has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.func.vmap(along, chunk_size=_CHUNK)(torch.eye(len(c), dtype=c.dtype)).T
 
 
 def _damped_step(
