@@ -15,7 +15,22 @@ from typing import TYPE_CHECKING, Any
 from gradleak.core.version import VERSION
 
 if TYPE_CHECKING:
-    from gradleak.api import Audit, attack, audit, capture
+    from gradleak.api import (
+        Audit,
+        account,
+        attack,
+        audit,
+        bound,
+        capture,
+        check,
+        compare,
+        doctor,
+        explain,
+        inspect_update,
+        list_methods,
+        predict,
+        recommend,
+    )
     from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Status
     from gradleak.core.batch import Batch
     from gradleak.core.errors import GradleakError
@@ -25,7 +40,7 @@ if TYPE_CHECKING:
     from gradleak.core.stage import Stage
     from gradleak.core.update import Update
     from gradleak.harness.captured.files import save_observation
-    from gradleak.harness.captured.inspection import Inspection, inspect_update
+    from gradleak.harness.captured.inspection import Inspection
     from gradleak.harness.captured.loading import load_observation
     from gradleak.models import load_subject
 
@@ -47,12 +62,21 @@ _HOMES = {
     "Stage": "gradleak.core.stage",
     "Status": "gradleak.core.attack",
     "Update": "gradleak.core.update",
+    "account": "gradleak.api",
     "attack": "gradleak.api",
     "audit": "gradleak.api",
+    "bound": "gradleak.api",
     "capture": "gradleak.api",
-    "inspect_update": "gradleak.harness.captured.inspection",
+    "check": "gradleak.api",
+    "compare": "gradleak.api",
+    "doctor": "gradleak.api",
+    "explain": "gradleak.api",
+    "inspect_update": "gradleak.api",
+    "list_methods": "gradleak.api",
     "load_observation": "gradleak.harness.captured.loading",
     "load_subject": "gradleak.models",
+    "predict": "gradleak.api",
+    "recommend": "gradleak.api",
     "save_observation": "gradleak.harness.captured.files",
 }
 
@@ -73,12 +97,21 @@ __all__ = [
     "Status",
     "Update",
     "__version__",
+    "account",
     "attack",
     "audit",
+    "bound",
     "capture",
+    "check",
+    "compare",
+    "doctor",
+    "explain",
     "inspect_update",
+    "list_methods",
     "load_observation",
     "load_subject",
+    "predict",
+    "recommend",
     "save_observation",
 ]
 

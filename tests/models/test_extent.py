@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import gradleak
-from gradleak.api import read_batch
 from gradleak.core.attack import Status
 from gradleak.core.errors import ModelError, UsageError
 from gradleak.core.rng import derive
+from gradleak.harness.request.batches import read_batch
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import Subject, load_subject

@@ -36,7 +36,7 @@ def subject() -> Subject:
 
 @pytest.fixture(scope="module")
 def update(subject: Subject) -> Update:
-    from gradleak.api import read_batch
+    from gradleak.harness.request.batches import read_batch
 
     batch = read_batch([SECRET], subject, max_length=32, seed=0)
     return ClientTrainer(subject=subject, training=LocalTraining()).update(batch, derive(0, "training"))
@@ -128,7 +128,7 @@ def test_an_observation_survives_the_way_through_a_folder(subject: Subject, upda
 def test_the_first_blocks_are_enough_for_span_and_the_output_says_what_was_loaded(
     gradleak: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from gradleak.api import read_batch
+    from gradleak.harness.request.batches import read_batch
 
     whole = load_subject("random:gpt2", settings={**SETTINGS, "num_hidden_layers": 3})
     whole.module.save_pretrained(tmp_path / "model")

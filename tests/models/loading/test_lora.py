@@ -10,9 +10,9 @@ from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
 import gradleak
-from gradleak.api import read_batch
 from gradleak.core.errors import ModelError, SpecError, UsageError
 from gradleak.core.rng import derive
+from gradleak.harness.request.batches import read_batch
 from gradleak.harness.request.shares import parse_share, share_spec
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import Anatomy, LoRA, Subject, load_subject, read_anatomy, with_lora

@@ -5,17 +5,12 @@ Must not import torch, unless a training is asked for: this verb is arithmetic a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gradleak.cli.common.options import Json, Out
-from gradleak.cli.common.output import errors_shown, print_json
-
-if TYPE_CHECKING:
-    from gradleak.privacy.plan.plan import Plan
-    from gradleak.privacy.targets.noise_for_targets import Price
-    from gradleak.privacy.targets.targets import Target
+from gradleak.cli.common.output import err, errors_shown, print_json
 
 LINT_FAILED = 1
 
@@ -102,7 +97,8 @@ def account(
 ) -> None:
     """Account for a training plan: ε, bounds, lint, and the noise for a goal. Exits with 1 if a lint finds an error."""
     with errors_shown():
-        from gradleak.privacy.plan.file import make_plan, read_plan
+        from gradleak import api
+        from gradleak.privacy.plan.file import read_plan
         from gradleak.privacy.plan.saved_states import read_saved_state
 
         given = {
@@ -116,14 +112,26 @@ def account(
             "clip": clip,
         }
         table = ({} if saved is None else read_saved_state(saved)) | ({} if file is None else read_plan(file))
-        plan = make_plan(_merged(table, {k: v for k, v in given.items() if v is not None}, settings))
-        targets = _targets(target_epsilon, target_success, candidates, target_bits)
-        result = _evaluate(plan, targets, goals=goals)
-        multiplier = result["goals"][0]["noise_multiplier"] if result["goals"] else plan.least_noise
-        if norms is not None:
-            training_sizes = {"parameters": parameters, "batch_size": batch_size, "steps": plan.steps}
-            result |= {"clip": _clip_norm(norms, multiplier, training_sizes, smoothness, first_loss)}
-        result |= _training(plan, result["goals"], out_dir) if training else {}
+        accounted = api.account(
+            _merged(table, {k: v for k, v in given.items() if v is not None}, settings),
+            target_epsilon=target_epsilon,
+            target_success=target_success,
+            candidates=candidates,
+            target_bits=target_bits,
+            compare_targets=goals,
+            norms=norms,
+            parameters=parameters,
+            batch_size=batch_size,
+            smoothness=smoothness,
+            first_loss=first_loss,
+            training=training,
+            progress=_say,
+        )
+        result = accounted.to_plain()
+        if training and out_dir is not None:
+            from gradleak.report import write_training
+
+            result["page"] = str(write_training(out_dir, result["training"], result["goals"]))
         if as_json:
             print_json(_finite(result))
         else:
@@ -152,80 +160,8 @@ def _merged(table: dict[str, Any], given: dict[str, Any], settings: list[str] | 
     return merged
 
 
-def _targets(epsilon: float | None, success: float | None, candidates: int, bits: float | None) -> tuple[Target, ...]:
-    from gradleak.privacy.targets.targets import BitsAtMost, EpsilonAtMost, SuccessAtMost
-
-    targets: list[Target] = []
-    if epsilon is not None:
-        targets.append(EpsilonAtMost(epsilon=epsilon))
-    if success is not None:
-        targets.append(SuccessAtMost(probability=success, candidates=candidates))
-    if bits is not None:
-        targets.append(BitsAtMost(bits=bits))
-    return tuple(targets)
-
-
-def _evaluate(plan: Plan, targets: tuple[Target, ...], *, goals: bool) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from gradleak.privacy.accounting.accountant import account, success
-    from gradleak.privacy.accounting.budget import readings
-    from gradleak.privacy.lint import lint
-    from gradleak.privacy.targets.noise_for_targets import compare, noise_for
-
-    guarantee = account(plan)
-    return {
-        "plan": asdict(plan) | {"steps": plan.steps},
-        "guarantee": asdict(guarantee),
-        "readings": [asdict(reading) for reading in readings(plan)],
-        "success": {str(k): success(plan, 1 / k) for k in (2, 512, 50257)},
-        "lint": [asdict(finding) for finding in lint(plan, guarantee)],
-        "goals": [_price(noise_for(plan, target)) for target in targets]
-        + ([_price(price) for price in compare(plan)] if goals else []),
-    }
-
-
-def _price(price: Price) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    fields = asdict(price)
-    return {"goal": fields.pop("target"), **fields}
-
-
-def _clip_norm(
-    norms: Path, multiplier: float, sizes: dict[str, int], smoothness: float | None, first_loss: float
-) -> dict[str, Any]:
-    """The clip norm, and how far it moves if the curvature, which nobody knows well, is another."""
-    from dataclasses import asdict
-
-    from gradleak.privacy.training_cost.clip_choice import Training, read_norms, suggest
-
-    values, level = read_norms(norms), 1.0 if smoothness is None else smoothness
-    best, smoother, rougher = (
-        suggest(values, multiplier, Training(**sizes, smoothness=factor * level, initial_gap=first_loss))
-        for factor in (1.0, 0.01, 100.0)
-    )
-    return asdict(best) | {
-        "noise_multiplier": multiplier,
-        "total": best.bound.total,
-        "smoothness": level,
-        "smoothness_given": smoothness is not None,
-        "first_loss": first_loss,
-        "clip_norm_range": [smoother.clip_norm, rougher.clip_norm],
-    }
-
-
-def _training(plan: Plan, goals: list[dict[str, Any]], folder: Path | None) -> dict[str, Any]:
-    """The panel of bound and measurement, and its page if there is a folder. Only here torch is loaded."""
-    from gradleak.cli.common.output import err
-    from gradleak.harness.utility.noise_cost import training_cost
-    from gradleak.report import write_training
-
-    def say(fraction: float, message: str) -> None:
-        err().print(f"{100 * fraction:3.0f}% {message}", markup=False, highlight=False)
-
-    cost = training_cost(plan, progress=say).to_plain()
-    return {"training": cost} | ({} if folder is None else {"page": str(write_training(folder, cost, goals))})
+def _say(fraction: float, message: str) -> None:
+    err().print(f"{100 * fraction:3.0f}% {message}", markup=False, highlight=False)
 
 
 def _finite(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ import typer
 
 from gradleak.cli.common.options import Attacks, Json, Loss, Out, Seed, Settings, parse_settings
 from gradleak.cli.common.output import FAILED, INTERRUPTED, err, errors_shown, new_folder, out, print_json
-from gradleak.core.errors import SpecError
 
 if TYPE_CHECKING:
     from gradleak.report.conclusions.frontier import Sweep
@@ -83,81 +81,43 @@ def bound(
 ) -> None:
     """Compare an attack with what anyone could recover and with what the noise guarantees."""
     with errors_shown():
-        overrides, levels = parse_settings(settings), parse_levels(noise_multipliers)
-        template = mechanism(defense, max_norm)
-        from gradleak.harness.bounds import chain as audit_bound
-        from gradleak.harness.bounds.candidate_lists import Wanted, make_prior
-        from gradleak.harness.request import catalogue
+        overrides = parse_settings(settings)
+        from gradleak import api
         from gradleak.harness.request.defaults import MODEL
-        from gradleak.harness.request.prepare import Request, load
         from gradleak.report import write_bounds
 
-        chosen = audit_bound.Settings(
-            defense=template,
-            noise_multipliers=levels,
-            releases=releases,
-            delta=delta,
-            measured=measured,
-            seed=seed,
-        )
-        built = tuple(catalogue.make_attacks(attacks)) if attacks else ()
-        pool, subject = load(
-            Request(
-                model=model,
+        folder = out_dir or new_folder(model or MODEL, "-bounds")
+        with bound_progress(quiet=as_json, folder=folder) as progress:
+            bounds = api.bound(
+                model,
                 data=data,
                 text_column=text_column,
                 label_column=label_column,
+                prior=prior,
+                candidates=candidates,
+                values=tuple(values.split(",")) if values else (),
+                max_norm=max_norm,
+                defense=defense,
+                attacks=attacks,
+                noise_multipliers=tuple(part for part in noise_multipliers.split(",") if part.strip()),
+                releases=releases,
+                delta=delta,
+                measured=measured,
+                max_length=max_length,
                 loss=loss,
-                settings=overrides,
                 seed=seed,
+                settings=overrides,
+                out=folder,
+                progress=progress,
             )
-        )
-        words = tuple(values.split(",")) if values else ()
-        wanted = Wanted(count=candidates, values=words, max_length=max_length, seed=seed)
-        listed = make_prior(prior, pool, subject, wanted)
-        folder = out_dir or new_folder(model or MODEL, "-bounds")
-        with bound_progress(quiet=as_json, folder=folder) as progress:
-            found = audit_bound.bound(subject, listed, chosen, folder, attacks=built, progress=progress)
         page = write_bounds(folder)
         if as_json:
-            print_json({"run": str(folder), "report": str(page), **found})
+            print_json({"run": str(folder), "report": str(page), **bounds.chain})
         else:
-            show_chain(found)
+            show_chain(dict(bounds.chain))
             out().print(f"\nReport: {page}", markup=False, soft_wrap=True)
-        if audit_bound.is_violated(found["steps"]):
+        if bounds.violated:
             raise typer.Exit(FAILED)
-
-
-def mechanism(defense: str | None, max_norm: float | None) -> str:
-    """The template of the mechanism. Raises ``SpecError`` for a clip norm that is out of range, or given twice."""
-    if defense is None:
-        norm = 1.0 if max_norm is None else max_norm
-        if not (norm > 0 and math.isfinite(norm)):
-            raise SpecError(f"--max-norm {norm} is out of range. It must be positive and finite.")
-        return f"clip(max_norm={norm})+gaussian(noise_multiplier={{knob}})"
-    if max_norm is not None:
-        raise SpecError("--defense says its own clip norm. Leave --max-norm out.")
-    return defense
-
-
-def parse_levels(text: str) -> tuple[str, ...]:
-    """Reads ``0.1,0.5,1`` and leaves the numbers as typed. Raises ``SpecError`` for anything else."""
-    levels = tuple(part.strip() for part in text.split(",") if part.strip())
-    try:
-        values = [float(level) for level in levels]
-    except ValueError:
-        raise SpecError(
-            f"Cannot read --noise-multipliers {text!r}. Write numbers separated by commas, such as 0.1,0.5,1."
-        ) from None
-    for value in values:
-        if not (value > 0 and math.isfinite(value)):
-            raise SpecError(
-                f"A noise multiplier of {value} is out of range. It must be positive: without noise there is no bound, and "
-                "every candidate with a gradient of its own is recovered."
-            )
-    if len(set(values)) < len(values):
-        raise SpecError(f"--noise-multipliers {text} holds a number twice. Leave one out.")
-    return levels
 
 
 @contextmanager

@@ -22,24 +22,25 @@ def list_(
 ) -> None:
     """List attacks, defenses, metrics and threat models."""
     with errors_shown():
-        from gradleak.harness.request.catalogue import KINDS, explain, names
+        from gradleak import api
 
-        kinds = KINDS if kind is None else (kind,)
-        found = {each: [explain(each, name) for name in names(each)] for each in kinds}
+        methods: dict[str, list[api.Method]] = {}
+        for method in api.list_methods(kind):
+            methods.setdefault(method.kind, []).append(method)
         if as_json:
             print_json(
                 {
-                    each: [{"name": e["name"], "summary": e["summary"]} for e in entries]
-                    for each, entries in found.items()
+                    group: [{"name": method.name, "summary": method.summary} for method in members]
+                    for group, members in methods.items()
                 }
             )
             return
-        for each, entries in found.items():
-            table = Table(title=each, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for group, members in methods.items():
+            table = Table(title=group, title_justify="left", title_style="bold", box=None, pad_edge=False)
             table.add_column("name", style="cyan", no_wrap=True)
             table.add_column("summary")
-            for entry in entries:
-                table.add_row(entry["name"], entry["summary"])
+            for method in members:
+                table.add_row(method.name, method.summary)
             out().print(table, "")
 
 
@@ -52,27 +53,27 @@ def explain(
 ) -> None:
     """Explain one attack, defense, metric or threat model."""
     with errors_shown():
-        from gradleak.harness.request import catalogue
+        from gradleak import api
 
-        found = catalogue.explain(kind, name)
+        explanation = api.explain(name, kind=kind)
         if as_json:
-            print_json(found)
+            print_json(explanation)
         else:
-            _print(found)
+            _print(explanation)
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(explanation: dict[str, Any]) -> None:
     console = out()
-    console.print(f"{found['name']} ({found['kind']})", style="bold", markup=False)
-    console.print(found["description"] or found["summary"], markup=False, highlight=False)
-    for argument in found["arguments"]:
+    console.print(f"{explanation['name']} ({explanation['kind']})", style="bold", markup=False)
+    console.print(explanation["description"] or explanation["summary"], markup=False, highlight=False)
+    for argument in explanation["arguments"]:
         value = "required" if argument["required"] else f"default {argument['default']}"
         console.print(
             f"  {argument['name']}: {argument['type']}, {value}. {argument['meaning']}", markup=False, highlight=False
         )
     for title in ("needs", "uses", "facts"):
-        for fact, meaning in (found.get(title) or {}).items():
+        for fact, meaning in (explanation.get(title) or {}).items():
             console.print(f"  {title} {fact}: {meaning}", markup=False, highlight=False)
-    for title, text in found["sections"].items():
+    for title, text in explanation["sections"].items():
         if title not in {"Args", "Attributes"}:
             console.print(f"\n{title}: {text}", markup=False, highlight=False)

@@ -29,11 +29,12 @@ def check(
 ) -> None:
     """Hold a run against a policy. Exit code 0 if it is kept, 1 if it is broken, 3 if the run cannot tell."""
     with errors_shown():
-        from gradleak.harness.running.store import read_records, write_atomically
+        from gradleak import api
+        from gradleak.harness.running.store import write_atomically
         from gradleak.report.gate import files as gate_files
-        from gradleak.report.gate.policy import Outcome, check, read_policy
+        from gradleak.report.gate.policy import Outcome
 
-        answer = check(read_records(run), read_policy(policy))
+        answer = api.check(run, policy)
         if junit is not None:
             write_atomically(junit, gate_files.junit(answer).encode())
         if sarif is not None:

@@ -29,9 +29,9 @@ def compare(
     with errors_shown():
         from dataclasses import asdict
 
-        from gradleak.report.conclusions.compare import compare
+        from gradleak import api
 
-        found = compare(first, second)
+        found = api.compare(first, second)
         if as_json:
             print_json(asdict(found))
         else:

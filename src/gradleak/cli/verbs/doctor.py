@@ -20,9 +20,9 @@ def doctor(
 ) -> None:
     """Show versions, the attention switch, extras, threads and memory."""
     with errors_shown():
-        from gradleak.harness.doctor import examine
+        from gradleak import api
 
-        found = examine(model)
+        found = api.doctor(model)
         if as_json:
             print_json(found)
             return

@@ -63,26 +63,24 @@ def predict(
     """Say what theory expects of attacks on this model's update; run none."""
     with errors_shown():
         overrides = options.parse_settings(settings)
-        from gradleak.harness.predict import PredictRequest, foresee
+        from gradleak import api
 
-        foreseen = foresee(
-            PredictRequest(
-                model=model,
-                data=data,
-                text_column=text_column,
-                batch_size=batch_size,
-                seq_len=seq_len,
-                loss=loss,
-                share=share,
-                dtype=dtype,
-                noise_multiplier=noise_multiplier,
-                relative_std=relative_std,
-                adapter_rank=lora_rank,
-                observation=observation,
-                influence=influence,
-                seed=seed,
-                settings=overrides,
-            )
+        foreseen = api.predict(
+            model,
+            data=data,
+            text_column=text_column,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            loss=loss,
+            share=share,
+            dtype=dtype,
+            noise_multiplier=noise_multiplier,
+            relative_std=relative_std,
+            lora_rank=lora_rank,
+            observation=observation,
+            influence=influence,
+            seed=seed,
+            settings=overrides,
         )
         if as_json:
             print_json(foreseen.to_plain())

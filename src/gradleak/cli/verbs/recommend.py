@@ -29,21 +29,9 @@ def recommend(
     with errors_shown():
         from dataclasses import asdict
 
-        from gradleak.core.errors import DataError
-        from gradleak.harness.running.store import read_records
-        from gradleak.report.conclusions.frontier import Sweep, read_sweep
-        from gradleak.report.conclusions.recommend import Limits, recommend
+        from gradleak import api
 
-        limits = Limits(leakage=leakage_below, drop=drop_below)
-        sweeps: list[Sweep] = []
-        for run in runs:
-            sweep = read_sweep(run, read_records(run))
-            if sweep is None:
-                raise DataError(
-                    f"{run} holds no frontier. Run `gradleak audit --frontier SPEC --knobs A,B --out {run}`."
-                )
-            sweeps.append(sweep)
-        answer = recommend(sweeps, limits)
+        answer = api.recommend(runs, leakage_below=leakage_below, accuracy_drop_below=drop_below)
         if as_json:
             print_json({**asdict(answer), "sentences": answer.sentences()})
         else:

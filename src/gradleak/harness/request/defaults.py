@@ -1,10 +1,12 @@
-"""Why: what an audit does when nothing is said stands in one place."""
+"""What an audit does when nothing is said stands in one place. Must not import torch: defaults appear in signatures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from gradleak.core.batch import Modality
+if TYPE_CHECKING:
+    from gradleak.core.batch import Modality
 
 MODEL = "minilm"
 BATCH_SIZE = 1

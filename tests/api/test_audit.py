@@ -9,7 +9,10 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import gradleak
+from gradleak.attacks.token_support import TokenSupport
 from gradleak.core.errors import DataError, UsageError
+from gradleak.defenses.clip import Clip
+from gradleak.defenses.sign import Sign
 
 pytestmark = pytest.mark.contract
 
@@ -54,3 +57,18 @@ def test_a_tokenizer_s_output_is_a_batch(module: BertForSequenceClassification) 
 def test_an_unusable_batch_is_refused(module: BertForSequenceClassification, batch: object) -> None:
     with pytest.raises(DataError):
         gradleak.audit(module, batch, attacks="token_support")
+
+
+def test_methods_are_objects_or_text(module: BertForSequenceClassification, tmp_path: Path) -> None:
+    text = gradleak.audit(
+        module, TEXTS[:1], attacks="token_support", defenses=["clip(max_norm=1.0)+sign()", "sign()"], out=tmp_path / "a"
+    )
+    objects = gradleak.audit(
+        module,
+        TEXTS[:1],
+        attacks=TokenSupport(),
+        defenses=[(Clip(max_norm=1.0), "sign()"), Sign()],
+        out=tmp_path / "b",
+    )
+    assert [r.cell for r in objects.records] == [r.cell for r in text.records]
+    assert [r.scores for r in objects.records] == [r.scores for r in text.records]
