@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradleak.core.errors import KnowledgeError, UnknownNameError
-from gradleak.core.update import Update
+
+if TYPE_CHECKING:
+    from gradleak.core.update import Update
 
 FACTS: Mapping[str, str] = MappingProxyType(
     {
