@@ -10,6 +10,8 @@ from gradleak.core.batch import IGNORED, soft_labels
 from gradleak.core.errors import UnknownNameError
 from gradleak.core.loss import CAUSAL_LM, CLASSIFICATION, LOSSES, MASKED_LM, SQUARED, Loss, find_loss
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.mark.oracle
 def test_classification_equals_cross_entropy_per_group() -> None:

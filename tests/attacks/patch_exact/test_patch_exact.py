@@ -9,6 +9,8 @@ from gradleak.attacks.patch_exact import PatchExact
 from gradleak.core.attack import Status
 from tests.support.vision import largest_error, observe_pictures, photographs, run_on, vision_subject
 
+pytestmark = pytest.mark.oracle
+
 HALF_LEVEL = 0.5 / 255
 KINDS = ("vit", "deit", "ijepa", "vit_msn", "dinov2", "dinov2_with_registers")
 """One extra token, two, none, one, one, and five."""

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from tests.support.captured import SETTINGS, gradient_of, subject_of
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.mark.contract
 def test_a_file_is_described_on_one_screen_and_as_json(gradleak: Callable[..., Any], tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from gradleak.core.errors import DataError
 from gradleak.models import Subject
 from tests.support.captured import gradient_of, subject_of
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:

@@ -7,6 +7,8 @@ import torch
 
 from gradleak.mechanics.patches.closed_form import position_rows, solve_patches
 
+pytestmark = pytest.mark.oracle
+
 
 def problem(patches: int = 6, width: int = 20, features: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)

@@ -10,6 +10,8 @@ from gradleak.mechanics.patches.errors import entry_variance
 from gradleak.mechanics.patches.noisy import Noisy, estimate_patches
 from gradleak.mechanics.patches.prior import PicturePrior
 
+pytestmark = pytest.mark.oracle
+
 PRIOR = PicturePrior(shape=(1, 4, 2), length=2.0)
 PATCH = (2, 2)
 

@@ -7,6 +7,8 @@ import torch
 
 from gradleak.mechanics.patches.prior import PicturePrior
 
+pytestmark = pytest.mark.oracle
+
 SHAPE, PATCH = (2, 6, 4), (3, 2)
 
 

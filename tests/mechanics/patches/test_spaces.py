@@ -13,6 +13,8 @@ from gradleak.mechanics.patches.spaces import PatchSpaces, spaces_from_norm, spa
 from gradleak.models.reading.patches import PatchEmbedding, read_patch_embedding
 from tests.support.vision import observe_pictures, photographs, vision_subject
 
+pytestmark = pytest.mark.oracle
+
 
 def both(kind: str, records: int) -> tuple[PatchSpaces, PatchSpaces, Tensor]:
     subject = vision_subject(kind, patch_size=16)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from gradleak.mechanics.subspace.number_format import significant_bits, smallest_step
 
+pytestmark = pytest.mark.oracle
+
 FACTORS = (1.0, 1 / 65536, 1 / 3, 0.0137, 2.5e4)
 FORMATS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from gradleak.mechanics.subspace.own_noise import own_noise
 from gradleak.mechanics.subspace.subspace import column_space
 
+pytestmark = pytest.mark.oracle
+
 FEATURES, OUTPUTS, RANK = 96, 288, 12
 ROUNDED = 0.4247 * 2.0**-8
 SEEDS = range(20)

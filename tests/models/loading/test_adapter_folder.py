@@ -16,6 +16,8 @@ from gradleak.core.errors import ModelError, UnsafeFileError
 from gradleak.models.silence import quiet
 from tests.support.captured import encoded, subject_of
 
+pytestmark = pytest.mark.oracle
+
 TEXTS = ("the surgery is set for tuesday",)
 
 

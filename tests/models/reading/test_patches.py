@@ -8,6 +8,8 @@ import torch
 from gradleak.models.reading.patches import PatchEmbedding, read_patch_embedding
 from tests.support.vision import vision_subject
 
+pytestmark = pytest.mark.oracle
+
 
 def entrance_of(kind: str, size: int = 32, **settings: object) -> PatchEmbedding:
     subject = vision_subject(kind, size=size, **settings)

@@ -17,6 +17,8 @@ from gradleak.privacy.plan.combinations_page import page
 from gradleak.privacy.plan.file import make_plan
 from tests.support.random_plans import random_table
 
+pytestmark = pytest.mark.oracle
+
 
 def test_the_page_is_the_table() -> None:
     assert (Path(__file__).parents[3] / "docs" / "valid_combinations.md").read_text(encoding="utf-8") == page()

@@ -20,6 +20,8 @@ from gradleak.privacy.lint import lint
 from gradleak.privacy.plan.file import make_plan
 from tests.support.random_plans import understated
 
+pytestmark = pytest.mark.oracle
+
 BASE: dict[str, Any] = {"noise_multiplier": 1.0, "sampling_rate": 0.01, "steps": 1000}
 SERVER = "server_sees_each_update"
 
