@@ -18,6 +18,7 @@ from torch import Tensor
 from gradleak.core.knowledge import View
 from gradleak.mechanics.client.framing import UNKNOWN, Framing
 from gradleak.mechanics.probing.first_input import FirstInput, read_first_input
+from gradleak.mechanics.subspace.frames import orthogonal_to
 from gradleak.mechanics.subspace.subspace import column_space
 from gradleak.models import Subject
 
@@ -105,8 +106,7 @@ def _forbidden(
     space = column_space(gradients, noise_std=[0.0] * len(gradients), summands=shape[0] * shape[1])
     outside = space.complement
     if bool(law.norm.offset.any()):
-        along = outside.T @ law.norm.offset.double()
-        outside = outside @ torch.linalg.qr(along.unsqueeze(1), mode="complete").Q[:, 1:]
+        outside = orthogonal_to(outside, law.norm.offset.double())
     return law, outside
 
 

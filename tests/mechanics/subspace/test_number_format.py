@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradleak.mechanics.subspace.number_format import significant_bits, smallest_step
+from gradleak.mechanics.subspace.number_format import bits_of_dtype, relative_rounding, significant_bits, smallest_step
 
 pytestmark = pytest.mark.oracle
 
@@ -64,3 +64,12 @@ def test_the_step_of_subnormal_numbers_keeps_its_factor() -> None:
     assert smallest_step(tiny) == 2.0**-24
     assert smallest_step(tiny / 3) == pytest.approx(2.0**-24 / 3, rel=1e-6)
     assert smallest_step(_gradient(0).half().float() / 3) == 0.0
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11), (torch.float32, 24)])
+def test_one_rounding_is_as_large_as_the_constant_says(dtype: torch.dtype, bits: int) -> None:
+    """Normal entries are within half a percent of the law at every scale; 400,000 of them have a standard error of .1 %."""
+    assert bits_of_dtype(dtype) == bits
+    x = torch.randn(400_000, generator=torch.Generator().manual_seed(bits), dtype=torch.float64)
+    error = (x.to(dtype).double() - x).square().mean().sqrt() / x.square().mean().sqrt()
+    assert float(error) == pytest.approx(relative_rounding(bits), rel=0.01)

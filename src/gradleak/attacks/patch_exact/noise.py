@@ -16,7 +16,7 @@ from gradleak.mechanics.patches.closed_form import PatchSolution
 from gradleak.mechanics.patches.map_replay import WholeUpdate, most_likely
 from gradleak.mechanics.patches.noisy import Estimate, Noisy, estimate_patches
 from gradleak.mechanics.patches.prior import PicturePrior
-from gradleak.mechanics.subspace.noise_level import significant_bits
+from gradleak.mechanics.subspace.number_format import WIDEST, significant_bits
 
 _ROUNDS = 10
 """M steps; Δ changes by less than the noise after about as many."""
@@ -27,8 +27,6 @@ _GOOD_ENOUGH = 1 / 255
 _GOOD_ENOUGH_ROUNDED = 0.03
 """The same for short floating-point formats, whose errors are known entry by entry to the first step and not to the second."""
 
-_FLOAT32 = 24
-"""Significant bits."""
 
 _EMPTY = 1e-5
 """Tensors smaller than this share of the largest are zero in exact arithmetic, and hold errors alone."""
@@ -56,7 +54,7 @@ def denoised(case: PatchCase, clean: PatchSolution, clock: Clock, *, iterations:
     estimate = _two_tensors(case, prior, inflation)
     start = case.picture(_as_read(case, estimate.patches), rest=prior.mean)
     mine = estimate.deviation
-    enough = _GOOD_ENOUGH if significant_bits(case.gradient) >= _FLOAT32 else _GOOD_ENOUGH_ROUNDED
+    enough = _GOOD_ENOUGH if significant_bits(case.gradient) >= WIDEST else _GOOD_ENOUGH_ROUNDED
     problem = _whole(case, prior, label, inflation) if mine > enough and not clock.spent() else None
     if problem is None or iterations == 0:
         return NoisyAnswer(picture=start, deviation=mine, replayed=False, spent=clock.spent())

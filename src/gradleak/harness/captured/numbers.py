@@ -15,14 +15,14 @@ from torch import Tensor
 
 from gradleak.mechanics.subspace.completion import is_pruned
 from gradleak.mechanics.subspace.noise_level import rounding_std
-from gradleak.mechanics.subspace.number_format import significant_bits
+from gradleak.mechanics.subspace.number_format import relative_rounding, significant_bits
 from gradleak.mechanics.subspace.own_noise import OwnNoise, own_noise
 
 Format = Literal["float32", "bf16", "fp16", "grid", "signs"]
 NoiseKind = Literal["none", "proportional", "additive", "unknown"]
 
 _FORMATS: Mapping[int, Format] = {8: "bf16", 11: "fp16", 24: "float32"}
-_ROUNDING: Mapping[Format, float] = {"bf16": 0.4247 * 2.0**-8, "fp16": 0.4247 * 2.0**-11, "float32": 0.4247 * 2.0**-24}
+_ROUNDING: Mapping[Format, float] = {name: relative_rounding(bits) for bits, name in _FORMATS.items()}
 """Standard deviation of one rounding, in units of the entry (uniform error, log-uniform significands)."""
 _NEAR = 3.0
 """A measured size within this factor of a format's rounding is taken for it: sums and averages change it by no more in practice."""

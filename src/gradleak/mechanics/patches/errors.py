@@ -7,13 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradleak.mechanics.subspace.noise_level import rounding_std, significant_bits
+from gradleak.mechanics.subspace.noise_level import rounding_std
+from gradleak.mechanics.subspace.number_format import HALF, SUBNORMAL_STEP, WIDEST, significant_bits
 
 _SUM_ULPS = 2.0
 """Float32 sums over tokens move an entry by about so many units in the last place of the tensor's rms."""
-
-_SMALLEST_STEP = 2.0**-24
-"""Spacing of the smallest float16 numbers."""
 
 
 def entry_variance(tensor: Tensor, *, stage_std: float = 0.0, weight: Tensor | None = None, steps: int = 1) -> Tensor:
@@ -28,15 +26,15 @@ def entry_variance(tensor: Tensor, *, stage_std: float = 0.0, weight: Tensor | N
     value = tensor.double()
     rms = value.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     bits = significant_bits(tensor)
-    floor = (_SUM_ULPS * 2.0**-24 * float(rms)) ** 2 + max(stage_std, rounding_std(tensor)) ** 2
+    floor = (_SUM_ULPS * 2.0**-WIDEST * float(rms)) ** 2 + max(stage_std, rounding_std(tensor)) ** 2
     variance = torch.full_like(value, floor)
-    if bits < 24:
+    if bits < WIDEST:
         step = _spacing(value, bits)
-        if bits == 11:
-            step = step.clamp_min(_SMALLEST_STEP)
+        if bits == HALF:
+            step = step.clamp_min(SUBNORMAL_STEP)
         variance = variance + step.square() / 12.0
     if weight is not None:
-        variance = variance + steps * _spacing(weight.detach().double(), 24).square() / 6.0
+        variance = variance + steps * _spacing(weight.detach().double(), WIDEST).square() / 6.0
     return variance
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.mechanics.patches.first_tokens import FirstTokens
+from gradleak.mechanics.subspace.frames import complement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +74,7 @@ def spaces_from_norm(
     held = torch.linalg.svd(stacked, full_matrices=False).Vh[: records * patches + len(tokens.others)].T
     if bool(tokens.norm.offset.any()):
         held = torch.cat([held, tokens.norm.offset.double().unsqueeze(1)], dim=1)
-    outside = torch.linalg.qr(held, mode="complete").Q[:, held.shape[1] :]
+    outside = complement(held)
     folded = tokens.norm.fold(outside).T
     return _solved(folded @ tokens.weight @ basis, -(folded @ tokens.offsets.T), basis, records=records)
 

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradleak.mechanics.subspace.frames import complement
 from gradleak.mechanics.subspace.noise_level import Noise
 from gradleak.mechanics.subspace.subspace import Subspace, thin_space
 from gradleak.models import Adapter, LinearMap
@@ -116,7 +117,7 @@ def _joined(sketches: Sequence[_Sketch]) -> Subspace:
     tilt = tilt - frame @ (frame.T @ tilt)
     directions, sizes, _ = torch.linalg.svd(tilt, full_matrices=False)
     known = torch.cat((frame, directions), dim=1)
-    others = torch.linalg.qr(known, mode="complete").Q[:, known.shape[1] :]
+    others = complement(known)
     return Subspace(
         basis=torch.cat((directions, others), dim=1),
         singular=torch.cat((1.0 / sizes, sizes.new_full((features - known.shape[1],), math.inf))),

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from gradleak.mechanics.subspace.noise_level import rounding_std
-from gradleak.mechanics.subspace.number_format import significant_bits
+from gradleak.mechanics.subspace.number_format import HALF, significant_bits
 from gradleak.mechanics.subspace.spectrum import noise_edge
 from gradleak.mechanics.subspace.subspace import Subspace, thin_space
 
@@ -44,8 +44,6 @@ _LOST = 10.0
 _FLOOR = 2.0**-21
 """Relative error that the rounding of float32 sums leaves."""
 _RIDGE = 1e-13
-_SHORT = 11
-"""Significant bits of fp16."""
 _CLEAR = 30.0
 """Ratio of a stranger's residual to a member's from which noise has hidden no direction."""
 
@@ -90,7 +88,7 @@ def is_pruned(gradient: Float[Tensor, "features outputs"]) -> bool:
     if not len(sizes) or len(sizes) == gradient.numel():
         return False
     crowded = int((sizes < 2 * sizes.min()).sum()) > _EDGE_ENTRIES
-    return crowded and significant_bits(gradient) > _SHORT and rounding_std(gradient) == 0.0
+    return crowded and significant_bits(gradient) > HALF and rounding_std(gradient) == 0.0
 
 
 def determined(space: Subspace) -> bool:

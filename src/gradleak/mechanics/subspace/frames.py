@@ -42,16 +42,16 @@ def orthogonal_to(
 def frame_of(
     rows: Float[Tensor, "rows features"], *, cut: float, relative: bool = False
 ) -> Float[Tensor, "features rank"]:
-    """A frame of the space of the rows, which may depend on each other; for fewer rows than features.
+    """A frame of the space of the rows, which may depend on each other, from the smaller of both Gram matrices.
 
     Args:
         cut: squared singular values of the rows at or below it count as zero.
         relative: whether ``cut`` is in units of the largest squared singular value.
     """
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
-    limit = cut * float(values[-1]) if relative and len(values) else cut
-    kept = values > limit
-    return rows.T @ (vectors[:, kept] / values[kept].sqrt())
+    many = rows.shape[0] > rows.shape[1]
+    values, vectors = torch.linalg.eigh(rows.T @ rows if many else rows @ rows.T)
+    kept = values > (cut * float(values[-1]) if relative and len(values) else cut)
+    return vectors[:, kept] if many else rows.T @ (vectors[:, kept] / values[kept].sqrt())
 
 
 def new_directions(

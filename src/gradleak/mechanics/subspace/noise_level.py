@@ -17,10 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.mechanics.subspace.number_format import HALF, WIDEST, significant_bits, smallest_step
+from gradleak.mechanics.subspace.number_format import HALF, WIDEST, relative_rounding, significant_bits, smallest_step
 
-_ROUNDING_STD = 0.4247
-"""Rounding to p significant bits adds 2⁻ᵖ / (2 √ln 4) of an entry's size (uniform error, log-uniform significands)."""
 _SCALINGS = 3
 """Alternations of row and column scales: the second changes them by a few per cent, the third by next to nothing."""
 _ESTIMATES = 32
@@ -105,7 +103,7 @@ def whiten(gradients: Sequence[Float[Tensor, "features outputs"]], noise_std: Se
     for gradient, told in zip(gradients, noise_std, strict=True):
         announced = float(told.square().mean().sqrt()) if isinstance(told, Tensor) else told
         g, bits, std = gradient.double(), significant_bits(gradient), max(announced, rounding_std(gradient))
-        step = _ROUNDING_STD * 2.0**-bits
+        step = relative_rounding(bits)
         # The larger, not the sum: a quantizing stage reports the very rounding that format and zeros show.
         rounding = step * g.square().mean(dim=0).sqrt()
         least = math.hypot(std, smallest_step(gradient) / math.sqrt(12.0) if bits == HALF else 0.0)

@@ -7,6 +7,9 @@ Must not know gradients, models or noise.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,11 @@ WIDEST = 24
 computation left no more."""
 HALF = 11
 """Significant bits of float16."""
-_SUBNORMAL_STEP = 2.0**-24
+SIGNIFICANT_BITS: Mapping[str, int] = {"float32": WIDEST, "bf16": 8, "fp16": HALF, "fp8": 4}
+"""Bits of the significand by name of the format, the leading one included; fp8 is the e4m3 format."""
+ROUNDING_STD = 0.5 / math.sqrt(math.log(4.0))
+"""Rounding to p significant bits adds this much times 2⁻ᵖ of an entry's size: .4247 (uniform error, log-uniform significands)."""
+SUBNORMAL_STEP = 2.0**-24
 """Spacing of the smallest float16 numbers: below 2⁻¹⁴ the error stops shrinking with the entry."""
 _MULTIPLES, _NEAR, _ENOUGH = 64, 1e-3, 32
 """Entries up to so many times the smallest, so near to whole multiples of it, and so many of them, are evidence of a step."""
@@ -37,6 +44,16 @@ def significant_bits(tensor: Tensor) -> int:
         if all(_held(part, dtype, bits) for part in (few, tensor)):
             return bits
     return _counted(tensor)
+
+
+def relative_rounding(bits: int) -> float:
+    """Standard deviation of one rounding to so many significant bits, in units of the root mean square of the entries."""
+    return ROUNDING_STD * 2.0**-bits
+
+
+def bits_of_dtype(dtype: torch.dtype) -> int:
+    """Significant bits of a floating-point type of torch."""
+    return 1 - round(math.log2(torch.finfo(dtype).eps))
 
 
 def _held(tensor: Tensor, dtype: torch.dtype, bits: int) -> bool:
@@ -69,7 +86,7 @@ def _bits_of(entries: Tensor) -> int:
 def smallest_step(tensor: Tensor) -> float:
     """The spacing of the smallest entries of a tensor of float16 numbers, times whatever factor they bear; 0 if none shows."""
     if bool((tensor.to(torch.float16).to(tensor.dtype) == tensor).all()):
-        return _SUBNORMAL_STEP
+        return SUBNORMAL_STEP
     sizes = tensor[tensor != 0].abs().double()
     if not sizes.numel():
         return 0.0

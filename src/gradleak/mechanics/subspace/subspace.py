@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradleak.mechanics.subspace.frames import complement, outside
 from gradleak.mechanics.subspace.noise_level import Noise, Whitened, noise_in, whiten
 from gradleak.mechanics.subspace.own_noise import own_noise
 from gradleak.mechanics.subspace.spectrum import OVERSAMPLING, Leading, from_gram, from_range, from_sums, room
 
 _TINY = 1e-300
-_INPUT_ROUNDING = 2.0**-22
+INPUT_ROUNDING = 2.0**-22
 """The model runs in float32 here and at the client; a different batch shape moves an activation by a few units."""
 _LADDER = (0.125, 0.42)
 """Random sums of the outputs, as shares of the features, that are tried in turn: cheap beside the Gram matrix, at half its price."""
@@ -106,7 +107,7 @@ class Subspace:
     @cached_property
     def complement(self) -> Float[Tensor, "features rest"]:
         """Orthonormal columns of everything outside; computed when first asked for."""
-        return torch.linalg.qr(self.basis, mode="complete").Q[:, self.rank :]
+        return complement(self.basis)
 
     def with_mismatch(self, relative: float) -> Subspace:
         """The same space where members were measured at another place than they are computed, by so much of their length.
@@ -118,8 +119,7 @@ class Subspace:
 
     def outside(self, vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
         """The part of each vector that the space does not hold, in float64."""
-        z = vectors.double()
-        return z - (z @ self.basis) @ self.basis.T
+        return outside(vectors.double(), self.basis)
 
     def residual(self, vectors: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
         """‖(I − P) z‖ / ‖z‖: zero for a member, near sqrt(1 − rank/features) for a random direction.
@@ -151,11 +151,11 @@ class Subspace:
         fixed = self.basis
         if without is not None:
             beyond = self.outside(without)
-            if float(beyond.norm()) > _INPUT_ROUNDING * float(without.double().norm()):
+            if float(beyond.norm()) > INPUT_ROUNDING * float(without.double().norm()):
                 fixed = torch.cat((fixed, (beyond / beyond.norm()).unsqueeze(1)), dim=1)
         rest = self.features - fixed.shape[1]
         if columns >= rest:
-            return torch.linalg.qr(fixed, mode="complete").Q[:, fixed.shape[1] :]
+            return complement(fixed)
         mixer = torch.randn(self.features, columns, generator=rng, dtype=torch.float64).to(fixed.device)
         # Twice: one projection leaves rounding along directions that nearly cancel.
         for _ in range(2):
@@ -228,7 +228,7 @@ def _space(found: Leading, white: Whitened) -> Subspace:
         singular=singular,
         spectrum=found.spectrum,
         noise=found.noise,
-        precision=_INPUT_ROUNDING,
+        precision=INPUT_ROUNDING,
         edge=found.edge,
         inputs=basis.shape[1],
         scaled=None if white.rows is None else Scaled(basis=found.basis, singular=found.singular, rows=white.rows),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probing.model import Model
+from gradleak.mechanics.subspace.frames import new_directions
 from gradleak.span.decoder.continuations import Continuations, Grid
 from gradleak.span.reading.observed_layer import ObservedLayer
 
@@ -181,7 +182,7 @@ def _select(
             left &= inside if directions > _explained(chosen) else set()
             if not left:
                 break
-        gains = {i: _new_directions(rows[i], explained, _tolerance(proof, rows[i])) for i in left}
+        gains = {i: new_directions(rows[i], explained, tolerance=_tolerance(proof, rows[i])) for i in left}
         best = max(left, key=lambda i: (len(gains[i]), -leaves[i].excess, -i))
         if not len(gains[best]):
             break
@@ -199,15 +200,3 @@ def _normed(reader: ObservedLayer, model: Model, leaf: _Leaf) -> Float[Tensor, "
 def _tolerance(reader: ObservedLayer, rows: Tensor) -> float:
     """Half way, in logarithm, between what noise leaves of an explained row and a whole row."""
     return float(reader.space.expected(rows).median().clamp(max=1.0).sqrt())
-
-
-def _new_directions(rows: Tensor, explained: Tensor, tolerance: float) -> Float[Tensor, "new features"]:
-    """Orthonormal directions of ``rows`` outside ``explained`` (orthonormal rows)."""
-    basis = explained
-    for row in rows:
-        # Twice: one Gram-Schmidt pass leaves rounding along directions that nearly cancel.
-        rest = row - (row @ basis.T) @ basis
-        rest = rest - (rest @ basis.T) @ basis
-        if float(rest.norm()) > tolerance:
-            basis = torch.cat((basis, (rest / rest.norm()).unsqueeze(0)))
-    return basis[len(explained) :]

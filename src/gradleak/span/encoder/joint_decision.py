@@ -24,6 +24,7 @@ from torch import Tensor
 from gradleak.core.attack import Clock
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks
+from gradleak.mechanics.subspace.frames import outside
 from gradleak.mechanics.subspace.subspace import Subspace
 from gradleak.span.reading.observed_layer import ObservedLayer
 
@@ -286,5 +287,5 @@ def _log_volume(
     rows: Float[Tensor, "sentences rows features"], frame: Float[Tensor, "features others"]
 ) -> Float[Tensor, " sentences"]:
     """½ log det of the Gram matrix of what the rows of each sentence have outside the frame."""
-    own = rows - (rows @ frame) @ frame.T
+    own = outside(rows, frame)
     return torch.linalg.qr(own.mT, mode="r").R.diagonal(dim1=1, dim2=2).abs().clamp(min=_DEPENDENT).log().sum(1)

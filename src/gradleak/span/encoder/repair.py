@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
+from gradleak.mechanics.subspace.frames import orthogonal_to
 from gradleak.span.reading.observed_layer import ObservedLayer
 
 _SAME = 1e-4
@@ -54,7 +55,7 @@ def fold(
     """
     gain, bias = (_parameters_of(model, norm).get(name) for name in ("weight", "bias"))
     if bias is not None and bool(bias.any()):
-        forbidden = _orthogonal_to(forbidden, bias.double())
+        forbidden = orthogonal_to(forbidden, bias.double())
     scaled = forbidden if gain is None else gain.double().unsqueeze(1) * forbidden
     wanted = read.double() @ forbidden
     for folded in (scaled - scaled.mean(0), scaled):
@@ -70,12 +71,6 @@ def parameter(model: Model, name: str) -> Tensor:
     """A parameter as the probe runs the model."""
     replaced = (model.parameters or {}).get(name)
     return (model.subject.module.get_parameter(name) if replaced is None else replaced).detach()
-
-
-def _orthogonal_to(directions: Tensor, vector: Tensor) -> Tensor:
-    """An orthonormal basis of the part of the directions' space that is orthogonal to a vector: one direction fewer."""
-    along = directions.T @ vector
-    return directions @ torch.linalg.qr(along.unsqueeze(1), mode="complete").Q[:, 1:]
 
 
 def _run(model: Model, norm: str, inputs: Tensor) -> Tensor:

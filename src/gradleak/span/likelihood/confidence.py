@@ -33,6 +33,7 @@ from torch import Tensor
 
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
+from gradleak.mechanics.subspace.frames import frame_of, outside
 from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
 
 OFFSET, SLOPE, WORST = 0.7, 0.27, 6.23
@@ -229,22 +230,21 @@ class _Given:
     def of(others: Sequence[Float[Tensor, "length features"]], place: GradientLikelihood) -> _Given:
         root = place.root.double()
         rows = torch.cat(list(others)) if others else root[:0]
-        return _Given(root=root, plain=_frame(rows), metric=_frame(rows @ root), columns=place.gradient.shape[1])
+        return _Given(
+            root=root,
+            plain=frame_of(rows, cut=_DEPENDENT, relative=True),
+            metric=frame_of(rows @ root, cut=_DEPENDENT, relative=True),
+            columns=place.gradient.shape[1],
+        )
 
     def score(self, rows: Float[Tensor, "sentences length features"]) -> Float[Tensor, " sentences"]:
         return self.columns * (_log_volume(rows, self.plain) - _log_volume(rows @ self.root, self.metric))
-
-
-def _frame(rows: Float[Tensor, "rows features"]) -> Float[Tensor, "features rank"]:
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
-    kept = values > _DEPENDENT * values.amax(dim=0, keepdim=True) if len(values) else values > 0
-    return rows.T @ (vectors[:, kept] / values[kept].sqrt())
 
 
 def _log_volume(
     rows: Float[Tensor, "sentences length features"], frame: Float[Tensor, "features rank"]
 ) -> Float[Tensor, " sentences"]:
     """½ log det of the Gram matrix of what the rows have outside the frame."""
-    own = rows - (rows @ frame) @ frame.T
+    own = outside(rows, frame)
     gram = own @ own.transpose(1, 2)
     return torch.linalg.eigvalsh(gram).clamp(min=_DEPENDENT**2).log().sum(1) / 2

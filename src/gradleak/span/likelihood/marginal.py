@@ -29,6 +29,7 @@ from torch import Tensor
 
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.probing.probe import chunks, linear_inputs
+from gradleak.mechanics.subspace.frames import frame_of, outside, outside_each
 from gradleak.span.likelihood.gradient_likelihood import GradientLikelihood
 
 _DEPENDENT = 1e-6
@@ -110,13 +111,11 @@ class Conditioned:
     @staticmethod
     def of(signal: Signal, others: Sequence[Float[Tensor, "length features"]]) -> Conditioned:
         rows = torch.cat(list(others)) if others else signal.directions.new_zeros(0, signal.directions.shape[0])
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
-        kept = values > _DEPENDENT
-        return Conditioned(signal=signal, frame=rows.T @ (vectors[:, kept] / values[kept].sqrt()))
+        return Conditioned(signal=signal, frame=frame_of(rows, cut=_DEPENDENT))
 
     def score(self, rows: Float[Tensor, "sentences length features"]) -> Float[Tensor, " sentences"]:
         """What these records add to the log-likelihood."""
-        own = rows - (rows @ self.frame) @ self.frame.T
+        own = outside(rows, self.frame)
         values, vectors = torch.linalg.eigh(own @ own.transpose(1, 2))
         kept = values > _DEPENDENT
         shown = vectors.transpose(1, 2) @ (own @ self.signal.directions)
@@ -127,10 +126,7 @@ class Conditioned:
         self, row: Float[Tensor, "prefixes options features"], own: Float[Tensor, "prefixes before features"]
     ) -> tuple[Float[Tensor, "prefixes options"], Float[Tensor, "prefixes options features"]]:
         """What one more row adds beside orthonormal rows ``own``, and its direction outside them (zero where there is none)."""
-        rest = row - (row @ self.frame) @ self.frame.T
-        # Twice: one Gram-Schmidt pass leaves rounding along directions that nearly cancel.
-        for _ in range(2):
-            rest = rest - (rest @ own.transpose(1, 2)) @ own
+        rest = outside_each(outside(row, self.frame), own)
         size = rest.square().sum(2)
         kept = size > _DEPENDENT
         unit = torch.where(kept.unsqueeze(2), rest / size.clamp(min=_DEPENDENT).sqrt().unsqueeze(2), 0.0)

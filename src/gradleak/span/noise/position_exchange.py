@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gradleak.mechanics.subspace.frames import frame_of, outside
 from gradleak.span.likelihood.energy_test import DEPENDENT
 
 _ROUNDS = 60
@@ -71,8 +72,7 @@ class _Seen:
     @staticmethod
     def of(inputs: Tensor, gradient: Tensor, tables: TableGradients) -> _Seen:
         rows = inputs.flatten(0, 1)
-        values, vectors = torch.linalg.eigh(rows.T @ rows)
-        basis = vectors[:, values > DEPENDENT * values[-1]]
+        basis = frame_of(rows, cut=DEPENDENT, relative=True)
         shown = basis.T @ gradient
         return _Seen(inputs=inputs @ basis, products=shown @ shown.T, tables=tables)
 
@@ -105,7 +105,7 @@ class _Seen:
         own = torch.nn.functional.normalize(((vectors / values) @ vectors.T) @ now, dim=1)
         shown = own @ products
         energy = (shown * own).sum(dim=1)
-        rest = inputs - (inputs @ frame) @ frame.T
+        rest = outside(inputs, frame)
         along = torch.einsum("ptf,tf->tp", inputs, own)
         size = rest.square().sum(dim=2).T
         held = ((rest @ products) * rest).sum(dim=2).T

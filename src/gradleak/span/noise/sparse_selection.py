@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64
 from scipy.special import chdtri
 from torch import Tensor
 
+from gradleak.mechanics.subspace.frames import outside
 from gradleak.span.likelihood.energy_test import DEPENDENT
 
 _POWER = 1.5
@@ -101,7 +102,7 @@ def stand_out(
 ) -> Int64[Tensor, " candidates"]:
     """Candidates that beside the members hold more energy than noise, the strongest first."""
     frame = torch.linalg.qr(members.T).Q
-    left = unit - (unit @ frame) @ frame.T
+    left = outside(unit, frame)
     length = left.square().sum(dim=1)
     # The energy of many candidates is had cheaper from products of features than of columns.
     energy = ((left @ (gradient @ gradient.T)) * left).sum(dim=1) / length.clamp(min=1e-300)

@@ -25,6 +25,7 @@ from gradleak.core.update import Update
 from gradleak.mechanics.client.optimizers import ADAM_EPSILON
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.subspace.noise_level import noise_in, noise_scales
+from gradleak.mechanics.subspace.number_format import bits_of_dtype
 from gradleak.models import LinearMap
 
 ROUNDED_TWICE = math.sqrt(2.0 / 12.0)
@@ -54,7 +55,9 @@ def undo_first_step(
     before = weight.double()
     after = before + delta.double()
     u = (delta.double() - idle) / -lr
-    last_place = torch.ldexp(torch.ones_like(after), after.abs().clamp(min=1e-30).frexp().exponent - _bits(weight))
+    last_place = torch.ldexp(
+        torch.ones_like(after), after.abs().clamp(min=1e-30).frexp().exponent - bits_of_dtype(weight.dtype)
+    )
     error = (ROUNDED_TWICE / lr * last_place).hypot(_OWN_ROUNDING * u)
     room = (1 - u.abs()).maximum(_SATURATED * error)
     return epsilon * u / room, epsilon * error / room.square()
@@ -105,8 +108,3 @@ def _undone(
     size = max(1.0, noise_in(linear.as_matrix(gradient).T / rows.unsqueeze(1) / columns))
     scale = size * columns
     return gradient / (scale if linear.input_first else scale.unsqueeze(1)), rows
-
-
-def _bits(weight: Tensor) -> int:
-    """Significant bits of the format that the weights are kept in."""
-    return 1 - round(math.log2(torch.finfo(weight.dtype).eps))

@@ -20,6 +20,7 @@ from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.completion import is_pruned
 from gradleak.mechanics.subspace.noise_level import Noise
+from gradleak.mechanics.subspace.number_format import WIDEST, relative_rounding
 from gradleak.models import Subject
 from gradleak.span.language.language_model import LanguageModel, load_prior
 from gradleak.span.reading.adamw_step import UndoneStep, first_step
@@ -28,8 +29,6 @@ from gradleak.span.reading.model_mismatch import ActivationMismatch, format_of
 _UNKNOWN_TOKENS = 1024
 """Tokens assumed in a batch of unknown size, for the rounding of the sums over them only."""
 _ROWS = 1024
-_ROUNDING = 0.4247 * 2.0**-24
-"""Standard deviation of one float32 rounding in units of the rms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +101,9 @@ class AttackInput:
         if trainer is not None and trainer.training.share == "delta":
             weight = self.subject.module.get_parameter(name).detach().double()
             size = float(weight.square().mean().sqrt())
-            parts.append(_ROUNDING * size * math.sqrt(trainer.training.local_steps(self.batch_size or 1)))
+            parts.append(
+                relative_rounding(WIDEST) * size * math.sqrt(trainer.training.local_steps(self.batch_size or 1))
+            )
         return math.hypot(*parts)
 
     @property

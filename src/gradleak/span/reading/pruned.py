@@ -9,17 +9,14 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from gradleak.mechanics.embeddings.rows import EmbeddingChannel
 from gradleak.mechanics.subspace.completion import determinable, determined
-from gradleak.mechanics.subspace.subspace import Subspace
+from gradleak.mechanics.subspace.frames import frame_of
+from gradleak.mechanics.subspace.subspace import INPUT_ROUNDING, Subspace
 from gradleak.models import LinearMap
 from gradleak.span.reading.evidence import AttackInput
 from gradleak.span.reading.observed_layer import ObservedLayer
-
-_INPUT_ROUNDING = 2.0**-22
-"""Relative rounding of an input, below which a direction of many inputs is none."""
 
 
 def space_of_known_tokens(case: AttackInput, first: ObservedLayer) -> ObservedLayer:
@@ -34,7 +31,8 @@ def space_of_known_tokens(case: AttackInput, first: ObservedLayer) -> ObservedLa
         return first
     ids = channel.support.ids.unsqueeze(1).expand(-1, case.seq_len)
     (inputs,) = case.model.inputs((first,), ids)
-    basis = _spanned(inputs.flatten(0, 1).double())
+    unit = torch.nn.functional.normalize(inputs.flatten(0, 1).double(), dim=1)
+    basis = frame_of(unit, cut=len(unit) * INPUT_ROUNDING**2)
     if 2 * basis.shape[1] > first.space.features:
         return first
     space = Subspace(
@@ -42,17 +40,11 @@ def space_of_known_tokens(case: AttackInput, first: ObservedLayer) -> ObservedLa
         singular=basis.new_full((basis.shape[1],), math.inf),
         spectrum=first.space.spectrum,
         noise=first.space.noise,
-        precision=_INPUT_ROUNDING,
+        precision=INPUT_ROUNDING,
         edge=first.space.edge,
         inputs=basis.shape[1],
     )
     return replace(first, space=space, left_out=True)
-
-
-def _spanned(rows: Tensor) -> Tensor:
-    unit = torch.nn.functional.normalize(rows, dim=1)
-    values, vectors = torch.linalg.eigh(unit.T @ unit)
-    return vectors[:, values > len(unit) * _INPUT_ROUNDING**2]
 
 
 def undetermined_reason(case: AttackInput, maps: tuple[LinearMap, ...]) -> str:

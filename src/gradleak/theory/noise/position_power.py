@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from gradleak.mechanics.subspace.frames import outside
+
 _DEPENDENT = 1e-9
 """A squared length below which an alternative adds nothing: it explains what the others explain, and is no set of as many."""
 _CHUNK = 2048
@@ -119,7 +121,7 @@ class _TrueSpan:
 
     def _exchanged(self, which: Tensor, others: Float[Tensor, "sets k features"]) -> tuple[Tensor, Tensor]:
         """μ of the first attention, and Σ sin²θ."""
-        rest = others - (others @ self.frame) @ self.frame.T
+        rest = outside(others, self.frame)
         along = self.dual[which] @ others.transpose(1, 2)
         rows, columns = which.unsqueeze(2), which.unsqueeze(1)
         inverse, held = self.inverse[rows, columns], self.held[rows, columns]

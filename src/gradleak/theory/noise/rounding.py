@@ -1,4 +1,4 @@
-"""Why: an update in bf16, fp16 or fp8 is the true one plus rounding, and rounding is noise. It sets a floor below which no
+"""An update in bf16, fp16 or fp8 is the true one plus rounding, and rounding is noise. It sets a floor below which no
 direction of a gradient can be seen, whatever the attack, and it replaces tolerances that are set by hand.
 
 Rounding x to p significant bits makes a uniform error within half a unit u(x) = 2^(⌊log₂|x|⌋ + 1 − p) in the last place, so
@@ -16,14 +16,9 @@ Must not know a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from gradleak.core.errors import UnknownNameError
-
-SIGNIFICANT_BITS: Mapping[str, int] = {"float32": 24, "bf16": 8, "fp16": 11, "fp8": 4}
-"""Bits of the significand, the leading one included; fp8 is the e4m3 format."""
-
-_SHARE = 0.5 / math.sqrt(math.log(4.0))
+from gradleak.mechanics.subspace.number_format import SIGNIFICANT_BITS, relative_rounding
 
 
 def rounding_std(dtype: str, rms: float) -> float:
@@ -34,7 +29,7 @@ def rounding_std(dtype: str, rms: float) -> float:
     """
     if dtype not in SIGNIFICANT_BITS:
         raise UnknownNameError("number format", dtype, SIGNIFICANT_BITS)
-    return _SHARE * 2.0 ** -SIGNIFICANT_BITS[dtype] * rms
+    return relative_rounding(SIGNIFICANT_BITS[dtype]) * rms
 
 
 def hidden_below(dtype: str, frobenius: float, rows: int, columns: int) -> float:
