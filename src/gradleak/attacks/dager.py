@@ -106,13 +106,13 @@ class DAGER(Attack):
         """Candidate tokens per position, up to the first position that has none."""
         sets: list[Tensor] = []
         for p in range(window):
-            found = []
+            passing = []
             for part in chunks(subject.anatomy.vocab_size, (p + 1) * layer.basis.shape[0]):
                 ids = torch.arange(part.start, part.stop)
                 # Before the first attention a position knows only its own token: the same token everywhere will do.
                 inputs = linear_inputs(subject, (layer.path,), ids.unsqueeze(1).expand(-1, p + 1))[layer.path]
-                found.append(ids[layer.distance(inputs[:, -1]) < self.tau1])
-            sets.append(torch.cat(found))
+                passing.append(ids[layer.distance(inputs[:, -1]) < self.tau1])
+            sets.append(torch.cat(passing))
             if not sets[-1].numel() or clock.spent():
                 break
         return sets if sets and sets[-1].numel() else sets[:-1]
@@ -182,7 +182,7 @@ class _Layer:
 
 
 def _last_distances(layer: _Layer, subject: Subject, rows: Tensor) -> Float[Tensor, " rows"]:
-    found = []
+    distances = []
     for part in chunks(len(rows), rows.shape[1] * layer.basis.shape[0] * _ACTIVATIONS):
-        found.append(layer.distance(linear_inputs(subject, (layer.path,), rows[part])[layer.path][:, -1]))
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+        distances.append(layer.distance(linear_inputs(subject, (layer.path,), rows[part])[layer.path][:, -1]))
+    return torch.cat(distances) if distances else torch.empty(0, dtype=torch.float64)

@@ -45,8 +45,8 @@ class TokenSpan(Attack):
             summands=case.summands,
             mismatch=case.mismatch,
         )
-        found = candidates_of(case, first, rng)
-        bag = found.bag()
+        candidates = candidates_of(case, first, rng)
+        bag = candidates.bag()
         return Reconstruction(
             records=(bag,) if bag.numel() else (),
             ordered=False,
@@ -57,6 +57,6 @@ class TokenSpan(Attack):
                 "rank_first": float(first.space.rank),
                 "noise_over_expected": first.space.noise,
                 "distinct_tokens": float(bag.numel()),
-                "positions": float(found.length()),
+                "positions": float(candidates.length()),
             },
         )

@@ -54,7 +54,7 @@ class TokenSupport(Attack):
         ordered = channel.order_of_one() if batch_size == 1 else None
         label = single_label(update, anatomy, batch_size=batch_size or 0)
         present = channel.classes or frozenset()
-        told = "rows of absent tokens are exactly zero" if support.exact else "told from a dense background of rows"
+        evidence = "rows of absent tokens are exactly zero" if support.exact else "told from a dense background of rows"
         records = (support.ids if ordered is None else ordered,) if support.ids.numel() else ()
         return Reconstruction(
             records=records,
@@ -62,7 +62,7 @@ class TokenSupport(Attack):
             confidence=tuple(torch.ones(len(ids)) for ids in records) if support.exact else (),
             labels=None if label is None else (label,),
             status=Status.CONVERGED if support.ids.numel() else Status.NOTHING_FOUND,
-            message=f"{support.ids.numel()} distinct tokens, {told}"
+            message=f"{support.ids.numel()} distinct tokens, {evidence}"
             + ("; order from the position gradient." if ordered is not None else "; no order."),
             adapted=tuple(name_of(stage) for stage in view.get("stages") or ()),
             statistics={

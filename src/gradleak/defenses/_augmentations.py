@@ -1,4 +1,4 @@
-"""Why: the fifty small changes of an image that augmentation policies are made of. Must not know who makes policies.
+"""The fifty small changes of an image that augmentation policies are made of. Must not know who makes policies.
 
 Number n is level n mod 5 of change n // 5, in the order of ``CHANGES``.
 """

@@ -1,4 +1,4 @@
-"""Why: MixUp and InstaHide draw whom they mix, and by how much, from one law. Must not know either."""
+"""MixUp and InstaHide draw whom they mix, and by how much, from one law. Must not know either."""
 
 from __future__ import annotations
 

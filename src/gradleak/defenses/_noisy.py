@@ -1,4 +1,4 @@
-"""Why: defenses that clip every example's gradient and add noise by a schedule differ in the clip alone. Must not know any of
+"""Defenses that clip every example's gradient and add noise by a schedule differ in the clip alone. Must not know any of
 them.
 """
 

@@ -1,4 +1,4 @@
-"""Why: defenses that train on changed images compare gradients at weights of their own choosing, and take the same kind
+"""Defenses that train on changed images compare gradients at weights of their own choosing, and take the same kind
 of model. Must not know any of them.
 """
 
@@ -28,14 +28,14 @@ def gradient_at(
     """The gradient of the mean loss at ``weights``, attached to ``data`` if ``differentiable``; zeros where none flows."""
     with torch.enable_grad():
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             trainer.loss(data, leaves),
             list(leaves.values()),
             create_graph=differentiable,
             allow_unused=True,
             materialize_grads=True,
         )
-    return dict(zip(leaves, found, strict=True))
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def own_weights(trainer: ClientTrainer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Why: arithmetic that several defenses share. Must not know any of them."""
+"""Arithmetic that several defenses share. Must not know any of them."""
 
 from __future__ import annotations
 

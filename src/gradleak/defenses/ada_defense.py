@@ -1,4 +1,4 @@
-"""Why: AdaDefense uploads what Adam would have done with the gradient in the place of the gradient. Its memory belongs
+"""AdaDefense uploads what Adam would have done with the gradient in the place of the gradient. Its memory belongs
 to the client: public code shares one memory among all of them, and so mixes what they hold.
 """
 

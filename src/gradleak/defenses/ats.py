@@ -1,4 +1,4 @@
-"""Why: ATS trains on augmented images, by policies searched so that a gradient says little until an image is nearly right."""
+"""ATS trains on augmented images, by policies searched so that a gradient says little until an image is nearly right."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ class ATS(DataStage):
 
     def apply(self, client: Client, rng: torch.Generator) -> TrainingData:
         require_images(client, "ats")
-        found, inputs = read_policies(self.policies), client.data.inputs
-        picks = torch.randint(len(found), (client.data.size,), generator=rng, device=rng.device).to(inputs.device)
-        changed = torch.stack([augment(inputs, policy) for policy in found])
+        policies, inputs = read_policies(self.policies), client.data.inputs
+        picks = torch.randint(len(policies), (client.data.size,), generator=rng, device=rng.device).to(inputs.device)
+        changed = torch.stack([augment(inputs, policy) for policy in policies])
         return replace(client.data, inputs=changed[picks, torch.arange(client.data.size, device=inputs.device)])
 
     def surrogate(self, client: Client) -> TrainingData:
-        found, data = read_policies(self.policies), client.data
+        policies, data = read_policies(self.policies), client.data
         return TrainingData(
-            inputs=torch.cat([augment(data.inputs, policy) for policy in found]),
-            targets=data.targets.repeat(len(found), *[1] * (data.targets.ndim - 1)),
-            mask=data.mask.repeat(len(found), *[1] * (data.mask.ndim - 1)),
+            inputs=torch.cat([augment(data.inputs, policy) for policy in policies]),
+            targets=data.targets.repeat(len(policies), *[1] * (data.targets.ndim - 1)),
+            mask=data.mask.repeat(len(policies), *[1] * (data.mask.ndim - 1)),
         )
 
     def surrogate_is_identity(self) -> bool:
@@ -99,10 +99,10 @@ def read_policies(text: str) -> tuple[Policy, ...]:
     """
     if not re.fullmatch(r"\d+(-\d+)*(\+\d+(-\d+)*)*", text):
         raise SpecError(f"ats: policies={text} cannot be read. Write numbers like 3-1-7, policies joined by +.")
-    found = tuple(tuple(int(number) for number in part.split("-")) for part in text.split("+"))
-    if any(len(policy) > LONGEST or max(policy) >= COUNT for policy in found):
+    policies = tuple(tuple(int(number) for number in part.split("-")) for part in text.split("+"))
+    if any(len(policy) > LONGEST or max(policy) >= COUNT for policy in policies):
         raise SpecError(f"ats: policies={text}: a policy is at most {LONGEST} numbers below {COUNT}.")
-    return found
+    return policies
 
 
 def write_policies(policies: Sequence[Policy]) -> str:
@@ -114,17 +114,17 @@ def privacy_score(trainer: ClientTrainer, data: TrainingData, rng: torch.Generat
     """S_pri of images that were augmented already; one gradient per image and grid point. Lower is better."""
     weights, total = own_weights(trainer), 0.0
     for place in range(data.size):
-        one = TrainingData(inputs=data.inputs[[place]], targets=data.targets[[place]], mask=data.mask[[place]])
-        noise = torch.rand(one.inputs.shape, generator=rng, device=rng.device).to(one.inputs)
-        steps = torch.linspace(0.0, 1.0, _GRID).to(one.inputs)
+        record = TrainingData(inputs=data.inputs[[place]], targets=data.targets[[place]], mask=data.mask[[place]])
+        noise = torch.rand(record.inputs.shape, generator=rng, device=rng.device).to(record.inputs)
+        steps = torch.linspace(0.0, 1.0, _GRID).to(record.inputs)
         blends = replace(
-            one,
-            inputs=torch.lerp(noise, one.inputs, steps.view(-1, 1, 1, 1)),
-            targets=one.targets.expand(_GRID, -1),
-            mask=one.mask.expand(_GRID),
+            record,
+            inputs=torch.lerp(noise, record.inputs, steps.view(-1, 1, 1, 1)),
+            targets=record.targets.expand(_GRID, -1),
+            mask=record.mask.expand(_GRID),
         )
-        each = trainer.example_gradients(weights, blends)
-        rows = torch.cat([gradient.flatten(1) for gradient in each.values()], 1)
+        gradients = trainer.example_gradients(weights, blends)
+        rows = torch.cat([gradient.flatten(1) for gradient in gradients.values()], 1)
         total += float(torch.cosine_similarity(rows, rows[-1:], dim=1).mean())
     return total / data.size
 
@@ -182,5 +182,5 @@ def search(
                 accuracy=accuracy_score(trainer, changed, stream()),
             )
         )
-    passed = sorted(judged, key=lambda each: -each.accuracy)[: max(1, round(share * len(judged)))]
-    return tuple(sorted(passed, key=lambda each: each.privacy))
+    passed = sorted(judged, key=lambda policy_scores: -policy_scores.accuracy)[: max(1, round(share * len(judged)))]
+    return tuple(sorted(passed, key=lambda policy_scores: policy_scores.privacy))

@@ -1,4 +1,4 @@
-"""Why: CENSOR shares a random direction that is orthogonal to the gradient, the best of several by the client's loss.
+"""CENSOR shares a random direction that is orthogonal to the gradient, the best of several by the client's loss.
 Public code projects with ‖g‖ where ‖g‖² belongs, so its result is orthogonal only to gradients of norm one.
 """
 
@@ -87,7 +87,7 @@ class Censor(ClientStage):
         moved = {name: weights[name].detach() + factor * tensor.to(weights[name]) for name, tensor in steps.items()}
         with torch.no_grad():
             if client.data.mask.all():
-                losses = vectorized(lambda each: _loss(trainer, client.data, each), moved)
+                losses = vectorized(lambda weights_after: _loss(trainer, client.data, weights_after), moved)
                 if losses is not None:
                     return losses.tolist()
             count = len(next(iter(moved.values())))

@@ -1,4 +1,4 @@
-"""Why: a bounded norm is what gives noise its unit; by itself it only shortens the update. Must not add noise."""
+"""A bounded norm is what gives noise its unit; by itself it only shortens the update. Must not add noise."""
 
 from __future__ import annotations
 

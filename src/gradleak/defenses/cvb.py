@@ -1,4 +1,4 @@
-"""Why: PRECODE at the end of a model leaves the layers below it readable. The convolutional bottleneck stands early, so that
+"""PRECODE at the end of a model leaves the layers below it readable. The convolutional bottleneck stands early, so that
 little is left below it. Must not touch the module that it is given.
 """
 

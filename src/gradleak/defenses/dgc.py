@@ -1,4 +1,4 @@
-"""Why: deep gradient compression sends only the largest entries, and later what it kept back: the residual delays
+"""Deep gradient compression sends only the largest entries, and later what it kept back: the residual delays
 information, it does not remove it. The residual belongs to the client.
 """
 

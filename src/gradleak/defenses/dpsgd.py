@@ -1,4 +1,4 @@
-"""Why: differentially private gradient descent, the defense whose guarantee holds for every attack and every record. Must not
+"""Differentially private gradient descent, the defense whose guarantee holds for every attack and every record. Must not
 compute ε: it describes itself, the accountant decides.
 """
 

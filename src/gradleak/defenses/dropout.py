@@ -1,4 +1,4 @@
-"""Why: dropout was made against overfitting; its masks are draws that an attacker does not know, which hides a little.
+"""Dropout was made against overfitting; its masks are draws that an attacker does not know, which hides a little.
 Must not touch the module that it is given.
 """
 
@@ -61,10 +61,10 @@ class Dropout(ModelStage):
 
 def running_dropout(subject: Subject) -> tuple[str, ...]:
     """Paths of the dropout layers that take part in a forward pass; some models keep one only for its rate."""
-    found: list[str] = []
+    paths: list[str] = []
 
     def listener(path: str) -> Callable[[nn.Module, Any], None]:
-        return lambda layer, args: found.append(path)
+        return lambda layer, args: paths.append(path)
 
     layers = [(path, layer) for path, layer in subject.module.named_modules() if isinstance(layer, nn.Dropout)]
     handles = [layer.register_forward_pre_hook(listener(path)) for path, layer in layers]
@@ -76,7 +76,7 @@ def running_dropout(subject: Subject) -> tuple[str, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(paths))
 
 
 class MaskedDropout(Noisy):

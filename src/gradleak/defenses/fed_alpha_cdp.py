@@ -1,4 +1,4 @@
-"""Why: the variant of Fed-CDP whose clipping bound follows the private data, shipped because it is published and used. Must not be
+"""The variant of Fed-CDP whose clipping bound follows the private data, shipped because it is published and used. Must not be
 taken for differential privacy: there is no guarantee at any noise.
 """
 

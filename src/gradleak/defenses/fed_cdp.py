@@ -1,4 +1,4 @@
-"""Why: per-example noise in every local iteration of a federated client, with noise that may fall over the training. Must not
+"""Per-example noise in every local iteration of a federated client, with noise that may fall over the training. Must not
 compute ε: it describes itself, the accountant decides.
 """
 

@@ -1,4 +1,4 @@
-"""Why: client-level privacy, one clip and one noise for a client's whole update; it says who may see what. Must not compute ε: it
+"""Client-level privacy, one clip and one noise for a client's whole update; it says who may see what. Must not compute ε: it
 describes itself, the accountant decides.
 """
 

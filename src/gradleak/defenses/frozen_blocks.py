@@ -1,4 +1,4 @@
-"""Why: the closer a layer is to the input, the more plainly its gradient shows the tokens. Training only the top of a
+"""The closer a layer is to the input, the more plainly its gradient shows the tokens. Training only the top of a
 transformer is common anyway. Must not touch the module that it is given.
 """
 

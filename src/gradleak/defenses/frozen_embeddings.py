@@ -1,4 +1,4 @@
-"""Why: the rows of a trained token table name the tokens of a batch; a table that is not trained has no rows to share.
+"""The rows of a trained token table name the tokens of a batch; a table that is not trained has no rows to share.
 Must not touch the module that it is given: what is frozen is a property of the subject.
 """
 

@@ -1,4 +1,4 @@
-"""Why: additive Gaussian noise, the one defense that can carry a guarantee (after a clip). Must not compute epsilon:
+"""Additive Gaussian noise, the one defense that can carry a guarantee (after a clip). Must not compute epsilon:
 the accountant reads ``gaussian_multiplier`` and decides.
 """
 

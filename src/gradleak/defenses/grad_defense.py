@@ -1,4 +1,4 @@
-"""Why: GradDefense spends its noise where the gradient depends most on the input: slices of equal sensitivity, some of
+"""GradDefense spends its noise where the gradient depends most on the input: slices of equal sensitivity, some of
 them perturbed. What is not perturbed leaves as it was, and that is what an attacker who knows it relies on.
 """
 
@@ -110,8 +110,8 @@ class GradDefense(ClientStage):
         return 0.0 if self.kept is not None else self.std * math.sqrt(self.perturbed / self.bins)
 
     def _slices(self, update: Mapping[str, Tensor], trainer: ClientTrainer) -> dict[str, Tensor]:
-        found = sensitivities(trainer, root_data(trainer, self.root))
-        return slices({name: (found[name], tensor.numel()) for name, tensor in update.items()}, self.bins)
+        by_name = sensitivities(trainer, root_data(trainer, self.root))
+        return slices({name: (by_name[name], tensor.numel()) for name, tensor in update.items()}, self.bins)
 
 
 def root_data(trainer: ClientTrainer, count: int) -> TrainingData:
@@ -133,20 +133,20 @@ def sensitivities(trainer: ClientTrainer, data: TrainingData) -> dict[str, float
     with torch.enable_grad():
         for place in range(data.size):
             leaves = {name: subject.trainable()[name].detach().requires_grad_() for name in totals}
-            inputs, targets, mask = (each[place : place + 1] for each in (data.inputs, data.targets, data.mask))
+            inputs, targets, mask = (tensor[place : place + 1] for tensor in (data.inputs, data.targets, data.mask))
             seen = inputs if inputs.is_floating_point() else subject.embed(inputs, leaves)
             shift = torch.zeros_like(seen, requires_grad=True)
             loss = trainer.loss(replace(data, inputs=seen + shift, targets=targets, mask=mask), leaves)
             gradients = torch.autograd.grad(
                 loss, list(leaves.values()), create_graph=True, allow_unused=True, materialize_grads=True
             )
-            told = [name for name, gradient in zip(leaves, gradients, strict=True) if gradient.requires_grad]
+            attached = [name for name, gradient in zip(leaves, gradients, strict=True) if gradient.requires_grad]
             sums = torch.stack([gradient.sum() for gradient in gradients if gradient.requires_grad])
             # All tensors in one vectorized backward pass: a loop over them costs three times as much.
             (slopes,) = torch.autograd.grad(
-                sums, shift, torch.eye(len(told)).to(sums), is_grads_batched=True, materialize_grads=True
+                sums, shift, torch.eye(len(attached)).to(sums), is_grads_batched=True, materialize_grads=True
             )
-            for name, slope in zip(told, slopes, strict=True):
+            for name, slope in zip(attached, slopes, strict=True):
                 totals[name] += float(slope.norm()) / data.size
     return totals
 
@@ -160,12 +160,12 @@ def slices(tensors: Mapping[str, tuple[float, int]], bins: int) -> dict[str, Ten
     total = sum(weight for weight, _ in tensors.values())
     if total <= 0.0:
         return slices({name: (float(count), count) for name, (_, count) in tensors.items()}, bins)
-    found, before = {}, 0.0
+    places, before = {}, 0.0
     for name, (weight, count) in tensors.items():
         middle = before + weight * (torch.arange(count, dtype=torch.float64) + 0.5) / max(count, 1)
-        found[name] = (middle * bins / total).long().clamp(max=bins - 1)
+        places[name] = (middle * bins / total).long().clamp(max=bins - 1)
         before += weight
-    return found
+    return places
 
 
 def surely_exact(

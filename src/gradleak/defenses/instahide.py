@@ -1,4 +1,4 @@
-"""Why: InstaHide mixes images as MixUp does and then flips signs at random. Magnitudes survive the flips."""
+"""InstaHide mixes images as MixUp does and then flips signs at random. Magnitudes survive the flips."""
 
 from __future__ import annotations
 

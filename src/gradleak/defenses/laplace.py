@@ -1,4 +1,4 @@
-"""Why: additive Laplace noise of a plain scale, as many code bases ship it. Must not be called private: without an
+"""Additive Laplace noise of a plain scale, as many code bases ship it. Must not be called private: without an
 L1 sensitivity the scale is no epsilon.
 """
 

@@ -1,4 +1,4 @@
-"""Why: Learning to Obscure trains on synthetic images that are far from the private ones and teach nearly the same.
+"""Learning to Obscure trains on synthetic images that are far from the private ones and teach nearly the same.
 
 Re-derived: of the paper only the abstract was at hand, and no code is public.
 """

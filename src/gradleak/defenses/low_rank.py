@@ -1,4 +1,4 @@
-"""Why: sharing only the leading directions of every matrix filters out detail; the directions themselves are shared."""
+"""Sharing only the leading directions of every matrix filters out detail; the directions themselves are shared."""
 
 from __future__ import annotations
 

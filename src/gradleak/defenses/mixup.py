@@ -1,4 +1,4 @@
-"""Why: MixUp trains on averages of records. It was made against overfitting; as a defense it hides a record among a few."""
+"""MixUp trains on averages of records. It was made against overfitting; as a defense it hides a record among a few."""
 
 from __future__ import annotations
 

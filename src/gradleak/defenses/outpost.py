@@ -1,4 +1,4 @@
-"""Why: OUTPOST perturbs early steps more than late ones, and only where the Fisher information is high. Public code
+"""OUTPOST perturbs early steps more than late ones, and only where the Fisher information is high. Public code
 perturbs a copy and shares the original, and seeds its generator anew at every call.
 """
 

@@ -1,4 +1,4 @@
-"""Why: the weakness of a bottleneck is the layers below it, whose gradients hardly depend on the draw. Partial perturbation
+"""The weakness of a bottleneck is the layers below it, whose gradients hardly depend on the draw. Partial perturbation
 adds noise to just those. Must not know which bottleneck it is.
 """
 

@@ -1,4 +1,4 @@
-"""Why: PRECODE lets the last features pass through a random code, so that the gradients behind it come from a draw that
+"""PRECODE lets the last features pass through a random code, so that the gradients behind it come from a draw that
 the attacker does not know. Must not touch the module that it is given.
 """
 

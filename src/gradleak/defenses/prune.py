@@ -1,4 +1,4 @@
-"""Why: sharing only the largest entries saves traffic and is often taken for a defense. Must not keep a residual: the
+"""Sharing only the largest entries saves traffic and is often taken for a defense. Must not keep a residual: the
 stage is one release, and delayed entries are another release.
 """
 

@@ -1,4 +1,4 @@
-"""Why: stochastic quantization saves traffic and is sometimes taken for a defense; it is noise of a known, small size."""
+"""Stochastic quantization saves traffic and is sometimes taken for a defense; it is noise of a known, small size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: updates travel in short number formats; this measures what the rounding hides. Must not be taken for noise by
+"""Updates travel in short number formats; this measures what the rounding hides. Must not be taken for noise by
 the accountant: rounding is deterministic.
 """
 

@@ -1,4 +1,4 @@
-"""Why: pruning at random hides which entries were large; what is left is still exact. Must not look at magnitudes."""
+"""Pruning at random hides which entries were large; what is left is still exact. Must not look at magnitudes."""
 
 from __future__ import annotations
 

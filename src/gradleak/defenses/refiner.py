@@ -1,4 +1,4 @@
-"""Why: Refiner trains on images that look like noise and yet have nearly the private gradient, where it counts.
+"""Refiner trains on images that look like noise and yet have nearly the private gradient, where it counts.
 
 Re-derived: of the paper only the abstract was at hand, and no code is public.
 """
@@ -91,9 +91,9 @@ class Refiner(DataStage):
         refined = torch.lerp(data.inputs, noise, self.blend).detach().requires_grad_()
         optimizer = torch.optim.Adam([refined], lr=self.lr)
         for _ in range(self.steps):
-            found = gradient_at(client.trainer, weights, replace(data, inputs=refined), differentiable=True)
+            gradient = gradient_at(client.trainer, weights, replace(data, inputs=refined), differentiable=True)
             with torch.enable_grad():
-                value = mismatch(found, wanted, keys) - self.beta * noisiness(network, refined).mean()
+                value = mismatch(gradient, wanted, keys) - self.beta * noisiness(network, refined).mean()
             (refined.grad,) = torch.autograd.grad(value, refined)
             optimizer.step()
             with torch.no_grad():
@@ -106,9 +106,9 @@ def key_weights(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], dep
     return {name: depth**place * (weights[name] * g).abs() for place, (name, g) in enumerate(wanted.items())}
 
 
-def mismatch(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> Tensor:
+def mismatch(gradient: Mapping[str, Tensor], wanted: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> Tensor:
     """Weighted relative error of the gradient: 0 if equal, 1 if there is none."""
-    error = torch.stack([(keys[n] * (found[n] - g).square()).sum() for n, g in wanted.items()]).sum()
+    error = torch.stack([(keys[n] * (gradient[n] - g).square()).sum() for n, g in wanted.items()]).sum()
     size = sum(float((keys[n] * g.square()).sum()) for n, g in wanted.items())
     # The tiny term keeps the slope of the root finite at equality.
     return (error / max(size, _TINY) + 1e-12).sqrt()

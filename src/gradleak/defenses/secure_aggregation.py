@@ -1,4 +1,4 @@
-"""Why: under secure aggregation the server sees the sum of many clients' updates and none of them alone. This simulates
+"""Under secure aggregation the server sees the sum of many clients' updates and none of them alone. This simulates
 what it sees, not the cryptography that hides the rest.
 """
 

@@ -1,4 +1,4 @@
-"""Why: one bit per entry, as in signSGD, is often taken for a defense; it keeps the direction and the zero rows.
+"""One bit per entry, as in signSGD, is often taken for a defense; it keeps the direction and the zero rows.
 Must not add noise.
 """
 

@@ -1,4 +1,4 @@
-"""Why: Soteria prunes the gradient of one layer where the layer's representation says most about the input. Where it
+"""Soteria prunes the gradient of one layer where the layer's representation says most about the input. Where it
 pruned is there to be read: whole columns of zeros.
 """
 

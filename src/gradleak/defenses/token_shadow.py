@@ -1,4 +1,4 @@
-"""Why: text has no noise to hide in, so a token is replaced by another one that the model takes for nearly the same. The
+"""Text has no noise to hide in, so a token is replaced by another one that the model takes for nearly the same. The
 rule is public, so a candidate record brings its own list of possible shadows.
 """
 
@@ -135,13 +135,13 @@ def _with_tokens(subject: Subject, data: TrainingData, original: Tensor, drawn: 
     return replace(data, inputs=inputs, targets=targets.to(data.targets))
 
 
-def _choose(first: Tensor, one: TrainingData, other: TrainingData) -> TrainingData:
-    """Record by record ``one`` where ``first``, else ``other``."""
+def _choose(first: Tensor, preferred: TrainingData, other: TrainingData) -> TrainingData:
+    """Record by record ``preferred`` where ``first``, else ``other``."""
 
     def pick(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)
 
-    return replace(other, inputs=pick(one.inputs, other.inputs), targets=pick(one.targets, other.targets))
+    return replace(other, inputs=pick(preferred.inputs, other.inputs), targets=pick(preferred.targets, other.targets))
 
 
 def _representations(subject: Subject, data: TrainingData) -> Float[Tensor, "batch units"]:

@@ -1,4 +1,4 @@
-"""Why: an attack that matches updates is a choice of parts and nothing else; what follows from the choice is written once.
+"""An attack that matches updates is a choice of parts and nothing else; what follows from the choice is written once.
 Must not know any attack.
 """
 

@@ -1,4 +1,4 @@
-"""Why: recovery by matching, "find the batch whose update looks like the observed one", assembled from parts:
+"""Recovery by matching, "find the batch whose update looks like the observed one", assembled from parts:
 objective × prior × labels × optimizer × restarts. Attacks are choices of parts. Must not know any attack by name.
 
 The replay models every stage of the channel that the adversary knows through the stage's own surrogate; that is what
@@ -38,12 +38,12 @@ def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, cl
     function = objective_function(problem, parts)
     start = _screen(problem, parts, function, rng, clock)
     restarts = start["inputs"].shape[0]
-    found = parts.optimizer.minimize(function, start, stopping=parts.stopping, clock=clock)
+    minimum = parts.optimizer.minimize(function, start, stopping=parts.stopping, clock=clock)
     subject = problem.trainer.subject
     with torch.no_grad():
-        inputs = problem.inputs(found.variables["inputs"])
+        inputs = problem.inputs(minimum.variables["inputs"])
         targets = targets_of(
-            problem, {name: v.unsqueeze(0) for name, v in found.variables.items()}, inputs.unsqueeze(0)
+            problem, {name: v.unsqueeze(0) for name, v in minimum.variables.items()}, inputs.unsqueeze(0)
         )
     labels = None
     if subject.loss.labels_records:
@@ -55,12 +55,12 @@ def invert(update: Update, view: View, parts: Matching, rng: torch.Generator, cl
     return core.Reconstruction(
         records=records,
         labels=labels,
-        status=found.status,
-        message=f"Matched {len(problem.observed)} tensors in {found.iterations} iterations of {restarts} restarts.",
-        objective=found.value,
-        trace=found.trace,
+        status=minimum.status,
+        message=f"Matched {len(problem.observed)} tensors in {minimum.iterations} iterations of {restarts} restarts.",
+        objective=minimum.value,
+        trace=minimum.trace,
         adapted=problem.adapted(),
-        statistics={"iterations": float(found.iterations), "tensors": float(len(problem.observed))},
+        statistics={"iterations": float(minimum.iterations), "tensors": float(len(problem.observed))},
     )
 
 
@@ -155,15 +155,15 @@ def _screen(
     restarts = max(parts.restarts, min(classes, _LABEL_STARTS)) if search_labels else parts.restarts
 
     def draw() -> Variables:
-        found: Variables = {"inputs": torch.randn(restarts, *problem.space.shape, generator=rng)}
+        variables: Variables = {"inputs": torch.randn(restarts, *problem.space.shape, generator=rng)}
         # Noise starts at its mean: that is the best guess before anything is known of the draw.
         unknown = {**problem.noise, **problem.guesses}
-        found |= {NOISE_PREFIX + name: torch.zeros(restarts, *shape) for name, shape in unknown.items()}
+        variables |= {NOISE_PREFIX + name: torch.zeros(restarts, *shape) for name, shape in unknown.items()}
         if search_labels:
             logits = 0.5 * torch.randn(restarts, problem.batch_size, classes, generator=rng)
             leaning = torch.arange(restarts) % classes
-            found["labels"] = logits + 2.0 * torch.eye(classes)[leaning].unsqueeze(1)
-        return found
+            variables["labels"] = logits + 2.0 * torch.eye(classes)[leaning].unsqueeze(1)
+        return variables
 
     kept = draw()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Why: matching by Levenberg–Marquardt on a real model, where the update's derivative is only needed in products
+"""Matching by Levenberg–Marquardt on a real model, where the update's derivative is only needed in products
 (``normal_product``). Must not know attacks.
 """
 

@@ -1,4 +1,4 @@
-"""Why: how far a simulated update is from the observed one, as small exchangeable parts. Must not know optimizers.
+"""How far a simulated update is from the observed one, as small exchangeable parts. Must not know optimizers.
 
 Every objective takes a mapping of candidate updates (dense, or as factors) and returns one value per restart; it is
 scaled so that candidates of any model live on comparable numbers: 0 is a perfect match, about 1 is no match.

@@ -1,4 +1,4 @@
-"""Why: minimizing one function from many starts at once, with best-so-far, early stopping, a clock and a trace.
+"""Minimizing one function from many starts at once, with best-so-far, early stopping, a clock and a trace.
 
 The function maps variables with a leading ``restarts`` axis to one value per restart, and restarts do not interact:
 so one backward pass of the sum serves all, and Adam, being elementwise, keeps them apart. Must not know what is searched.

@@ -106,8 +106,8 @@ class Problem:
         """What noisy layers and stages on the data drew, according to the variables."""
         layers = noisy_layers(self.trainer.subject.module)
         names = {noise_name(path): layer for path, layer in layers.items()}
-        found = {name: names[name].relaxed(variables[NOISE_PREFIX + name]) for name in self.noise}
-        return found | {name: variables[NOISE_PREFIX + name] for name in self.guesses}
+        noise = {name: names[name].relaxed(variables[NOISE_PREFIX + name]) for name in self.noise}
+        return noise | {name: variables[NOISE_PREFIX + name] for name in self.guesses}
 
     def adapted(self) -> tuple[str, ...]:
         """The stages that this search models; one that changes the data and is neither searched nor without effect is not."""
@@ -123,10 +123,10 @@ class Problem:
         parts = [(noise[name].flatten(1).mean(1) - means[name]).abs() for name in self.noise if name in noise]
         return torch.stack(parts).mean(0) if parts else torch.zeros(())
 
-    def _weighted(self, found: Simulated) -> Simulated:
+    def _weighted(self, simulated: Simulated) -> Simulated:
         return {
             name: part.scaled(self.weights[name]) if isinstance(part, FactoredMatrix) else part * self.weights[name]
-            for name, part in found.items()
+            for name, part in simulated.items()
         }
 
 

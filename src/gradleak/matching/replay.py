@@ -1,4 +1,4 @@
-"""Why: an attacker who knows the channel simulates it: candidate batches in, the updates that they would be released as
+"""An attacker who knows the channel simulates it: candidate batches in, the updates that they would be released as
 out, differentiable in the candidates. Every stage is modeled through its own surrogate. Must not know any attack or
 defense.
 """
@@ -79,9 +79,11 @@ class Replay:
         parts = zip(
             inputs.tensor_split(clients, 1), targets.tensor_split(clients, 1), mask.tensor_split(clients), strict=True
         )
-        each = [self._dense(self._client(x, y, kept, before), inputs.shape[0]) for x, y, kept in parts]
+        updates = [self._dense(self._client(x, y, kept, before), inputs.shape[0]) for x, y, kept in parts]
         sizes = tuple(len(part) for part in mask.tensor_split(clients))
-        joint = protocol.surrogate({name: torch.stack([one[name] for one in each], 1) for name in each[0]}, sizes)
+        joint = protocol.surrogate(
+            {name: torch.stack([update[name] for update in updates], 1) for name in updates[0]}, sizes
+        )
         for stage in after:
             joint = stage.surrogate(joint, self.released)
         return joint
@@ -104,23 +106,23 @@ class Replay:
         stages: tuple[ReleaseStage, ...],
         noise: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Simulated:
-        found = self._trained(inputs, targets, mask, noise)
+        simulated = self._trained(inputs, targets, mask, noise)
         while stages:
             # Stages that only rescale act on the factors; the first one that does more needs dense tensors.
-            norm = squared_norm(found).clamp_min(_TINY).sqrt()
+            norm = squared_norm(simulated).clamp_min(_TINY).sqrt()
             factor = stages[0].rescale(norm, self.share)
             if factor is None:
                 break
-            found, stages = {name: scale(part, factor) for name, part in found.items()}, stages[1:]
+            simulated, stages = {name: scale(part, factor) for name, part in simulated.items()}, stages[1:]
         if not stages:
-            return found
-        dense = self._dense(found, inputs.shape[0])
+            return simulated
+        dense = self._dense(simulated, inputs.shape[0])
         for stage in stages:
             dense = stage.surrogate(dense, self.released)
         return dense
 
-    def _dense(self, found: Simulated, restarts: int) -> Mapping[str, Tensor]:
-        dense = {name: part.dense() if isinstance(part, FactoredMatrix) else part for name, part in found.items()}
+    def _dense(self, simulated: Simulated, restarts: int) -> Mapping[str, Tensor]:
+        dense = {name: part.dense() if isinstance(part, FactoredMatrix) else part for name, part in simulated.items()}
         # A parameter that broadcasts over records comes without its axis of one; stages look at shapes.
         return {name: part.reshape(restarts, *self.released[name].shape) for name, part in dense.items()}
 
@@ -133,7 +135,7 @@ class Replay:
         plain_layers = not noisy_layers(self.trainer.subject.module)
         if training is None and local.share == "gradient" and local.plain and follow and plain_layers:
             stacked = mask.repeat(restarts, *[1] * (mask.ndim - 1))
-            found = simulate_gradients(
+            gradients = simulate_gradients(
                 self.trainer.subject,
                 self.names,
                 inputs.flatten(0, 1),
@@ -141,12 +143,12 @@ class Replay:
                 stacked,
                 restarts=restarts,
             )
-            if found is not None:
-                return found
+            if gradients is not None:
+                return gradients
         single = [
             self.trainer.replay(
                 x, y, mask, stage=training, differentiable=follow, noise={n: drawn[row] for n, drawn in noise.items()}
             )
             for row, (x, y) in enumerate(zip(inputs, targets, strict=True))
         ]
-        return {name: torch.stack([one[name] for one in single]) for name in self.names}
+        return {name: torch.stack([gradient[name] for gradient in single]) for name in self.names}

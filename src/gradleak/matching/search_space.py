@@ -1,4 +1,4 @@
-"""Why: where a matching attack looks for embeddings. Everywhere, in units of the token table; or only where the first
+"""Where a matching attack looks for embeddings. Everywhere, in units of the token table; or only where the first
 attention's gradients leave room: their column space holds every input of that layer, and what a normalized sum of token
 and position may be for its norm to lie in that space is a linear condition on the embedding. Must not know objectives.
 
@@ -42,8 +42,8 @@ class SearchSpace:
 
     def inputs(self, u: Tensor) -> Tensor:
         moved = self.scale * u
-        found = self.center + (moved if self.basis is None else moved @ self.basis)
-        return 1.0 - (torch.remainder(found, 2.0) - 1.0).abs() if self.folded else found
+        point = self.center + (moved if self.basis is None else moved @ self.basis)
+        return 1.0 - (torch.remainder(point, 2.0) - 1.0).abs() if self.folded else point
 
 
 def pixels(shape: tuple[int, ...], *, folded: bool = False) -> SearchSpace:
@@ -61,9 +61,9 @@ def embeddings(view: View, table: Tensor, batch_size: int, seq_len: int) -> Sear
         # Padding goes to the longest record: one record alone has none.
         lengths = torch.full((batch_size,), seq_len if batch_size == 1 else 0) if mask is None else mask.sum(1)
         known = framing.known(lengths, seq_len).unsqueeze(-1)
-        told = known != UNKNOWN
-        center = torch.where(told, table[known.squeeze(-1).clamp_min(0)], center)
-        scale = torch.where(told, 0.0, scale)
+        is_known = known != UNKNOWN
+        center = torch.where(is_known, table[known.squeeze(-1).clamp_min(0)], center)
+        scale = torch.where(is_known, 0.0, scale)
     return SearchSpace(center=center, scale=scale, shape=tuple(center.shape))
 
 
@@ -84,8 +84,8 @@ def within_span(whole: SearchSpace, subject: Subject, update: Mapping[str, Tenso
     fixed = -law.positions[: whole.shape[1]].to(free.dtype)
     # The member of the affine space of each position that is closest to the center of the table; told tokens stay.
     outside = fixed - whole.center
-    told = (whole.scale == 0).all(-1, keepdim=True)
-    center = torch.where(told, whole.center, whole.center + outside - (outside @ free.T) @ free)
+    is_known = (whole.scale == 0).all(-1, keepdim=True)
+    center = torch.where(is_known, whole.center, whole.center + outside - (outside @ free.T) @ free)
     spread = whole.scale.square().mean(-1, keepdim=True).sqrt()
     return SearchSpace(center=center, scale=spread, shape=(*whole.shape[:-1], free.shape[0]), basis=free)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gradleak.attacks.adapter_bag.bag import Bag, Places, find_bag
+from gradleak.attacks.adapter_bag.bag import Bag, TokenLayout, find_bag
 from gradleak.attacks.adapter_bag.factors import adapter_families
 from gradleak.core.attack import Attack, Clock, Reconstruction, Status
 from gradleak.core.batch import Modality
@@ -62,16 +62,16 @@ class AdapterBag(Attack):
             )
         path = anatomy.blocks[0].attention_inputs[0].module
         length = int(view["seq_len"])
-        places = Places(
+        layout = TokenLayout(
             counts=_readable(view, subject),
             positional=reads_position(subject, path, torch.arange(4), positions=length),
             causal=anatomy.kind == "decoder",
         )
-        width = length if places.positional else 1
+        width = length if layout.positional else 1
         law = read_first_input(subject, path, positions=width)
         inputs = _Run(subject=subject, path=path, width=width) if law is None else law
-        bag = find_bag(families, inputs, places, vocab_size=anatomy.vocab_size, rng=rng, clock=clock)
-        return _conclude(bag, self.confidence, places, spent=clock.spent())
+        bag = find_bag(families, inputs, layout, vocab_size=anatomy.vocab_size, rng=rng, clock=clock)
+        return _conclude(bag, self.confidence, layout, spent=clock.spent())
 
 
 def _readable(view: View, subject: Subject) -> Int64[Tensor, " length"]:
@@ -99,7 +99,7 @@ class _Run:
         return self.rows(ids) @ directions
 
 
-def _conclude(bag: Bag, confidence: float, places: Places, *, spent: bool) -> Reconstruction:
+def _conclude(bag: Bag, confidence: float, layout: TokenLayout, *, spent: bool) -> Reconstruction:
     sure = bag.tokens[bag.probability >= confidence]
     status = Status.BUDGET_SPENT if spent else Status.CONVERGED if len(sure) else Status.NOTHING_FOUND
     return Reconstruction(
@@ -107,7 +107,7 @@ def _conclude(bag: Bag, confidence: float, places: Places, *, spent: bool) -> Re
         ordered=False,
         confidence=(bag.probability[bag.probability >= confidence],) if len(sure) else (),
         status=status,
-        message=f"{len(sure)} tokens with probability {confidence:g} or more, of at most {places.tokens} in the batch; no order.",
+        message=f"{len(sure)} tokens with probability {confidence:g} or more, of at most {layout.tokens} in the batch; no order.",
         statistics={
             "tokens": float(len(sure)),
             "mean_probability": float(bag.probability[: len(sure)].mean()) if len(sure) else 0.0,

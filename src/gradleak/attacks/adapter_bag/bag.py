@@ -1,11 +1,11 @@
-"""Why: when more tokens are summed than a matrix has rows or columns, no token can be tested alone: the span holds
+"""When more tokens are summed than a matrix has rows or columns, no token can be tested alone: the span holds
 everything. But the sum still is made of them. Here every token of the vocabulary is weighed by how much likelier it makes
 the sums, first alone, then given all the others. Must not know where the sums come from.
 
     M_j = Σ_t f_j(z_t) c_tjᵀ,   f_j(z) = F_j z + b_j known,  c_tj unknown,  t over the tokens of the batch.
 
 With c_tj Gaussian the columns of M_j have covariance Σ_j = Σ_t w_t f_j(z_t) f_j(z_t)ᵀ, and the log-likelihood ratio of one
-more token is that of a scale mixture (``soft_weighing``). Summed over many sums j, weak evidence becomes certainty.
+more token is that of a scale mixture (``token_weights``). Summed over many sums j, weak evidence becomes certainty.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gradleak.attacks.adapter_bag.token_weights import Pool, Weighing
+from gradleak.attacks.adapter_bag.token_weights import Candidates, TokenWeights
 from gradleak.attacks.adapter_bag.whitening import whiten
 from gradleak.core.attack import Clock
 
@@ -79,7 +79,7 @@ class Bag:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Places:
+class TokenLayout:
     """How tokens are laid out.
 
     Attributes:
@@ -118,7 +118,13 @@ class Places:
 
 
 def find_bag(
-    families: Sequence[Family], inputs: Inputs, places: Places, *, vocab_size: int, rng: torch.Generator, clock: Clock
+    families: Sequence[Family],
+    inputs: Inputs,
+    layout: TokenLayout,
+    *,
+    vocab_size: int,
+    rng: torch.Generator,
+    clock: Clock,
 ) -> Bag:
     """The tokens of a batch from sums that are too full to test one token alone.
 
@@ -130,24 +136,26 @@ def find_bag(
         inputs: what the families' features are made of.
         rng: draws the sample of the vocabulary that stands for tokens which do not take part.
     """
-    sample = torch.randperm(vocab_size, generator=rng)[: max(256, _SAMPLE // places.length)]
+    sample = torch.randperm(vocab_size, generator=rng)[: max(256, _SAMPLE // layout.length)]
     z = inputs.rows(sample).flatten(0, 1)
     white = [whiten(f.weights, f.offsets, f.sums, f.own, f.centered, z[z.norm(dim=-1) > 0]) for f in families]
-    weighing = Weighing.start(white, [places.profile(family) for family in families], places.counts, places.own_share())
-    vocabulary = _Vocabulary.of(weighing, inputs, vocab_size)
-    pool = _refreshed(None, vocabulary.screen(weighing, None), inputs, weighing, places)
-    rounds = weighing.settle(pool, rounds=_ROUNDS, clock=clock)
-    tokens, probability = pool.per_token(vocab_size, places.tokens)
+    token_weights = TokenWeights.start(
+        white, [layout.profile(family) for family in families], layout.counts, layout.own_share()
+    )
+    vocabulary = _Vocabulary.of(token_weights, inputs, vocab_size)
+    candidates = _refreshed(None, vocabulary.screen(token_weights, None), inputs, token_weights, layout)
+    rounds = token_weights.iterate(candidates, rounds=_ROUNDS, clock=clock)
+    tokens, probability = candidates.per_token(vocab_size, layout.tokens)
     for _ in range(_SCREENS - 1):
         if clock.spent():
             break
         before = tokens
-        pool = _refreshed(pool, vocabulary.screen(weighing, pool), inputs, weighing, places)
-        rounds += weighing.settle(pool, rounds=_ROUNDS, clock=clock)
-        tokens, probability = pool.per_token(vocab_size, places.tokens)
+        candidates = _refreshed(candidates, vocabulary.screen(token_weights, candidates), inputs, token_weights, layout)
+        rounds += token_weights.iterate(candidates, rounds=_ROUNDS, clock=clock)
+        tokens, probability = candidates.per_token(vocab_size, layout.tokens)
         if int((~torch.isin(tokens, before)).sum()) <= _STABLE * len(tokens):
             break
-    return Bag(tokens=tokens, probability=probability, expected=float(pool.probability.sum()), rounds=rounds)
+    return Bag(tokens=tokens, probability=probability, expected=float(candidates.probability.sum()), rounds=rounds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,39 +167,43 @@ class _Vocabulary:
     squares: tuple[list[Float[Tensor, "tokens width sums"]], ...]
 
     @staticmethod
-    def of(weighing: Weighing, inputs: Inputs, vocab_size: int) -> _Vocabulary:
-        directions, constants = weighing.feature_maps()
+    def of(token_weights: TokenWeights, inputs: Inputs, vocab_size: int) -> _Vocabulary:
+        directions, constants = token_weights.feature_maps()
         width = inputs.rows(torch.zeros(1, dtype=torch.int64)).shape[1]
         parts = torch.arange(vocab_size).split(max(1, int(_FLOATS / (width * directions.shape[1]))))
-        squares = [weighing.feature_squares(inputs.project(ids, directions) + constants) for ids in parts]
+        squares = [token_weights.feature_squares(inputs.project(ids, directions) + constants) for ids in parts]
         return _Vocabulary(inputs=inputs, parts=parts, squares=tuple(squares))
 
-    def screen(self, weighing: Weighing, pool: Pool | None) -> Float[Tensor, "vocab length"]:
-        """Log-likelihood ratio of every token at every position, beside what the pool explains."""
-        directions, constants, sizes = weighing.coefficient_maps(pool)
-        found = [
-            weighing.scores(self.inputs.project(ids, directions) + constants, squares, sizes)
+    def screen(self, token_weights: TokenWeights, candidates: Candidates | None) -> Float[Tensor, "vocab length"]:
+        """Log-likelihood ratio of every token at every position, beside what the candidates explain."""
+        directions, constants, sizes = token_weights.coefficient_maps(candidates)
+        ratios = [
+            token_weights.scores(self.inputs.project(ids, directions) + constants, squares, sizes)
             for ids, squares in zip(self.parts, self.squares, strict=True)
         ]
-        return torch.cat(found)
+        return torch.cat(ratios)
 
 
 def _refreshed(
-    pool: Pool | None, scores: Float[Tensor, "vocab length"], inputs: Inputs, weighing: Weighing, places: Places
-) -> Pool:
-    """The best candidates of a screening, and of the last pool those that are not excluded."""
-    keep = max(_FEWEST_CANDIDATES, _CANDIDATES_PER_TOKEN * places.tokens)
-    length = places.length
-    if places.positional:
-        each = min(max(1, keep // length), len(scores))
-        tokens, at = scores.topk(each, dim=0).indices.flatten(), torch.arange(length).repeat(each)
+    candidates: Candidates | None,
+    scores: Float[Tensor, "vocab length"],
+    inputs: Inputs,
+    token_weights: TokenWeights,
+    layout: TokenLayout,
+) -> Candidates:
+    """The best candidates of a screening, and of the last candidates those that are not excluded."""
+    keep = max(_FEWEST_CANDIDATES, _CANDIDATES_PER_TOKEN * layout.tokens)
+    length = layout.length
+    if layout.positional:
+        per_position = min(max(1, keep // length), len(scores))
+        tokens, at = scores.topk(per_position, dim=0).indices.flatten(), torch.arange(length).repeat(per_position)
         places_of = at.unsqueeze(1)
     else:
-        tokens = (scores + weighing.level).logsumexp(1).topk(min(keep, len(scores))).indices
+        tokens = (scores + token_weights.level).logsumexp(1).topk(min(keep, len(scores))).indices
         at = torch.zeros_like(tokens)
         places_of = torch.arange(length).expand(len(tokens), -1)
-    fresh = Pool.of(weighing.white, tokens, places_of, _at(inputs, tokens, at), scores)
-    return fresh if pool is None else pool.alive().joined(fresh, length)
+    fresh = Candidates.of(token_weights.white, tokens, places_of, _at(inputs, tokens, at), scores)
+    return fresh if candidates is None else candidates.alive().joined(fresh, length)
 
 
 def _at(inputs: Inputs, tokens: Tensor, positions: Tensor) -> Tensor:

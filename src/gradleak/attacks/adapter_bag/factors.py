@@ -1,4 +1,4 @@
-"""Why: what the two thin factors of low-rank adapters tell of a layer's input is ``mechanics/subspace/adapters.py``'s; what they tell, less
+"""What the two thin factors of low-rank adapters tell of a layer's input is ``mechanics/subspace/adapters.py``'s; what they tell, less
 expected, about the *other* tokens of the record is written here.
 
     y = W x + s B A x,   δ_t = dL/dy_t,   dL/dB = s Σ_t δ_t (A x_t)ᵀ
@@ -33,7 +33,7 @@ def adapter_families(
     parameters: Mapping[str, Tensor],
     rotations: Float[Tensor, "length head_dim head_dim"] | None = None,
 ) -> tuple[Family, ...]:
-    """What the first block's attention adapters tell about the tokens of a batch of any size, for ``soft_bag``.
+    """What the first block's attention adapters tell about the tokens of a batch of any size, for ``bag.find_bag``.
 
     The stacked rows of dL/dA, where they are not zero, and the left factors of the query and key adapters, head by head.
     In a model without adapters, the gradients of the attention's own projections, which are sums of inputs too.
@@ -43,20 +43,20 @@ def adapter_families(
     """
     block = anatomy.blocks[0]
     adapters = {a.target: a for a in anatomy.adapters_of(block.attention_inputs)}
-    found = [*_input_family(update, tuple(a.down for a in adapters.values()) or block.attention_inputs)]
+    families = [*_input_family(update, tuple(a.down for a in adapters.values()) or block.attention_inputs)]
     if not block.plain:
         # Latent or gated attention: its maps are not queries and keys of the layer's input.
-        return tuple(found)
+        return tuple(families)
     parts = _parts(block)
     for mine, other in ((0, 1), (1, 0)):
-        here, there = parts[mine], parts[other]
-        adapter = adapters.get(here.map.module)
+        own, read = parts[mine], parts[other]
+        adapter = adapters.get(own.map.module)
         if adapter is not None and adapter.up.weight in update and bool(update[adapter.up.weight].any()):
-            left = _left_family(update, adapter, here, there, block, parameters, centered=mine == 0)
+            left = _left_family(update, adapter, own, read, block, parameters, centered=mine == 0)
             # A key stands before the query that reads it, by d: seen from the query it is turned back.
             turns = None if rotations is None else rotations.transpose(1, 2) if mine == 0 else rotations
-            found.append(left if turns is None else _coherent(left, turns))
-    return tuple(found)
+            families.append(left if turns is None else _coherent(left, turns))
+    return tuple(families)
 
 
 def _coherent(family: Family, turns: Float[Tensor, "length rows rows"]) -> Family:
@@ -104,8 +104,8 @@ def _parts(block: Block) -> tuple[_Part, _Part]:
 
 def _input_family(update: Mapping[str, Tensor], maps: tuple[LinearMap, ...]) -> tuple[Family, ...]:
     """The gradients of maps that read the layer's input, as sums of inputs."""
-    rows = [each.as_matrix(update[each.weight]) for each in maps if each.weight in update]
-    rows = [each for each in rows if bool(each.any())]
+    rows = [gradient.as_matrix(update[gradient.weight]) for gradient in maps if gradient.weight in update]
+    rows = [gradient for gradient in rows if bool(gradient.any())]
     if not rows:
         return ()
     sums = torch.cat(rows).T
@@ -124,29 +124,29 @@ def _input_family(update: Mapping[str, Tensor], maps: tuple[LinearMap, ...]) -> 
 def _left_family(
     update: Mapping[str, Tensor],
     adapter: Adapter,
-    here: _Part,
-    there: _Part,
+    own_part: _Part,
+    read_part: _Part,
     block: Block,
     parameters: Mapping[str, Tensor],
     *,
     centered: bool,
 ) -> Family:
     """The up-gradient of queries as sums of keys, or of keys as sums of queries, one sum per pair of heads."""
-    sums = adapter.up.as_matrix(update[adapter.up.weight])[here.rows].unflatten(0, (here.heads, -1))
-    weight = _value(parameters, there.map)[there.rows].unflatten(0, (there.heads, -1))
+    sums = adapter.up.as_matrix(update[adapter.up.weight])[own_part.rows].unflatten(0, (own_part.heads, -1))
+    weight = _value(parameters, read_part.map)[read_part.rows].unflatten(0, (read_part.heads, -1))
     bias = (
         weight.new_zeros(weight.shape[:2])
-        if there.map.bias is None
-        else parameters[there.map.bias].detach()[there.rows].unflatten(0, (there.heads, -1))
+        if read_part.map.bias is None
+        else parameters[read_part.map.bias].detach()[read_part.rows].unflatten(0, (read_part.heads, -1))
     )
     # Grouped queries: several query heads share one key head.
     repeats = block.heads // block.kv_heads
     if centered:
-        weight, bias = (each.repeat_interleave(repeats, dim=0) for each in (weight, bias))
+        weight, bias = (tensor.repeat_interleave(repeats, dim=0) for tensor in (weight, bias))
     else:
         sums = sums.repeat_interleave(repeats, dim=0)
     return Family(weights=weight, offsets=bias, sums=sums, own=_value(parameters, adapter.down), centered=centered)
 
 
-def _value(parameters: Mapping[str, Tensor], each: LinearMap) -> Tensor:
-    return each.as_matrix(parameters[each.weight].detach())
+def _value(parameters: Mapping[str, Tensor], linear_map: LinearMap) -> Tensor:
+    return linear_map.as_matrix(parameters[linear_map.weight].detach())

@@ -1,4 +1,4 @@
-"""Why: tokens that are summed together hide each other. Here candidates are weighed against each other: each by the
+"""Tokens that are summed together hide each other. Here candidates are weighed against each other: each by the
 likelihood of the sums with it and without it, all others taking part by their probabilities; and the strength with
 which a position takes part, which varies a hundredfold along a causal record, is learned from the same sums.
 
@@ -22,7 +22,7 @@ from gradleak.attacks.adapter_bag.whitening import White
 from gradleak.core.attack import Clock
 
 _DAMPING = 0.5
-_SETTLED = 0.02
+_STEADY = 0.02
 """Rounds end when no probability has moved by more than this."""
 _HALVINGS = 50
 _LEAST_WEIGHT = 1e-3
@@ -34,7 +34,7 @@ _LEAST_REST = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pool:
+class Candidates:
     """Candidates, each for one position or (where positions do not show in features) for any one of all.
 
     Attributes:
@@ -43,25 +43,25 @@ class Pool:
         probability: that it takes part at each of its places.
     """
 
-    tokens: Int64[Tensor, " pool"]
-    places: Int64[Tensor, "pool choices"]
-    features: tuple[Float[Tensor, "sums pool rows"], ...]
-    own: tuple[Float[Tensor, "pool columns"] | None, ...]
-    probability: Float[Tensor, "pool choices"]
+    tokens: Int64[Tensor, " candidates"]
+    places: Int64[Tensor, "candidates choices"]
+    features: tuple[Float[Tensor, "sums candidates rows"], ...]
+    own: tuple[Float[Tensor, "candidates columns"] | None, ...]
+    probability: Float[Tensor, "candidates choices"]
     fresh: bool = True
 
     @staticmethod
-    def of(white: Sequence[White], tokens: Tensor, places: Tensor, z: Tensor, scores: Tensor) -> Pool:
+    def of(white: Sequence[White], tokens: Tensor, places: Tensor, z: Tensor, scores: Tensor) -> Candidates:
         """Candidates with inputs ``z``; ``scores`` ``[vocab length]`` stand for probabilities until these are known."""
-        return Pool(
+        return Candidates(
             tokens=tokens,
             places=places,
-            features=tuple(one.features(z) for one in white),
-            own=tuple(one.own_directions(z) for one in white),
+            features=tuple(family.features(z) for family in white),
+            own=tuple(family.own_directions(z) for family in white),
             probability=scores[tokens.unsqueeze(1), places],
         )
 
-    def at(self, kept: Tensor) -> Pool:
+    def at(self, kept: Tensor) -> Candidates:
         return replace(
             self,
             tokens=self.tokens[kept],
@@ -71,15 +71,15 @@ class Pool:
             probability=self.probability[kept],
         )
 
-    def alive(self) -> Pool:
+    def alive(self) -> Candidates:
         return self.at(self.probability.sum(1) > _EXCLUDED)
 
-    def joined(self, fresh: Pool, length: int) -> Pool:
+    def joined(self, fresh: Candidates, length: int) -> Candidates:
         """These candidates with their probabilities, and those of ``fresh`` that are new, with none."""
         new = fresh.at(~torch.isin(fresh._keys(length), self._keys(length)))
         own = [None if a is None or b is None else torch.cat((a, b)) for a, b in zip(self.own, new.own, strict=True)]
-        features = [torch.cat(each, dim=1) for each in zip(self.features, new.features, strict=True)]
-        return Pool(
+        features = [torch.cat(pair, dim=1) for pair in zip(self.features, new.features, strict=True)]
+        return Candidates(
             tokens=torch.cat((self.tokens, new.tokens)),
             places=torch.cat((self.places, new.places)),
             features=tuple(features),
@@ -93,15 +93,15 @@ class Pool:
 
     def per_token(self, vocab_size: int, most: int) -> tuple[Int64[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         """The ``most`` likely tokens, and the probability that the batch holds them anywhere."""
-        here = self.probability.sum(1).clamp(max=1 - 1e-15)
-        present = -here.new_zeros(vocab_size).index_add(0, self.tokens, (-here).log1p()).expm1()
+        anywhere = self.probability.sum(1).clamp(max=1 - 1e-15)
+        present = -anywhere.new_zeros(vocab_size).index_add(0, self.tokens, (-anywhere).log1p()).expm1()
         best = present.argsort(descending=True, stable=True)[: min(most, vocab_size)]
         return best, present[best]
 
 
 @dataclass(slots=True)
-class Weighing:
-    """What is learned beside the candidates.
+class TokenWeights:
+    """How much a token's coefficients weigh at every position, learned from the same sums as the candidates.
 
     Attributes:
         weights: per family and position, the variance of a token's coefficients.
@@ -115,126 +115,135 @@ class Weighing:
     share: Float[Tensor, " length"]
 
     @staticmethod
-    def start(white: Sequence[White], profiles: Sequence[Tensor], counts: Tensor, share: Tensor) -> Weighing:
-        made = Weighing(
+    def start(white: Sequence[White], profiles: Sequence[Tensor], counts: Tensor, share: Tensor) -> TokenWeights:
+        initial = TokenWeights(
             white=tuple(white),
             weights=[p.clamp(min=_LEAST_WEIGHT * float(p.max())) for p in profiles],
             level=share.new_zeros(len(counts)),
             counts=counts,
             share=share,
         )
-        made.weights = [made._whole(one, w) for one, w in zip(white, made.weights, strict=True)]
-        return made
+        initial.weights = [initial._whole(family, w) for family, w in zip(white, initial.weights, strict=True)]
+        return initial
 
-    def _whole(self, one: White, weight: Tensor) -> Tensor:
+    def _whole(self, family: White, weight: Tensor) -> Tensor:
         """Scaled such that all tokens together make up the whole sum."""
-        return weight * (one.rows / float((weight * self.counts).sum()))
+        return weight * (family.rows / float((weight * self.counts).sum()))
 
     def feature_maps(self) -> tuple[Float[Tensor, "features columns"], Float[Tensor, " columns"]]:
         """Directions and constants that make all features of all families out of a layer's input."""
-        maps = [one.weights.permute(2, 0, 1).flatten(1) for one in self.white]
-        return torch.cat(maps, dim=1), torch.cat([one.offsets.flatten() for one in self.white])
+        maps = [family.weights.permute(2, 0, 1).flatten(1) for family in self.white]
+        return torch.cat(maps, dim=1), torch.cat([family.offsets.flatten() for family in self.white])
 
-    def feature_squares(self, made: Float[Tensor, "tokens width columns"]) -> list[Float[Tensor, "tokens width sums"]]:
+    def feature_squares(
+        self, products: Float[Tensor, "tokens width columns"]
+    ) -> list[Float[Tensor, "tokens width sums"]]:
         """Squared lengths of what ``feature_maps`` make, per family."""
-        parts = made.split([one.offsets.numel() for one in self.white], dim=-1)
+        parts = products.split([family.offsets.numel() for family in self.white], dim=-1)
         return [
-            part.unflatten(-1, one.offsets.shape).square().sum(-1) for part, one in zip(parts, self.white, strict=True)
+            part.unflatten(-1, family.offsets.shape).square().sum(-1)
+            for part, family in zip(parts, self.white, strict=True)
         ]
 
     def coefficient_maps(
-        self, pool: Pool | None
+        self, candidates: Candidates | None
     ) -> tuple[Float[Tensor, "features columns"], Float[Tensor, " columns"], list[Float[Tensor, " sums"]]]:
-        """Directions and constants that make Mᵀ Σ⁻¹ f of every sum out of a layer's input, Σ being what the pool
-        explains; and per family the mean of fᵀ Σ⁻¹ f over unit f."""
+        """Directions and constants that make Mᵀ Σ⁻¹ f of every sum out of a layer's input, Σ being what the
+        candidates explain; and per family the mean of fᵀ Σ⁻¹ f over unit f."""
         directions, constants, sizes = [], [], []
-        for k, one in enumerate(self.white):
-            inverse = torch.eye(one.rows, dtype=torch.float64).expand(len(one.sums), -1, -1)
-            if pool is not None:
-                inverse = torch.linalg.inv(self._covariances(pool, k))
-            seen = (inverse @ one.sums).to(one.weights.dtype)
-            directions.append(torch.einsum("jrf,jrc->fjc", one.weights, seen).flatten(1))
-            constants.append(torch.einsum("jr,jrc->jc", one.offsets, seen).flatten())
-            sizes.append(inverse.diagonal(dim1=1, dim2=2).mean(1).to(one.weights.dtype))
+        for k, family in enumerate(self.white):
+            inverse = torch.eye(family.rows, dtype=torch.float64).expand(len(family.sums), -1, -1)
+            if candidates is not None:
+                inverse = torch.linalg.inv(self._covariances(candidates, k))
+            seen = (inverse @ family.sums).to(family.weights.dtype)
+            directions.append(torch.einsum("jrf,jrc->fjc", family.weights, seen).flatten(1))
+            constants.append(torch.einsum("jr,jrc->jc", family.offsets, seen).flatten())
+            sizes.append(inverse.diagonal(dim1=1, dim2=2).mean(1).to(family.weights.dtype))
         return torch.cat(directions, dim=1), torch.cat(constants), sizes
 
     def scores(
         self,
-        made: Float[Tensor, "tokens width columns"],
+        products: Float[Tensor, "tokens width columns"],
         squares: Sequence[Float[Tensor, "tokens width sums"]],
         sizes: Sequence[Float[Tensor, " sums"]],
     ) -> Float[Tensor, "tokens length"]:
         """Ratios of tokens that are no candidates yet, from what ``coefficient_maps`` and ``feature_squares`` make."""
-        total = made.new_zeros(len(made), len(self.counts), dtype=torch.float64)
-        parts = made.split([one.sums.shape[0] * one.sums.shape[2] for one in self.white], dim=-1)
-        for one, weight, part, square, size in zip(self.white, self.weights, parts, squares, sizes, strict=True):
-            coefficients = part.unflatten(-1, (one.sums.shape[0], one.sums.shape[2])).square().sum(-1)
-            kappa = weight.to(made.dtype).unsqueeze(1) * size
+        total = products.new_zeros(len(products), len(self.counts), dtype=torch.float64)
+        parts = products.split([family.sums.shape[0] * family.sums.shape[2] for family in self.white], dim=-1)
+        for family, weight, part, square, size in zip(self.white, self.weights, parts, squares, sizes, strict=True):
+            coefficients = part.unflatten(-1, (family.sums.shape[0], family.sums.shape[2])).square().sum(-1)
+            kappa = weight.to(products.dtype).unsqueeze(1) * size
             energy = coefficients / (square.clamp(min=1e-30) * size) * (kappa / (1 + kappa))
-            total += (energy.sum(-1) - one.freedom * kappa.log1p().sum(-1)).double() / 2
+            total += (energy.sum(-1) - family.freedom * kappa.log1p().sum(-1)).double() / 2
         known = torch.stack([square.sum(-1) for square in squares]).amin(0) > 0
         return torch.where(known, total, -torch.inf)
 
-    def _covariances(self, pool: Pool, k: int) -> Float[Tensor, "sums rows rows"]:
-        taken = (self.weights[k][pool.places] * pool.probability).sum(1)
-        return torch.stack([_covariance(f, taken) for f in pool.features[k]])
+    def _covariances(self, candidates: Candidates, k: int) -> Float[Tensor, "sums rows rows"]:
+        taken = (self.weights[k][candidates.places] * candidates.probability).sum(1)
+        return torch.stack([_covariance(f, taken) for f in candidates.features[k]])
 
-    def settle(self, pool: Pool, *, rounds: int, clock: Clock) -> int:
-        """Weighs the candidates until their probabilities, which are written into the pool, are steady."""
-        probability = pool.probability
-        if pool.fresh:
-            probability.copy_(self._normalized(probability.clone(), pool))
+    def iterate(self, candidates: Candidates, *, rounds: int, clock: Clock) -> int:
+        """Weighs the candidates until their probabilities, which are written into them, are steady."""
+        probability = candidates.probability
+        if candidates.fresh:
+            probability.copy_(self._normalized(probability.clone(), candidates))
         for done in range(rounds):
             if clock.spent():
                 return done
             total = torch.zeros_like(probability)
-            for k, one in enumerate(self.white):
-                ratio, energy = self._family(one, pool, k)
+            for k, family in enumerate(self.white):
+                ratio, energy = self._family(family, candidates, k)
                 total += ratio
-                self.weights[k] = self._whole(one, _learned(self.weights[k], energy, pool))
-            new = self._normalized(total, pool)
+                self.weights[k] = self._whole(family, _learned(self.weights[k], energy, candidates))
+            new = self._normalized(total, candidates)
             moved = float((new - probability).abs().max())
             probability.mul_(1 - _DAMPING).add_(_DAMPING * new)
-            if moved < _SETTLED:
+            if moved < _STEADY:
                 return done + 1
         return rounds
 
-    def _family(self, one: White, pool: Pool, k: int) -> tuple[Tensor, Tensor]:
+    def _family(self, family: White, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
         """Ratios of the candidates for all sums of a family, and the mean energy expected of their coefficients."""
-        weight, share, own = self.weights[k][pool.places], self.share[pool.places], pool.own[k]
-        taken = (weight * pool.probability).sum(1, keepdim=True)
+        weight, share, own = self.weights[k][candidates.places], self.share[candidates.places], candidates.own[k]
+        taken = (weight * candidates.probability).sum(1, keepdim=True)
         total, energies = torch.zeros_like(weight), torch.zeros_like(weight)
-        for f, sums in zip(pool.features[k], one.sums, strict=True):
+        for f, sums in zip(candidates.features[k], family.sums, strict=True):
             covariance = _covariance(f, taken[:, 0])
             seen = torch.linalg.solve(covariance, f.T).T
             size = (seen * f).sum(1, keepdim=True)
             # Its own part of the covariance is taken out again (rank-one update).
             without = (1 - taken * size).clamp(min=0.05)
-            made = (seen @ sums) / without
+            coefficients = (seen @ sums) / without
             size = size / without
-            energy = made.square().sum(1, keepdim=True) / size
-            along = torch.zeros_like(energy) if own is None else (made * own).sum(1, keepdim=True).square() / size
+            energy = coefficients.square().sum(1, keepdim=True) / size
+            along = (
+                torch.zeros_like(energy) if own is None else (coefficients * own).sum(1, keepdim=True).square() / size
+            )
             kappa = weight * size
-            total += _ratio(energy, along, one.freedom, kappa, None if own is None else share)
+            total += _ratio(energy, along, family.freedom, kappa, None if own is None else share)
             shrunk = kappa / (1 + kappa)
-            energies += weight / (1 + kappa) + shrunk.square() * energy / (one.freedom * size)
-        return total, energies / len(one.sums)
+            energies += weight / (1 + kappa) + shrunk.square() * energy / (family.freedom * size)
+        return total, energies / len(family.sums)
 
-    def _normalized(self, scores: Float[Tensor, "pool choices"], pool: Pool) -> Float[Tensor, "pool choices"]:
+    def _normalized(
+        self, scores: Float[Tensor, "candidates choices"], candidates: Candidates
+    ) -> Float[Tensor, "candidates choices"]:
         """Probabilities that sum to the number of records at every position, and to one at most for a candidate."""
         for p in range(len(self.counts)):
-            here = (pool.places[:, 0] == p).nonzero().flatten() if pool.places.shape[1] == 1 else slice(None)
-            column = 0 if pool.places.shape[1] == 1 else p
-            raised = scores[here] + self.level[pool.places[here]]
+            at_position = (
+                (candidates.places[:, 0] == p).nonzero().flatten() if candidates.places.shape[1] == 1 else slice(None)
+            )
+            column = 0 if candidates.places.shape[1] == 1 else p
+            raised = scores[at_position] + self.level[candidates.places[at_position]]
             others = torch.cat((torch.zeros(len(raised), 1), raised[:, :column], raised[:, column + 1 :]), dim=1)
-            odds = scores[here][:, column] - others.logsumexp(1)
+            odds = scores[at_position][:, column] - others.logsumexp(1)
             if len(odds):
                 self.level[p] = _level(odds, min(float(self.counts[p]), 0.9 * len(odds)))
-        raised = scores + self.level[pool.places]
+        raised = scores + self.level[candidates.places]
         return torch.cat((torch.zeros(len(raised), 1), raised), dim=1).softmax(1)[:, 1:]
 
 
-def _covariance(f: Float[Tensor, "pool rows"], taken: Float[Tensor, " pool"]) -> Float[Tensor, "rows rows"]:
+def _covariance(f: Float[Tensor, "candidates rows"], taken: Float[Tensor, " candidates"]) -> Float[Tensor, "rows rows"]:
     rows = f.shape[1]
     rest = max(1.0 - float(taken.sum()) / rows, _LEAST_REST)
     covariance = torch.diag_embed(f.new_full((rows,), rest)) + (f * taken.unsqueeze(1)).T @ f
@@ -255,15 +264,15 @@ def _ratio(energy: Tensor, along: Tensor, freedom: float, kappa: Tensor, share: 
     return (rest + along * (own / (1 + own)) - own.log1p()) / 2
 
 
-def _learned(weight: Tensor, energy: Tensor, pool: Pool) -> Tensor:
+def _learned(weight: Tensor, energy: Tensor, candidates: Candidates) -> Tensor:
     """Variances by position that make the expected energies most likely (a step of expectation-maximization)."""
-    places, probability = pool.places.flatten(), pool.probability.flatten()
+    places, probability = candidates.places.flatten(), candidates.probability.flatten()
     mass = torch.zeros_like(weight).index_add(0, places, probability)
-    made = torch.zeros_like(weight).index_add(0, places, probability * energy.flatten())
-    return torch.where(mass > 0, made / mass.clamp(min=1e-9), weight)
+    energy_sum = torch.zeros_like(weight).index_add(0, places, probability * energy.flatten())
+    return torch.where(mass > 0, energy_sum / mass.clamp(min=1e-9), weight)
 
 
-def _level(odds: Float[Tensor, " pool"], wanted: float) -> float:
+def _level(odds: Float[Tensor, " candidates"], wanted: float) -> float:
     """What to add to log odds so that the probabilities sum to ``wanted``."""
     low, high = -float(odds.max()) - 60.0, -float(odds.min()) + 60.0
     for _ in range(_HALVINGS):

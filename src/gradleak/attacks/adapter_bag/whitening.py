@@ -1,4 +1,4 @@
-"""Why: evidence of sums over unknown tokens can be compared and added only in units in which tokens that do not take part
+"""Evidence of sums over unknown tokens can be compared and added only in units in which tokens that do not take part
 are noise of unit size. Must not know where the sums come from nor how tokens are chosen.
 """
 
@@ -34,15 +34,15 @@ class White:
 
     def features(self, z: Float[Tensor, "pairs features"]) -> Float[Tensor, "sums pairs rows"]:
         """Unit vectors, in float64."""
-        made = (torch.einsum("jrf,pf->jpr", self.weights, z) + self.offsets.unsqueeze(1)).double()
-        return made / made.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        vectors = (torch.einsum("jrf,pf->jpr", self.weights, z) + self.offsets.unsqueeze(1)).double()
+        return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-30)
 
     def own_directions(self, z: Float[Tensor, "pairs features"]) -> Float[Tensor, "pairs columns"] | None:
         """Unit vectors, in float64."""
         if self.own is None:
             return None
-        made = (z @ self.own.T).double()
-        return made / made.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        vectors = (z @ self.own.T).double()
+        return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-30)
 
 
 def whiten(
@@ -53,11 +53,11 @@ def whiten(
     centered: bool,
     z: Float[Tensor, "samples features"],
 ) -> White:
-    """A family (see ``soft_bag.Family``) measured by what samples of the vocabulary would make."""
+    """A family (see ``bag.Family``) measured by what samples of the vocabulary would make."""
     # An update may come in half precision; what the model reads does not.
-    made = torch.einsum("jrf,pf->jpr", weights.to(z.dtype), z) + offsets.to(z.dtype).unsqueeze(1)
-    mean = made.mean(dim=1).double()
-    spread = made.double() - mean.unsqueeze(1)
+    features = torch.einsum("jrf,pf->jpr", weights.to(z.dtype), z) + offsets.to(z.dtype).unsqueeze(1)
+    mean = features.mean(dim=1).double()
+    spread = features.double() - mean.unsqueeze(1)
     left = _inverse_root(spread.transpose(1, 2) @ spread / len(z))
     whole = left @ sums.double()
     if not centered:

@@ -73,7 +73,7 @@ class AttentionExact(Attack):
         gradient = split(update, subject, module.heads)
         targets = module.get_buffer("targets")[int(torch.as_tensor(view["labels"])[0])].double()
         epsilon = torch.finfo(update[names[0]].dtype).eps
-        found = recover(
+        solution = recover(
             heads,
             gradient,
             targets,
@@ -83,15 +83,15 @@ class AttentionExact(Attack):
             matched=max(1e-20, (_ARRIVED * epsilon) ** 2),
             spent=clock.spent,
         )
-        inputs, error = _polished(heads, gradient, targets, found.inputs)
+        inputs, error = _polished(heads, gradient, targets, solution.inputs)
         exact = error < _ROUNDING * epsilon
         spent = Status.BUDGET_SPENT if clock.spent() else Status.CONVERGED
         return Reconstruction(
             records=((module.center + module.spread * inputs).float().unsqueeze(0),),
             status=Status.EXACT if exact else spent,
             certificate=error,
-            message=f"{found.starts} starts; the gradient is reproduced to {error:.1e}.",
-            statistics={"starts": float(found.starts)},
+            message=f"{solution.starts} starts; the gradient is reproduced to {error:.1e}.",
+            statistics={"starts": float(solution.starts)},
         )
 
 

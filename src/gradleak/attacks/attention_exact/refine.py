@@ -1,4 +1,4 @@
-"""Why: recovering the data of a bare attention layer from its gradient, as a least-squares problem with its exact
+"""Recovering the data of a bare attention layer from its gradient, as a least-squares problem with its exact
 Jacobian. The reference problem on which attacks and theory can be held to each other. Must not know how it is solved.
 """
 

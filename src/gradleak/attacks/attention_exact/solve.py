@@ -1,4 +1,4 @@
-"""Why: with known real-valued targets the data of a bare attention layer follow from its gradient almost in closed form.
+"""With known real-valued targets the data of a bare attention layer follow from its gradient almost in closed form.
 The reference for what can be recovered at all, and an oracle for attacks that search. Must not know models.
 
     Y = Σ_h S_h X V_h O_h,   L = ½ ‖Y − B‖²,   M = [S_1 X V_1 | ... | S_H X V_H]

@@ -76,8 +76,8 @@ class Identification(Attack):
         world = _World.of(update, view, distance=self.distance, rng=rng)
         wanted = min(int(view["batch_size"]), len(candidates))
         find = _single if wanted == 1 else _several
-        found = find(world, candidates, wanted, torch.randperm(len(candidates), generator=rng).tolist(), clock)
-        return found.answer(candidates, world.stages)
+        ranking = find(world, candidates, wanted, torch.randperm(len(candidates), generator=rng).tolist(), clock)
+        return ranking.answer(candidates, world.stages)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,9 +179,9 @@ def _shares(
         return {}, True
     target = world.sketch(world.discrepancy.observed)
     columns = torch.stack(list(rows.values()), 1)
-    found, _ = nnls(columns.numpy(), target.numpy())
+    amounts, _ = nnls(columns.numpy(), target.numpy())
     parts: dict[int, Tensor] = {}
-    for (place, _), row, amount in zip(rows, columns.T, found, strict=True):
+    for (place, _), row, amount in zip(rows, columns.T, amounts, strict=True):
         parts[place] = parts.get(place, torch.zeros_like(row)) + amount * row
     # The gradients of one record with all labels are dependent (softmax), so only what they add up to is determined.
     shares = {key: float(parts[key[0]] @ row / row.square().sum().clamp_min(_TINY)) for key, row in rows.items()}
@@ -228,7 +228,9 @@ class _World:
                 share=Update(observed).norm() / max(Update(released).norm(), _TINY) or 1.0,
             ),
             discrepancy=Discrepancy.of(observed, stds, cosine=distance == "cosine"),
-            labels=None if labels is None else tuple(int(each) for each in torch.as_tensor(labels).flatten()),
+            labels=None
+            if labels is None
+            else tuple(int(known_label) for known_label in torch.as_tensor(labels).flatten()),
             rng=rng,
         )
 
@@ -281,9 +283,9 @@ class _World:
                 client = replace(client, data=stage.surrogate(client))
         trained = client.data
         with torch.enable_grad():
-            found = self.replay.simulate(trained.inputs.unsqueeze(0), trained.targets.unsqueeze(0), trained.mask)
+            gradients = self.replay.simulate(trained.inputs.unsqueeze(0), trained.targets.unsqueeze(0), trained.mask)
         dense: dict[str, Tensor] = {}
-        for name, part in found.items():
+        for name, part in gradients.items():
             tensor = part.dense() if isinstance(part, FactoredMatrix) else part
             dense[name] = tensor.detach().reshape(self.replay.released[name].shape)
         return dense

@@ -1,4 +1,4 @@
-"""Why: how well a simulated release explains the observed one, in units of the noise that the known stages add. Must not
+"""How well a simulated release explains the observed one, in units of the noise that the known stages add. Must not
 know any attack or defense.
 """
 

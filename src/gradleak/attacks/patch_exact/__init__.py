@@ -180,5 +180,9 @@ def _adapted(case: PatchCase) -> tuple[str, ...]:
 
 
 def _statistics(case: PatchCase, certificate: float, error: float) -> dict[str, float]:
-    found = {"patches": float(case.entrance.count), "width": float(case.gradient.shape[0]), "certificate": certificate}
-    return found if math.isnan(error) or math.isinf(error) else found | {"expected_error": error}
+    statistics = {
+        "patches": float(case.entrance.count),
+        "width": float(case.gradient.shape[0]),
+        "certificate": certificate,
+    }
+    return statistics if math.isnan(error) or math.isinf(error) else statistics | {"expected_error": error}

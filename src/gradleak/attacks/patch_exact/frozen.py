@@ -23,7 +23,7 @@ def from_first_norm(case: PatchCase) -> PatchSpaces:
     _check_unique(case, tokens)
     readers = case.subject.anatomy.blocks[0].attention_inputs
     shared = [m.as_matrix(case.update[m.weight]) for m in readers if m.weight in case.update]
-    if not any(bool(each.any()) for each in shared):
+    if not any(bool(gradient.any()) for gradient in shared):
         raise NotApplicableError(
             "Neither the gradient of a position table nor one of the first attention's input maps is part of the update."
         )

@@ -1,4 +1,4 @@
-"""Why: for bare softmax attention with squared loss everything that theory asks about a shared gradient has a closed
+"""For bare softmax attention with squared loss everything that theory asks about a shared gradient has a closed
 form: the gradient, its derivative in the private data, and the adjoint of that. No autograd, hence cheap and exact, and
 an oracle for whatever is computed by autograd elsewhere. Must not know models, attacks or noise.
 
@@ -44,7 +44,7 @@ class HeadsGradient:
     output: Float[Tensor, "*batch heads head_dim out"]
 
     def flat(self) -> Float[Tensor, "*batch entries"]:
-        return torch.cat([each.flatten(-3) for each in (self.query, self.key, self.value, self.output)], -1)
+        return torch.cat([matrix.flatten(-3) for matrix in (self.query, self.key, self.value, self.output)], -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,7 +230,7 @@ class Heads:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        shapes = [tuple(each.shape[-3:]) for each in (self.query, self.key, self.value, self.output)]
+        shapes = [tuple(matrix.shape[-3:]) for matrix in (self.query, self.key, self.value, self.output)]
         if len({len(shape) for shape in shapes}) != 1 or len(shapes[0]) != 3 or len(set(shapes[:3])) != 1:
             raise UsageError(f"Queries, keys and values need one shape [heads, model, head_dim], got {shapes[:3]}.")
         if shapes[3][:2] != (shapes[0][0], shapes[0][2]):
@@ -277,7 +277,7 @@ def data_jacobian(
     if with_targets:
         targets = torch.eye(seq * out, **like).reshape(-1, *empty, seq, out)
         columns.append(point.jvp(torch.zeros(1, *empty, seq, model, **like), targets))
-    flat = [(each if heads is None else heads.split(each)).flat() for each in columns]
+    flat = [(gradient if heads is None else heads.split(gradient)).flat() for gradient in columns]
     return torch.cat(flat, 0).movedim(0, -1)
 
 
@@ -294,7 +294,7 @@ def matrix_names(subject: Subject) -> tuple[str, ...]:
 def split(tensors: Mapping[str, Tensor], subject: Subject, heads: int) -> HeadsGradient:
     """Four stored matrices, of weights or of their gradients, as one factor per head, in float64."""
     stored = [tensors[name].detach().double().T for name in matrix_names(subject)]
-    query, key, value = (each.unflatten(1, (heads, -1)).transpose(0, 1) for each in stored[:3])
+    query, key, value = (matrix.unflatten(1, (heads, -1)).transpose(0, 1) for matrix in stored[:3])
     return HeadsGradient(query=query, key=key, value=value, output=stored[3].unflatten(0, (heads, -1)))
 
 

@@ -1,4 +1,4 @@
-"""Why: a mechanism that runs and a mechanism that is accounted for must be one object. A clip here carries its own certificate: what
+"""A mechanism that runs and a mechanism that is accounted for must be one object. A clip here carries its own certificate: what
 it does to gradients and what one example can then change are two methods of the same class, and ``NoisySum`` is made of them.
 
 Must not know stages, accountants or models. ``describe`` speaks the words of a training plan; it computes no ε.

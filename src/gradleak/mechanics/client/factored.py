@@ -1,4 +1,4 @@
-"""Why: the weight gradient of a linear map is a sum of outer products, one per token, and a matching attack needs only
+"""The weight gradient of a linear map is a sum of outer products, one per token, and a matching attack needs only
 distances to it. Holding the factors instead of the product lets many candidate batches share one pass (no gradient is
 formed by autograd, so they do not mix), and each weight-sized residual lives only while it is in the processor's cache.
 
@@ -68,12 +68,12 @@ def factor_gradients(
     uses = _uses(subject.module, names)
     paths = tuple(dict.fromkeys(path for path, _ in uses))
     values = subject.parameters() | dict(weights)
-    found = _factor(subject, paths, values, inputs, targets, mask, restarts)
-    if found is None:
+    factors = _factor(subject, paths, values, inputs, targets, mask, restarts)
+    if factors is None:
         return None
     canonical: dict[str, tuple[Part, ...]] = {}
     for (path, own), name in uses.items():
-        parts = found.get(f"{path}.{own}" if path else own, ())
+        parts = factors.get(f"{path}.{own}" if path else own, ())
         canonical[name] = canonical.get(name, ()) + parts
     return {name: parts for name, parts in canonical.items() if parts}
 
@@ -115,15 +115,15 @@ def _factor(
     loss = subject.loss.per_group(logits, targets, groups=restarts).sum()
     points = [seen.output for seen in tap.seen] + list(tap.expanded.values())
     slopes = torch.autograd.grad(loss, points, create_graph=torch.is_grad_enabled(), allow_unused=True)
-    found: dict[str, tuple[Part, ...]] = {}
+    parts: dict[str, tuple[Part, ...]] = {}
     for seen, slope in zip(tap.seen, slopes, strict=False):
         if slope is not None:
             for name, part in _gradients(seen, slope, restarts).items():
-                found[name] = (*found.get(name, ()), part)
+                parts[name] = (*parts.get(name, ()), part)
     for name, slope in zip(tap.expanded, slopes[len(tap.seen) :], strict=True):
         if slope is not None:
-            found[name] = (slope.reshape(restarts, -1, *slope.shape[1:]).sum(1),)
-    return found
+            parts[name] = (slope.reshape(restarts, -1, *slope.shape[1:]).sum(1),)
+    return parts
 
 
 def _key(subject: Subject, inputs: Tensor) -> str:
@@ -211,17 +211,17 @@ def _gradients(seen: _Seen, slope: Tensor, restarts: int) -> dict[str, Part]:
     if isinstance(seen.module, nn.Conv2d):
         return _patch_gradients(seen, slope, restarts, prefix)
     delta = slope.reshape(restarts, -1, slope.shape[-1])
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
     if getattr(seen.module, "bias", None) is not None:
-        found[f"{prefix}bias"] = delta.sum(1)
+        parts[f"{prefix}bias"] = delta.sum(1)
     if isinstance(seen.module, nn.Linear | Conv1D):
         x = seen.input.reshape(restarts, -1, seen.input.shape[-1])
         left, right = (x, delta) if isinstance(seen.module, Conv1D) else (delta, x)
-        found[f"{prefix}weight"] = FactoredMatrix(left=left, right=right)
+        parts[f"{prefix}weight"] = FactoredMatrix(left=left, right=right)
     elif "weight" in dict(seen.module.named_parameters(recurse=False)):
         unit = _normalized(seen.module, seen.input).reshape(restarts, -1, slope.shape[-1])
-        found[f"{prefix}weight"] = (delta * unit).sum(1)
-    return found
+        parts[f"{prefix}weight"] = (delta * unit).sum(1)
+    return parts
 
 
 def _normalized(module: nn.Module, x: Tensor) -> Tensor:
@@ -240,10 +240,10 @@ def _patch_gradients(seen: _Seen, slope: Tensor, restarts: int, prefix: str) -> 
     patches = nn.functional.unfold(seen.input, conv.kernel_size, stride=conv.stride).transpose(1, 2)
     delta = slope.flatten(2).transpose(1, 2).reshape(restarts, -1, slope.shape[1])
     x = patches.reshape(restarts, -1, patches.shape[-1])
-    found: dict[str, Part] = {f"{prefix}weight": FactoredMatrix(left=delta, right=x)}
+    parts: dict[str, Part] = {f"{prefix}weight": FactoredMatrix(left=delta, right=x)}
     if conv.bias is not None:
-        found[f"{prefix}bias"] = delta.sum(1)
-    return found
+        parts[f"{prefix}bias"] = delta.sum(1)
+    return parts
 
 
 def _embedding_gradient(seen: _Seen, slope: Tensor, restarts: int) -> RowSum:

@@ -1,4 +1,4 @@
-"""Why: a tokenizer puts special tokens before and after every text. Who knows the tokenizer knows these tokens and, up to
+"""A tokenizer puts special tokens before and after every text. Who knows the tokenizer knows these tokens and, up to
 padding, their places: nobody has to search for them. Must not know any attack, nor a record's content.
 """
 

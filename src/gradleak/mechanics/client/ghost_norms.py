@@ -1,4 +1,4 @@
-"""Why: clipping needs every example's norm and one weighted sum, not every example's gradient. Both follow from the factors
+"""Clipping needs every example's norm and one weighted sum, not every example's gradient. Both follow from the factors
 of one forward and one backward pass, so B·P numbers need not be held:
 
     G_i = Σ_t l_it r_itᵀ    ‖G_i‖² = Σ_{t,u} (l_it · l_iu)(r_it · r_iu)    Σ_i w_i G_i = Σ_{i,t} (w_i l_it) r_itᵀ
@@ -50,11 +50,11 @@ class GhostGradients:
         names = tuple(weights)
         with torch.enable_grad():
             inputs, targets, mask = data.inputs, data.targets, data.mask
-            found = factor_gradients(subject, names, inputs, targets, mask, restarts=data.size, weights=weights)
+            factors = factor_gradients(subject, names, inputs, targets, mask, restarts=data.size, weights=weights)
         # A parameter without a part may be unused, or used where no rule looks: the caller's slow way knows.
-        if found is None or set(found) != set(names):
+        if factors is None or set(factors) != set(names):
             return None
-        return GhostGradients(parts={n: tuple(map(_detached, parts)) for n, parts in found.items()}, like=weights)
+        return GhostGradients(parts={n: tuple(map(_detached, parts)) for n, parts in factors.items()}, like=weights)
 
     def square_norms(self) -> Float[Tensor, " batch"]:
         """Squared Euclidean norm of every example's gradient over all its tensors, in float64."""
@@ -89,22 +89,22 @@ def _added(part: Part, by: Float[Tensor, " batch"]) -> Tensor:
 def _square(parts: tuple[Part, ...]) -> Float[Tensor, " batch"]:
     """‖Σ parts‖² per example: every part with itself once, every pair of parts twice."""
     total = torch.zeros((), dtype=torch.float64)
-    for place, one in enumerate(parts):
-        total = total + _inner(one, one)
+    for place, part in enumerate(parts):
+        total = total + _inner(part, part)
         for other in parts[place + 1 :]:
-            total = total + 2 * _inner(one, other)
+            total = total + 2 * _inner(part, other)
     return total
 
 
-def _inner(one: Part, other: Part) -> Float[Tensor, " batch"]:
-    """⟨one_i, other_i⟩ for every example i, in float64."""
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        dense = [part if isinstance(part, Tensor) else part.dense() for part in (one, other)]
+def _inner(part: Part, other: Part) -> Float[Tensor, " batch"]:
+    """⟨part_i, other_i⟩ for every example i, in float64."""
+    if isinstance(part, Tensor) or isinstance(other, Tensor):
+        dense = [factor if isinstance(factor, Tensor) else factor.dense() for factor in (part, other)]
         return (dense[0].flatten(1).double() * dense[1].flatten(1).double()).sum(1)
-    if one is other and isinstance(one, FactoredMatrix) and _dense_is_smaller(one):
-        return (one.left.double().transpose(1, 2) @ one.right.double()).flatten(1).square().sum(1)
-    right = [part.right if isinstance(part, FactoredMatrix) else part.rows for part in (one, other)]
-    return (_left(one, other) * (right[0].double() @ right[1].double().transpose(1, 2))).sum((1, 2))
+    if part is other and isinstance(part, FactoredMatrix) and _dense_is_smaller(part):
+        return (part.left.double().transpose(1, 2) @ part.right.double()).flatten(1).square().sum(1)
+    right = [factor.right if isinstance(factor, FactoredMatrix) else factor.rows for factor in (part, other)]
+    return (_left(part, other) * (right[0].double() @ right[1].double().transpose(1, 2))).sum((1, 2))
 
 
 def _dense_is_smaller(part: FactoredMatrix) -> bool:
@@ -113,13 +113,13 @@ def _dense_is_smaller(part: FactoredMatrix) -> bool:
     return rows * part.right.shape[2] < tokens * tokens
 
 
-def _left(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "batch tokens others"]:
+def _left(part: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "batch tokens others"]:
     """Products of the left factors of every pair of an example's tokens; a table's left factors are unit vectors."""
-    if isinstance(one, RowSum) and isinstance(other, RowSum):
-        return (one.index.unsqueeze(2) == other.index.unsqueeze(1)).double()
-    if isinstance(one, FactoredMatrix) and isinstance(other, FactoredMatrix):
-        return one.left.double() @ other.left.double().transpose(1, 2)
-    if isinstance(one, FactoredMatrix) and isinstance(other, RowSum):
-        picked = other.index.unsqueeze(1).expand(-1, one.left.shape[1], -1)
-        return one.left.gather(2, picked).double()
-    return _left(other, one).transpose(1, 2)
+    if isinstance(part, RowSum) and isinstance(other, RowSum):
+        return (part.index.unsqueeze(2) == other.index.unsqueeze(1)).double()
+    if isinstance(part, FactoredMatrix) and isinstance(other, FactoredMatrix):
+        return part.left.double() @ other.left.double().transpose(1, 2)
+    if isinstance(part, FactoredMatrix) and isinstance(other, RowSum):
+        picked = other.index.unsqueeze(1).expand(-1, part.left.shape[1], -1)
+        return part.left.gather(2, picked).double()
+    return _left(other, part).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Why: K candidate gradients in a model of P parameters are K·P numbers, too many to hold; their K² inner products are
+"""K candidate gradients in a model of P parameters are K·P numbers, too many to hold; their K² inner products are
 what every Gaussian bound needs. Each weight gradient is a sum of outer products over tokens, so
 
     <Σ_t l_t r_tᵀ, Σ_u l'_u r'_uᵀ> = Σ_{t,u} (l_t · l'_u)(r_t · r'_u)
@@ -102,18 +102,18 @@ class CandidateGradients:
         for start in range(0, candidates.size, chunk):
             chunks.append(_factors(subject, candidates, names, slice(start, start + chunk)))
             tell(len(chunks))
-        found = {name: _stack([each[name] for each in chunks]) for name in chunks[0]}
-        return CandidateGradients(parts=found, count=candidates.size)
+        parts = {name: _stack([factors[name] for factors in chunks]) for name in chunks[0]}
+        return CandidateGradients(parts=parts, count=candidates.size)
 
     def inner(self, update: Mapping[str, Tensor]) -> Float[Tensor, " candidates"]:
         """Inner products of one dense update with every candidate, in float64."""
         total = torch.zeros(self.count, dtype=torch.float64)
         for name, parts in self.parts.items():
             for part in parts:
-                found = (
+                products = (
                     (part.flatten(1) @ update[name].flatten()) if isinstance(part, Tensor) else part.inner(update[name])
                 )
-                total += found.double()
+                total += products.double()
         return total
 
 
@@ -139,13 +139,13 @@ def _factors(subject: Subject, candidates: Batch, names: Sequence[str], rows: sl
     inputs, mask = candidates.inputs[rows], candidates.mask[rows]
     targets = subject.loss.targets(candidates.labels[rows], subject.classes)
     with torch.enable_grad():
-        found = factor_gradients(subject, tuple(names), inputs, targets, mask, restarts=inputs.shape[0])
-    if found is None:
+        factors = factor_gradients(subject, tuple(names), inputs, targets, mask, restarts=inputs.shape[0])
+    if factors is None:
         raise ModelError(
             f"{subject.name} keeps parameters in a kind of module whose gradient gradleak cannot factor, so the candidates' "
             "inner products would take their whole gradients. Freeze those parameters, or use another model."
         )
-    return {name: tuple(map(_detached, parts)) for name, parts in found.items()}
+    return {name: tuple(map(_detached, parts)) for name, parts in factors.items()}
 
 
 def _detached(part: Part) -> Part:
@@ -186,23 +186,23 @@ def _concatenate(parts: Sequence[Part]) -> Part:
 def _self_products(parts: tuple[Part, ...], count: int) -> Float[Tensor, "candidates candidates"]:
     """The Gram matrix of one parameter: of every part with itself, and of every pair of parts twice."""
     total = torch.zeros(count, count, dtype=torch.float64)
-    for place, one in enumerate(parts):
-        total += _products(one, one)
+    for place, part in enumerate(parts):
+        total += _products(part, part)
         for other in parts[place + 1 :]:
-            cross = _products(one, other)
+            cross = _products(part, other)
             total += cross + cross.T
     return total
 
 
-def _products(one: Part, other: Part) -> Float[Tensor, "candidates candidates"]:
-    """Entry (j, k) is the inner product of candidate j of ``one`` with candidate k of ``other``, in float64."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.flatten(1).double() @ other.flatten(1).double().T
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return _products(_dense(one), _dense(other))
-    if one is other and isinstance(one, FactoredMatrix) and _slices_are_cheaper(one):
-        return _sliced(one)
-    return _by_tokens(one, other)
+def _products(part: Part, other: Part) -> Float[Tensor, "candidates candidates"]:
+    """Entry (j, k) is the inner product of candidate j of ``part`` with candidate k of ``other``, in float64."""
+    if isinstance(part, Tensor) and isinstance(other, Tensor):
+        return part.flatten(1).double() @ other.flatten(1).double().T
+    if isinstance(part, Tensor) or isinstance(other, Tensor):
+        return _products(_dense(part), _dense(other))
+    if part is other and isinstance(part, FactoredMatrix) and _slices_are_cheaper(part):
+        return _sliced(part)
+    return _by_tokens(part, other)
 
 
 def _dense(part: Part) -> Tensor:
@@ -226,24 +226,24 @@ def _sliced(part: FactoredMatrix) -> Float[Tensor, "candidates candidates"]:
     return total
 
 
-def _by_tokens(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "candidates candidates"]:
+def _by_tokens(part: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "candidates candidates"]:
     """Σ_{t,u} (l_t · l'_u)(r_t · r'_u), a block of candidates against a block of candidates at a time."""
-    tokens, width = max(_tokens(one), _tokens(other)), max(_width(one), _width(other))
+    tokens, width = max(_tokens(part), _tokens(other)), max(_width(part), _width(other))
     step = max(1, min(int(_CELLS**0.5), _CELLS // width) // tokens)
-    total = torch.empty(_count(one), _count(other), dtype=torch.float64)
-    for i in range(0, _count(one), step):
+    total = torch.empty(_count(part), _count(other), dtype=torch.float64)
+    for i in range(0, _count(part), step):
         # The matrix is symmetric when a part meets itself: what lies left of the diagonal is known.
-        for j in range(i if one is other else 0, _count(other), step):
-            sums = _block(_slice(one, slice(i, i + step)), _slice(other, slice(j, j + step)))
+        for j in range(i if part is other else 0, _count(other), step):
+            sums = _block(_slice(part, slice(i, i + step)), _slice(other, slice(j, j + step)))
             total[i : i + step, j : j + step] = sums
-            if one is other:
+            if part is other:
                 total[j : j + step, i : i + step] = sums.T
     return total
 
 
-def _block(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "candidates candidates"]:
-    products = _left(one, other) * _right(one, other)
-    return products.view(_count(one), _tokens(one), _count(other), _tokens(other)).sum((1, 3))
+def _block(part: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Float[Tensor, "candidates candidates"]:
+    products = _left(part, other) * _right(part, other)
+    return products.view(_count(part), _tokens(part), _count(other), _tokens(other)).sum((1, 3))
 
 
 def _width(part: FactoredMatrix | RowSum) -> int:
@@ -264,17 +264,17 @@ def _slice(part: FactoredMatrix | RowSum, rows: slice) -> FactoredMatrix | RowSu
     return RowSum(index=part.index[rows], rows=part.rows[rows], height=part.height)
 
 
-def _left(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Tensor:
+def _left(part: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Tensor:
     """Products of the left factors of every pair of tokens; a table's left factors are unit vectors."""
-    if isinstance(one, RowSum) and isinstance(other, RowSum):
-        return (one.index.reshape(-1, 1) == other.index.reshape(1, -1)).double()
-    if isinstance(one, FactoredMatrix) and isinstance(other, FactoredMatrix):
-        return one.left.flatten(0, 1).double() @ other.left.flatten(0, 1).double().T
-    if isinstance(one, FactoredMatrix) and isinstance(other, RowSum):
-        return one.left.flatten(0, 1)[:, other.index.flatten()].double()
-    return _left(other, one).T
+    if isinstance(part, RowSum) and isinstance(other, RowSum):
+        return (part.index.reshape(-1, 1) == other.index.reshape(1, -1)).double()
+    if isinstance(part, FactoredMatrix) and isinstance(other, FactoredMatrix):
+        return part.left.flatten(0, 1).double() @ other.left.flatten(0, 1).double().T
+    if isinstance(part, FactoredMatrix) and isinstance(other, RowSum):
+        return part.left.flatten(0, 1)[:, other.index.flatten()].double()
+    return _left(other, part).T
 
 
-def _right(one: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Tensor:
-    right = [part.right if isinstance(part, FactoredMatrix) else part.rows for part in (one, other)]
+def _right(part: FactoredMatrix | RowSum, other: FactoredMatrix | RowSum) -> Tensor:
+    right = [factor.right if isinstance(factor, FactoredMatrix) else factor.rows for factor in (part, other)]
     return right[0].flatten(0, 1).double() @ right[1].flatten(0, 1).double().T

@@ -1,4 +1,4 @@
-"""Why: noise that falls during training, by a rule that is fixed in advance and therefore costs no guarantee. Must not read data."""
+"""Noise that falls during training, by a rule that is fixed in advance and therefore costs no guarantee. Must not read data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: one step of the client's optimizer, as a differentiable map from weights and gradients to weights.
+"""One step of the client's optimizer, as a differentiable map from weights and gradients to weights.
 Must not know models or losses.
 """
 

@@ -1,4 +1,4 @@
-"""Why: a stack of weight gradients as sums of outer products, never formed, with the operations that a matching attack or a clip
+"""A stack of weight gradients as sums of outer products, never formed, with the operations that a matching attack or a clip
 needs: norm, inner product, distance. Must not know models: what is in the factors is ``factored``'s business.
 """
 
@@ -108,14 +108,14 @@ def _distance(
     rows = max(1, _BLOCK // target.shape[1])
     value = left.new_zeros(())
     for start in range(0, target.shape[0], rows):
-        here = slice(start, start + rows)
-        residual = torch.mm(left[:, here].T, right).sub_(target[here])
+        block = slice(start, start + rows)
+        residual = torch.mm(left[:, block].T, right).sub_(target[block])
         half = torch.sign(residual).mul_(l1 / 2).add_(residual) if l1 else residual
         square = torch.dot(residual.view(-1), residual.view(-1))
         value += 2 * torch.dot(residual.view(-1), half.view(-1)) - square if l1 else square
         if slopes is not None:
-            slopes[0][:, here] = torch.mm(right, half.T)
-            slopes[1].addmm_(left[:, here], half)
+            slopes[0][:, block] = torch.mm(right, half.T)
+            slopes[1].addmm_(left[:, block], half)
     if slopes is not None:
         slopes[0].mul_(2)
         slopes[1].mul_(2)

@@ -1,4 +1,4 @@
-"""Why: what a client does with its batch before it shares the result, as settings that are checked before any work.
+"""What a client does with its batch before it shares the result, as settings that are checked before any work.
 Must not know models or data.
 """
 

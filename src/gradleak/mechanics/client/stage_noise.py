@@ -1,4 +1,4 @@
-"""Why: several readers of an update need the noise that the known stages put on one tensor, in the update's own units. Must
+"""Several readers of an update need the noise that the known stages put on one tensor, in the update's own units. Must
 not know any attack or defense.
 """
 

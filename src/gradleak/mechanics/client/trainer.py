@@ -216,16 +216,16 @@ class ClientTrainer:
 
     def noise_shapes(self, data: TrainingData) -> dict[str, tuple[int, ...]]:
         """Name and shape of what the model's noisy layers draw for ``data``; empty for a model without any."""
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         if not noisy_layers(self.subject.module):
-            return found
+            return shapes
 
         def hear(path: str, layer: Noisy, x: Tensor) -> None:
-            found[noise_name(path)] = layer.noise_shape(x)
+            shapes[noise_name(path)] = layer.noise_shape(x)
 
         with torch.no_grad(), listening(self.subject.module, hear):
             _ = self.subject.logits(None, mask=data.mask, **{self._key(data.inputs): data.inputs})
-        return found
+        return shapes
 
     def with_noise(self, data: TrainingData, rng: torch.Generator) -> TrainingData:
         """The data with a new draw of every noisy layer; as it is for a model without any."""
@@ -280,44 +280,44 @@ class ClientTrainer:
         parts = [_cut(data, p.tolist(), None, targets_too=False) for p in torch.arange(data.size).split(size)]
         total = self._gradient(weights, parts[0], differentiable=differentiable)
         for part in parts[1:]:
-            found = self._gradient(weights, part, differentiable=differentiable)
-            total = {name: tensor + found[name] for name, tensor in total.items()}
+            gradient = self._gradient(weights, part, differentiable=differentiable)
+            total = {name: tensor + gradient[name] for name, tensor in total.items()}
         return {name: tensor / len(parts) for name, tensor in total.items()}
 
     def _gradient(
         self, weights: Mapping[str, Tensor], data: TrainingData, *, differentiable: bool
     ) -> dict[str, Tensor]:
         leaves = {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             self.loss(data, leaves),
             list(leaves.values()),
             create_graph=differentiable,
             allow_unused=True,
             materialize_grads=True,
         )
-        return dict(zip(leaves, found, strict=True))
+        return dict(zip(leaves, gradients, strict=True))
 
     def _one_by_one(
         self, weights: Mapping[str, Tensor], data: TrainingData, *, differentiable: bool
     ) -> dict[str, Tensor]:
         length = data.mask.shape[1] if data.mask.ndim == 2 else None
-        each = [
+        gradients = [
             self._gradient(weights, _cut(data, [place], length, targets_too=False), differentiable=differentiable)
             for place in range(data.size)
         ]
-        return {name: torch.stack([one[name] for one in each]) for name in weights}
+        return {name: torch.stack([gradient[name] for gradient in gradients]) for name in weights}
 
     def _vectorized(self, weights: Mapping[str, Tensor], data: TrainingData) -> dict[str, Tensor] | None:
         """None if the model branches on its data, as one with experts does."""
 
         def loss(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
-            one = {name: drawn.unsqueeze(0) for name, drawn in noise.items()}
-            example = TrainingData(inputs=x.unsqueeze(0), targets=y.unsqueeze(0), mask=data.mask[:1], noise=one)
+            drawn_noise = {name: drawn.unsqueeze(0) for name, drawn in noise.items()}
+            example = TrainingData(inputs=x.unsqueeze(0), targets=y.unsqueeze(0), mask=data.mask[:1], noise=drawn_noise)
             # The examples of a group have one length: without a mask the model does not branch on data.
             return self._loss(example, parameters, None)
 
-        each = (dict(weights), data.inputs, data.targets, dict(data.noise))
-        return vectorized(torch.func.grad(loss), *each, in_dims=(None, 0, 0, 0))
+        arguments = (dict(weights), data.inputs, data.targets, dict(data.noise))
+        return vectorized(torch.func.grad(loss), *arguments, in_dims=(None, 0, 0, 0))
 
     def _steps(
         self,

@@ -1,4 +1,4 @@
-"""Why: the mean squared error per unknown follows from the eigenvalues of Fisher information, whether they come from the
+"""The mean squared error per unknown follows from the eigenvalues of Fisher information, whether they come from the
 singular values of a Jacobian (``theory``) or from matrices (``privacy``). Must not know where they come from.
 
     I = JᵀJ / σ²,  eigenvalues λ_i = (s_i / σ)²;   tr(I⁻¹)/d = mean 1/λ_i  ≥  d / tr I = 1 / mean λ_i   (Cauchy and Schwarz)

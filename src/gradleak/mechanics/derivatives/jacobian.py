@@ -1,4 +1,4 @@
-"""Why: what an update says about the data is, to first order, the Jacobian of the map from data to update. It is never
+"""What an update says about the data is, to first order, the Jacobian of the map from data to update. It is never
 formed for a real model: everything is done with its two products. Must not know noise, bounds or attacks.
 
 For an update g(x):  J v = d/dt g(x + t v) at 0,  Jᵀ r = ∇_x ⟨g(x), r⟩.  J has as many columns as the data has entries.
@@ -47,12 +47,12 @@ class Jacobian:
         """The matrix, one forward product per unknown: for small problems and for tests."""
         first = next(iter(self.update.values()))
         basis = torch.eye(self.unknowns, dtype=first.dtype, device=first.device).reshape(-1, *self.shape)
-        return torch.stack([flatten(self.forward(each)) for each in basis], 1)
+        return torch.stack([flatten(self.forward(direction)) for direction in basis], 1)
 
 
 def flatten(tensors: Tensors) -> Float[Tensor, " entries"]:
     """All entries in the mapping's order."""
-    return torch.cat([each.flatten() for each in tensors.values()])
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
 def linearize(function: Callable[[Tensor], Tensors], at: Tensor) -> Jacobian:
@@ -67,8 +67,8 @@ def linearize(function: Callable[[Tensor], Tensors], at: Tensor) -> Jacobian:
     """
     point = at.detach().clone().requires_grad_()
     with torch.enable_grad():
-        made = dict(function(point))
-        moving = {name: tensor for name, tensor in made.items() if tensor.requires_grad}
+        update = dict(function(point))
+        moving = {name: tensor for name, tensor in update.items() if tensor.requires_grad}
         if not moving:
             raise UsageError("No tensor of the update depends on the data, so there is nothing to linearize.")
         cotangents = {name: torch.zeros_like(tensor).requires_grad_() for name, tensor in moving.items()}
@@ -83,16 +83,16 @@ def linearize(function: Callable[[Tensor], Tensors], at: Tensor) -> Jacobian:
 
     def adjoint(direction: Tensors) -> Tensor:
         weights = [direction[name].to(tensor.dtype).reshape(tensor.shape) for name, tensor in moving.items()]
-        (found,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             list(moving.values()), point, weights, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return found
+        return gradient
 
     def forward(direction: Tensor) -> Tensors:
-        zero = {name: torch.zeros_like(tensor) for name, tensor in made.items()}
+        zero = {name: torch.zeros_like(tensor) for name, tensor in update.items()}
         if not pulled.requires_grad:
             return zero
-        found = torch.autograd.grad(
+        tangents = torch.autograd.grad(
             pulled,
             list(cotangents.values()),
             direction.to(point.dtype).reshape(point.shape),
@@ -100,11 +100,11 @@ def linearize(function: Callable[[Tensor], Tensors], at: Tensor) -> Jacobian:
             allow_unused=True,
             materialize_grads=True,
         )
-        return zero | dict(zip(cotangents, found, strict=True))
+        return zero | dict(zip(cotangents, tangents, strict=True))
 
     return Jacobian(
         shape=tuple(at.shape),
-        update={name: tensor.detach() for name, tensor in made.items()},
+        update={name: tensor.detach() for name, tensor in update.items()},
         forward=forward,
         adjoint=adjoint,
     )
@@ -129,8 +129,8 @@ def update_jacobian(
         raise UsageError(f"{sorted(unknown)[0]!r} is not a trained parameter, so it is not part of the update.")
 
     def function(x: Tensor) -> Tensors:
-        made = trainer.replay(x, targets, mask)
-        return made if names is None else {name: made[name] for name in names}
+        update = trainer.replay(x, targets, mask)
+        return update if names is None else {name: update[name] for name in names}
 
     return linearize(function, inputs)
 

@@ -1,4 +1,4 @@
-"""Why: recovery by matching is a least-squares problem, and its Gauss–Newton matrix JᵀJ is positive semidefinite by
+"""Recovery by matching is a least-squares problem, and its Gauss–Newton matrix JᵀJ is positive semidefinite by
 construction while the full Hessian is not. Levenberg–Marquardt from many starts at once. Must not know what is matched.
 
     φ(x) = ½ ‖r(x)‖²,   (JᵀJ + μ D) δ = −Jᵀ r,   x ← x + δ if φ falls

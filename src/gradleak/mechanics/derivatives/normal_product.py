@@ -1,4 +1,4 @@
-"""Why: Jᵀ J of a simulated update is needed in products only, and the weight-sized part of those products can be left out:
+"""Jᵀ J of a simulated update is needed in products only, and the weight-sized part of those products can be left out:
 with a gradient in factors, G = Σ_t l_t r_tᵀ, a tangent is dG = Σ_t dl_t r_tᵀ + l_t dr_tᵀ, and Jᵀ(dG) needs dG r_t and
 dGᵀ l_t only, which are sums over pairs of tokens. One product therefore costs a pass through the activations, for all
 restarts together, whatever the model's width. Must not know what is simulated or why.
@@ -35,8 +35,8 @@ class NormalProduct:
     def of(leaves: Sequence[Tensor], simulated: Simulated) -> NormalProduct:
         """Keeps what every product shares: one backward pass that can itself be differentiated."""
         with torch.enable_grad():
-            factors = [each for part in simulated.values() for each in _tensors(part) if each.requires_grad]
-            cotangents = [torch.zeros_like(each).requires_grad_() for each in factors]
+            factors = [factor for part in simulated.values() for factor in _tensors(part) if factor.requires_grad]
+            cotangents = [torch.zeros_like(factor).requires_grad_() for factor in factors]
             pulled = torch.autograd.grad(
                 factors, list(leaves), cotangents, create_graph=True, allow_unused=True, materialize_grads=True
             )

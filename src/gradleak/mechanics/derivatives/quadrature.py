@@ -1,4 +1,4 @@
-"""Why: traces of functions of a matrix that is known by its products only, with an error that is bounded on the side
+"""Traces of functions of a matrix that is known by its products only, with an error that is bounded on the side
 that matters. Must not know what the matrix means.
 
 k Lanczos steps from v turn vᵀ f(A) v into a Gauss quadrature. For f(λ) = 1/(λ + c), c > 0, whose even derivatives are

@@ -1,4 +1,4 @@
-"""Why: what the gradient of a classification head says about the labels, before any search.
+"""What the gradient of a classification head says about the labels, before any search.
 
 With a softmax cross-entropy, dL/db_c = mean over records of (p_c − y_c). Since 0 < p_c < 1, an entry is negative only
 if class c occurs; with one record, exactly the label's entry is negative. Must not know any attack.

@@ -1,4 +1,4 @@
-"""Why: token and position tables sum the same error signals, so which token stands where is a linear question, also with
+"""Token and position tables sum the same error signals, so which token stands where is a linear question, also with
 more tokens than dimensions. Must not know sequences or attention.
 
     dL/dP_p = Σ_v X[v, p] dL/dE_v,   X[v, p] = 1 if token v stands at position p,   Σ_p X[v, p] = 1

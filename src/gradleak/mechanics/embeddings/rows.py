@@ -1,4 +1,4 @@
-"""Why: a trained embedding is a channel of its own. Its rows tell which tokens a batch holds, the position table how long its
+"""A trained embedding is a channel of its own. Its rows tell which tokens a batch holds, the position table how long its
 records are, the head which classes occur; a tied head writes into every row. Attacks read it here, in one way. Must not know
 how attacks search.
 """
@@ -102,8 +102,8 @@ def _used(table: Float[Tensor, "positions model"]) -> tuple[Int64[Tensor, " used
     noise = row_noise(energy, table.shape[1], false_alarms=_FALSE_ALARM)
     if noise is None:
         return None, 0.0
-    found = rows_above(energy, table.shape[1], noise=noise, false_alarms=_FALSE_ALARM).nonzero().flatten()
-    return (found if len(found) else None), noise
+    used = rows_above(energy, table.shape[1], noise=noise, false_alarms=_FALSE_ALARM).nonzero().flatten()
+    return (used if len(used) else None), noise
 
 
 def _without_gap(used: Int64[Tensor, " used"]) -> bool:

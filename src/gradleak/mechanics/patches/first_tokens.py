@@ -107,17 +107,17 @@ def _before_norm(
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
     read: list[Tensor] = []
 
-    def keep(child: nn.Module, args: tuple[Any, ...], made: Any) -> None:
-        if isinstance(made, Tensor) and not read:
-            seen.append((child, args[0].detach(), made.detach()))
+    def keep(child: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and not read:
+            seen.append((child, args[0].detach(), output.detach()))
 
     handles = [child.register_forward_hook(keep) for child in module.modules() if _holds_vectors_only(child)]
     handles.append(module.get_submodule(path).register_forward_pre_hook(lambda _, args: read.append(args[0].detach())))
     with hooked(handles), evaluating(module), torch.no_grad():
         torch.func.functional_call(module, in_double(module), kwargs={"pixel_values": pixels})
     z = read[0].reshape(1, -1, read[0].shape[-1])
-    for child, x, made in reversed(seen):
-        if made.numel() == z.numel() and torch.equal(made.reshape(z.shape), z):
+    for child, x, output in reversed(seen):
+        if output.numel() == z.numel() and torch.equal(output.reshape(z.shape), z):
             return child, x.reshape(z.shape), z
     return None, z, z
 

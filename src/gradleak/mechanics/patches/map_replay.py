@@ -50,7 +50,7 @@ class WholeUpdate:
 
     def whitened(self, pixels: Float[Tensor, "1 channels height width"]) -> Float[Tensor, "1 unknowns"]:
         """z of a picture."""
-        channels, rows, columns = (torch.linalg.cholesky(each) for each in self.prior.factors())
+        channels, rows, columns = (torch.linalg.cholesky(covariance) for covariance in self.prior.factors())
         off = (pixels.double() - self.prior.mean) / self.prior.std
         for axis, factor in ((1, channels), (2, rows), (3, columns)):
             moved = off.movedim(axis, 0)
@@ -62,12 +62,12 @@ class WholeUpdate:
         """The gradient in units of the noise."""
         mask = torch.ones(1, dtype=torch.bool)
         names = tuple(self.observed)
-        found = simulate_gradients(self.subject, names, self.pixels(z), self.label, mask, restarts=1)
-        if found is None:
+        gradients = simulate_gradients(self.subject, names, self.pixels(z), self.label, mask, restarts=1)
+        if gradients is None:
             return None
         return {
             name: part.scaled(self.weights[name]) if isinstance(part, FactoredMatrix) else part * self.weights[name]
-            for name, part in found.items()
+            for name, part in gradients.items()
         }
 
     def scale(self, simulated: Simulated) -> float:

@@ -45,7 +45,7 @@ class PicturePrior:
 
     def colored(self, white: Float[Tensor, "batch channels height width"]) -> Tensor:
         """Pictures (deviations from the mean) of independent standard numbers; a linear map with the prior as its square."""
-        channels, rows, columns = (torch.linalg.cholesky(each).to(white.dtype) for each in self.factors())
+        channels, rows, columns = (torch.linalg.cholesky(covariance).to(white.dtype) for covariance in self.factors())
         return self.std * torch.einsum("ac,hi,wj,bcij->bahw", channels, rows, columns, white)
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ class PicturePrior:
             Basis in columns, and one covariance per column.
         """
         color, rows, columns = self.factors()
-        bases = [torch.linalg.eigh(each) for each in (color, self._decay(patch[0]), self._decay(patch[1]))]
+        bases = [torch.linalg.eigh(covariance) for covariance in (color, self._decay(patch[0]), self._decay(patch[1]))]
         basis = torch.kron(bases[0].eigenvectors, torch.kron(bases[1].eigenvectors, bases[2].eigenvectors))
         down = _between_patches(rows, bases[1].eigenvectors)
         across = _between_patches(columns, bases[2].eigenvectors)

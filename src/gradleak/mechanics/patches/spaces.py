@@ -70,7 +70,13 @@ def spaces_from_norm(
     """
     patches = len(tokens.offsets)
     _, _, basis = row_space(gradient, records * patches)
-    stacked = torch.cat([each.double() / each.double().norm() for each in readers if bool(each.any())])
+    stacked = torch.cat(
+        [
+            gradient_of_map.double() / gradient_of_map.double().norm()
+            for gradient_of_map in readers
+            if bool(gradient_of_map.any())
+        ]
+    )
     held = torch.linalg.svd(stacked, full_matrices=False).Vh[: records * patches + len(tokens.others)].T
     if bool(tokens.norm.offset.any()):
         held = torch.cat([held, tokens.norm.offset.double().unsqueeze(1)], dim=1)

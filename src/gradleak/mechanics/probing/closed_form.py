@@ -1,4 +1,4 @@
-"""Why: where a position enters the first attention's input as a summand, z = gain ∘ (E_v + P_p) / σ(v, p) + offset, its projections
+"""Where a position enters the first attention's input as a summand, z = gain ∘ (E_v + P_p) / σ(v, p) + offset, its projections
 are sums over the tokens and over the positions too. Queries, keys and values of V·P pairs then cost V + P projections and not
 V·P. The law is read off the module and checked on it. Must not know gradients, spaces or how sequences are searched.
 """
@@ -38,8 +38,8 @@ class _Scale:
         if not law.norm.normalized:
             return _Scale(slope=0.0, small=1.0)
         body = law.norm.center(law.before_norm(row.unsqueeze(0))[0].double())
-        plain, made = law.norm.gain * body, z.double() - law.norm.offset
-        squares = (plain.square().sum(1) / (plain * made).sum(1)).square()
+        plain, normalized = law.norm.gain * body, z.double() - law.norm.offset
+        squares = (plain.square().sum(1) / (plain * normalized).sum(1)).square()
         variances = body.square().mean(dim=1)
         spread = variances - variances.mean()
         if not bool(spread.any()):
@@ -80,25 +80,26 @@ def projections_by_law(
     token, place = law.norm.center(law.scale * law.table[tokens]), law.norm.center(law.positions)
     given = torch.cat((law.norm.gain * token, law.norm.gain * place, law.norm.offset.unsqueeze(0), place[:1] * 0.0))
     with feeding(subject.module, paths, given):
-        made = project(tokens.new_zeros(len(given), 1))
+        parts = project(tokens.new_zeros(len(given), 1))
     seen = project(rows[[0, -1]])
-    if scale is None or made is None or seen is None:
+    if scale is None or parts is None or seen is None:
         return None
     divisor = scale.at(token.double(), place.double()).to(z.dtype)
     divisor = divisor[numbers, torch.arange(rows.shape[1], device=rows.device)][:, :, None, None]
-    found = tuple(_summed(each[:, 0], numbers, divisor) for each in made)
+    predicted = tuple(_summed(part[:, 0], numbers, divisor) for part in parts)
     alike = all(
-        bool((one[[0, -1]] - other).norm() <= _TOLERANCE * other.norm()) for one, other in zip(found, seen, strict=True)
+        bool((expected[[0, -1]] - other).norm() <= _TOLERANCE * other.norm())
+        for expected, other in zip(predicted, seen, strict=True)
     )
-    return (found[0], found[1], found[2]) if alike else None
+    return (predicted[0], predicted[1], predicted[2]) if alike else None
 
 
-def _summed(made: Tensor, numbers: Int64[Tensor, "rows seq"], divisor: Tensor) -> Tensor:
+def _summed(projected: Tensor, numbers: Int64[Tensor, "rows seq"], divisor: Tensor) -> Tensor:
     """(of token + of position) / divisor + of offset, from projections of all tokens, all positions, the offset, and nothing."""
-    plain = made[:-1] - made[-1]
+    plain = projected[:-1] - projected[-1]
     positions = numbers.shape[1]
     of_token, of_place, of_offset = plain.split((len(plain) - positions - 1, positions, 1))
-    return of_token[numbers].add_(of_place).div_(divisor).add_(of_offset + made[-1])
+    return of_token[numbers].add_(of_place).div_(divisor).add_(of_offset + projected[-1])
 
 
 @contextmanager

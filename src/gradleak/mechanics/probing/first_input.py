@@ -1,4 +1,4 @@
-"""Why: before the first attention a position knows only its own token, so the layer's input is a normalized sum
+"""Before the first attention a position knows only its own token, so the layer's input is a normalized sum
 x(v, p) = c·E_v + P_p of a row of the token table and a vector of the position. A linear test of it then factors into
 one product with the table and one with the positions: V·k + P·k inner products in the place of V·P forward passes.
 
@@ -71,12 +71,12 @@ class FirstInput:
         """Products of directions with the layer's input of tokens at every position: one per token and one per position."""
         norm, folded = self.norm, self.norm.fold(directions)
         token, place = norm.center(self.scale * self.table[ids]), norm.center(self.positions)
-        made = (token @ folded).unsqueeze(1) + place @ folded
+        products = (token @ folded).unsqueeze(1) + place @ folded
         if norm.normalized:
             squares = token.square().sum(1, keepdim=True) + place.square().sum(1) + 2 * token @ place.T
             sigma = (squares.clamp(min=1e-30) / token.shape[1]).sqrt()
-            made = made / sigma.unsqueeze(-1)
-        return made + norm.offset @ directions
+            products = products / sigma.unsqueeze(-1)
+        return products + norm.offset @ directions
 
     def rows(self, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens positions features"]:
         """The layer's input of tokens at every position."""
@@ -124,8 +124,8 @@ def before_norm(
     """The normalization whose output the map at ``path`` reads (None if there is none), its input, and its output."""
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
-    def keep(module: nn.Module, args: tuple[Tensor, ...], made: Tensor) -> None:
-        seen.append((module, args[0].detach(), made.detach()))
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((module, args[0].detach(), output.detach()))
 
     handles = [m.register_forward_hook(keep) for m in subject.module.modules() if _is_vectors_only(m)]
     try:
@@ -133,8 +133,8 @@ def before_norm(
     finally:
         for handle in handles:
             handle.remove()
-    for module, x, made in reversed(seen):
-        if made.numel() == z.numel() and torch.equal(made.reshape(z.shape), z):
+    for module, x, output in reversed(seen):
+        if output.numel() == z.numel() and torch.equal(output.reshape(z.shape), z):
             return module, x.reshape(z.shape), z
     return None, z, z
 
@@ -163,11 +163,11 @@ def read_norm(
     law = Norm(gain=gain, offset=offset, centered=centered, normalized=True)
     body = law.center(x)
     predicted = gain * body / body.square().mean(dim=-1, keepdim=True).sqrt()
-    made = z - offset
+    scaled = z - offset
     # The small constant under the root scales a vector; only the direction is part of the law.
-    ratio = (made * predicted).sum(-1, keepdim=True) / predicted.square().sum(-1, keepdim=True).clamp(min=1e-30)
-    return law if _close(ratio * predicted, made) else None
+    ratio = (scaled * predicted).sum(-1, keepdim=True) / predicted.square().sum(-1, keepdim=True).clamp(min=1e-30)
+    return law if _close(ratio * predicted, scaled) else None
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).norm() <= _TOLERANCE * other.norm())
+def _close(vectors: Tensor, other: Tensor) -> bool:
+    return bool((vectors - other).norm() <= _TOLERANCE * other.norm())

@@ -1,4 +1,4 @@
-"""Why: attention over a sequence needs only the queries, keys and values of its tokens at their positions. They are made
+"""Attention over a sequence needs only the queries, keys and values of its tokens at their positions. They are made
 once for every candidate (position, token); attention of any sequence of candidates is then a few inner products, and no
 prefix is run through the model twice. Must not know gradients, spaces or how sequences are searched.
 """
@@ -44,7 +44,7 @@ class Heads:
 
     def since(self, start: int) -> Heads:
         """The same where sequences begin at position ``start``, behind padding that nothing attends to."""
-        query, key, value = (each[:, start:] for each in (self.query, self.key, self.value))
+        query, key, value = (tensor[:, start:] for tensor in (self.query, self.key, self.value))
         return replace(self, query=query, key=key, value=value, bias=self.bias[:, start:, start:])
 
     @property
@@ -73,16 +73,16 @@ class Heads:
         """The same for pairs of a prefix and a candidate row."""
         before = prefixes.shape[1]
         places = torch.arange(before + 1, device=prefixes.device)
-        made = []
+        outputs = []
         for part in chunks(len(rows), 2 * (before + 1) * self.width):
-            each = torch.cat((prefixes[part], rows[part].unsqueeze(1)), dim=1)
+            sequences = torch.cat((prefixes[part], rows[part].unsqueeze(1)), dim=1)
             query = self.query[rows[part], before].unflatten(1, (-1, self.groups))  # [pairs kv groups dim]
-            scores = self._capped(query @ self.key[each, places].permute(0, 2, 3, 1) * self.scale)
+            scores = self._capped(query @ self.key[sequences, places].permute(0, 2, 3, 1) * self.scale)
             bias = self.bias[:, before, : before + 1]
             bias = bias.unflatten(0, scores.shape[1:3]) if len(bias) > 1 else bias
             weights = (scores + bias).softmax(dim=-1)
-            made.append((weights @ self.value[each, places].transpose(1, 2)).flatten(1))
-        return torch.cat(made) if made else self.value.new_zeros(0, self.width)
+            outputs.append((weights @ self.value[sequences, places].transpose(1, 2)).flatten(1))
+        return torch.cat(outputs) if outputs else self.value.new_zeros(0, self.width)
 
     def weights(
         self, prefixes: Int64[Tensor, "prefixes before"], rows: Int64[Tensor, " extensions"]
@@ -116,8 +116,8 @@ class Heads:
         old = self.value[prefixes, torch.arange(before, device=prefixes.device)]
         old = torch.einsum("nphd,hgdc->nhgpc", old, folder).flatten(1, 3)
         new = torch.einsum("ehd,hgdc->ehgc", self.value[rows, before], folder).flatten(1, 2)
-        made = weights[..., :-1, :].flatten(1, 3).transpose(1, 2) @ old
-        return made + (weights[..., -1, :].permute(3, 0, 1, 2).flatten(2) @ new).transpose(0, 1)
+        products = weights[..., :-1, :].flatten(1, 3).transpose(1, 2) @ old
+        return products + (weights[..., -1, :].permute(3, 0, 1, 2).flatten(2) @ new).transpose(0, 1)
 
     def _capped(self, scores: Tensor) -> Tensor:
         return scores if self.soft_cap is None else torch.tanh(scores / self.soft_cap) * self.soft_cap
@@ -145,14 +145,14 @@ def read_heads(
 
     with LargestTensor() as needed:
         first = _calls(subject, rows[:1], parameters)
-    maps = [each.module for each in subject.anatomy.blocks[0].readers_of_input()]
-    made = (projections_by_law(subject, maps, rows, project, parameters) or project(rows)) if first else None
-    if first is None or made is None:
+    maps = [linear_map.module for linear_map in subject.anatomy.blocks[0].readers_of_input()]
+    projected = (projections_by_law(subject, maps, rows, project, parameters) or project(rows)) if first else None
+    if first is None or projected is None:
         return None
     heads = Heads(
-        query=made[0],
-        key=made[1],
-        value=made[2],
+        query=projected[0],
+        key=projected[1],
+        value=projected[2],
         bias=_bias_of(first[0], rows.shape[1]),
         scale=first[0].scale,
         soft_cap=first[0].soft_cap,
@@ -214,5 +214,5 @@ def _is_faithful(heads: Heads, subject: Subject, rows: Tensor, parameters: Mappi
         return False
     seen = linear_inputs(subject, (output.module,), rows[:1], parameters=parameters)[output.module][0, -1]
     first = torch.zeros(1, rows.shape[1] - 1, dtype=torch.int64, device=rows.device)
-    made = heads.extend(first, first.new_zeros(1))[0, 0]
-    return bool((made - seen).norm() <= _TOLERANCE * seen.norm())
+    extended = heads.extend(first, first.new_zeros(1))[0, 0]
+    return bool((extended - seen).norm() <= _TOLERANCE * seen.norm())

@@ -1,4 +1,4 @@
-"""Why: what a linear layer inside a transformer reads for given tokens, at the cost of the layers before it only.
+"""What a linear layer inside a transformer reads for given tokens, at the cost of the layers before it only.
 
 Runs the subject itself, the way the client runs it, so every architecture is right by construction: no forward pass is
 written again here. Must not know gradients, updates or attacks.
@@ -121,10 +121,10 @@ class LargestTensor(TorchDispatchMode):
         self.numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor):
-            self.numel = max(self.numel, made.numel())
-        return made
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
 
 
 def reads_position(subject: Subject, path: str, ids: Int64[Tensor, " tokens"], *, positions: int) -> bool:
@@ -138,9 +138,9 @@ def reads_context(subject: Subject, path: str, ids: Int64[Tensor, " tokens"]) ->
     """Whether the input of ``path`` at a position depends on the tokens at earlier positions."""
     first, second = ids[:-1], ids[1:]
     last = ids[:1].expand_as(first)
-    one = linear_inputs(subject, (path,), torch.stack((first, last), dim=1))[path][:, 1]
-    other = linear_inputs(subject, (path,), torch.stack((second, last), dim=1))[path][:, 1]
-    return not torch.allclose(one, other, rtol=1e-4, atol=_rounding(one))
+    after_first = linear_inputs(subject, (path,), torch.stack((first, last), dim=1))[path][:, 1]
+    after_second = linear_inputs(subject, (path,), torch.stack((second, last), dim=1))[path][:, 1]
+    return not torch.allclose(after_first, after_second, rtol=1e-4, atol=_rounding(after_first))
 
 
 def _rounding(values: Tensor) -> float:

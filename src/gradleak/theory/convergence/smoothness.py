@@ -1,4 +1,4 @@
-"""Why: a convergence bound needs a smoothness constant, and the published ones for attention are exponential in the size of
+"""A convergence bound needs a smoothness constant, and the published ones for attention are exponential in the size of
 the data: right, and of no use. These are polynomial, for the loss ½‖S X V − B‖² as a function of W in S = softmax(s X W Xᵀ).
 
 A softmax average γ = ⟨f, v⟩ whose logits move along u has, with r the range (largest minus smallest entry),

@@ -1,4 +1,4 @@
-"""Why: low-rank adapters share less than the layer they adapt, and how much less is a matter of rank. With W + B A, A of
+"""Low-rank adapters share less than the layer they adapt, and how much less is a matter of rank. With W + B A, A of
 rank r, and G = Dᵀ X the gradient of W,
 
     G_A = Bᵀ G    row space inside the inputs' span, at most r dimensions

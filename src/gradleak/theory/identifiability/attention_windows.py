@@ -1,4 +1,4 @@
-"""Why: who attends to whom decides what can leak: everyone, everyone before, or a window of neighbors, and in some families
+"""Who attends to whom decides what can leak: everyone, everyone before, or a window of neighbors, and in some families
 another answer in every block. Read from one backward pass of the model itself; a place that is not attended to gets a
 gradient of exactly zero. Must not know a model's type or its configuration.
 """
@@ -109,6 +109,6 @@ def _visible_rows(subject: Subject, positions: int, probed: Sequence[int]) -> li
     finally:
         for handle in handles:
             handle.remove()
-    found = torch.autograd.grad(total, list(read.values()), allow_unused=True, materialize_grads=True)
-    moved = {path: g.reshape(len(probed), positions, -1).ne(0).any(-1) for path, g in zip(read, found, strict=True)}
+    slopes = torch.autograd.grad(total, list(read.values()), allow_unused=True, materialize_grads=True)
+    moved = {path: g.reshape(len(probed), positions, -1).ne(0).any(-1) for path, g in zip(read, slopes, strict=True)}
     return [torch.stack([moved[m.module] for m in block.attention_inputs]).any(0) for block in blocks]

@@ -1,4 +1,4 @@
-"""Why: for the layer of the theory the questions of a prediction have exact answers: how many equations, what rank, how firmly,
+"""For the layer of the theory the questions of a prediction have exact answers: how many equations, what rank, how firmly,
 and whether the data follow at all. Must not know attacks.
 """
 

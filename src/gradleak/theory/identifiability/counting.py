@@ -1,4 +1,4 @@
-"""Why: how many real numbers an attention layer's gradient fixes, before anything is solved. The gradient has as many
+"""How many real numbers an attention layer's gradient fixes, before anything is solved. The gradient has as many
 entries as the layer has weights, but not all are independent: each direction in weight space that leaves the layer's
 output alone is an identity that every honest gradient satisfies.
 

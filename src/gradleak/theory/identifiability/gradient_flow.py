@@ -1,4 +1,4 @@
-"""Why: what a layer read and what error signal came back, for one batch, in any precision: the two factors of its weight
+"""What a layer read and what error signal came back, for one batch, in any precision: the two factors of its weight
 gradient. Needs one forward and one backward pass and forms no weight gradient. Must not know attacks.
 """
 
@@ -44,9 +44,9 @@ def flow_through(
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             read = args[0] if args else next(iter(kwargs.values()))
             # Parameters are constants here: the first map that is listened to is where the graph begins.
-            made = output if output.requires_grad else output.detach().requires_grad_()
-            seen[path] = (read.detach(), made)
-            return made
+            attached = output if output.requires_grad else output.detach().requires_grad_()
+            seen[path] = (read.detach(), attached)
+            return attached
 
         return hook
 
@@ -64,7 +64,9 @@ def flow_through(
     finally:
         for handle in handles:
             handle.remove()
-    errors = torch.autograd.grad(loss, [made for _, made in seen.values()], allow_unused=True, materialize_grads=True)
+    errors = torch.autograd.grad(
+        loss, [written for _, written in seen.values()], allow_unused=True, materialize_grads=True
+    )
     return {
         path: Flow(inputs=read.reshape(batch_size, seq, -1), errors=error.reshape(batch_size, seq, -1))
         for (path, (read, _)), error in zip(seen.items(), errors, strict=True)

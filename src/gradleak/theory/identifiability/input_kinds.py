@@ -1,4 +1,4 @@
-"""Why: the laws of the first layer depend on how a token enters it: whether its position is added, and what the
+"""The laws of the first layer depend on how a token enters it: whether its position is added, and what the
 normalization before the projections does (centers, adds a bias, scales only, nothing). Read from one forward pass of the
 model itself. Must not know a model's type.
 """
@@ -63,12 +63,12 @@ def read_input_law(subject: Subject, *, positions: int) -> InputLaw:
 
 def _normalization_before(subject: Subject, path: str, ids: Tensor) -> nn.Module | None:
     """The module whose output is, entry by entry, what the map at ``path`` reads, if its parameters are all vectors."""
-    made: list[tuple[nn.Module, Tensor]] = []
+    outputs: list[tuple[nn.Module, Tensor]] = []
     read: list[Tensor] = []
 
     def keep(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            made.append((module, output))
+            outputs.append((module, output))
 
     def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read.append(args[0] if args else next(iter(kwargs.values())))
@@ -86,7 +86,7 @@ def _normalization_before(subject: Subject, path: str, ids: Tensor) -> nn.Module
     finally:
         for handle in handles:
             handle.remove()
-    same = [module for module, output in made if output.shape == read[0].shape and torch.equal(output, read[0])]
+    same = [module for module, output in outputs if output.shape == read[0].shape and torch.equal(output, read[0])]
     return same[0] if same else None
 
 

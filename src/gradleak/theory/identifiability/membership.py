@@ -1,4 +1,4 @@
-"""Why: what a user can run is the attack, not the most powerful test. Which tokens pass ``span``'s first test (the whole of
+"""What a user can run is the attack, not the most powerful test. Which tokens pass ``span``'s first test (the whole of
 the attack ``token_span``) under Gaussian noise follows from the space that noise leaves of the first attention's gradients.
 
 The law of that space given the singular values s of G is known for large matrices (``detectability``): directions with
@@ -88,7 +88,7 @@ def first_test(
         false += (len(bag) - hits) / draws
         ranks += space.rank / draws
     mean = math.fsum(recalls) / draws
-    spread = math.fsum((each - mean) ** 2 for each in recalls) / max(1, draws - 1)
+    spread = math.fsum((recall - mean) ** 2 for recall in recalls) / max(1, draws - 1)
     return FirstTest(recall=mean, recall_error=math.sqrt(spread / draws), false=false, rank=ranks, draws=draws)
 
 

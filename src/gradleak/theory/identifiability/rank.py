@@ -1,4 +1,4 @@
-"""Why: how many dimensions the first layer's inputs span, and which wrong (token, position) pairs lie in that span too,
+"""How many dimensions the first layer's inputs span, and which wrong (token, position) pairs lie in that span too,
 follow from the batch as a graph. No model is run.
 
 The graph G joins token v with position p if v stands at p in some record: T tokens, P positions, c components, U edges
@@ -67,19 +67,19 @@ class TokenPositionGraph:
 
     @property
     def tokens(self) -> int:
-        return sum(each.tokens for each in self.components)
+        return sum(component.tokens for component in self.components)
 
     @property
     def positions(self) -> int:
-        return sum(each.positions for each in self.components)
+        return sum(component.positions for component in self.components)
 
     @property
     def pairs(self) -> int:
-        return sum(each.pairs for each in self.components)
+        return sum(component.pairs for component in self.components)
 
     @property
     def forest(self) -> bool:
-        return not self.positional or all(each.cycles == 0 for each in self.components)
+        return not self.positional or all(component.cycles == 0 for component in self.components)
 
     def rank(self, *, bias: bool) -> int:
         """Dimensions that the inputs span if the layer is wide enough.
@@ -98,7 +98,7 @@ class TokenPositionGraph:
             return self.tokens * self.pair_of.shape[1]
         if bias and self.forest:
             return self.pairs
-        return sum(each.indistinguishable for each in self.components)
+        return sum(component.indistinguishable for component in self.components)
 
 
 def token_position_graph(
@@ -135,15 +135,15 @@ def _components(token_of: Tensor, position_of: Tensor, tokens: int, *, positiona
     edges = (token_of.numpy(), tokens + position_number.numpy())
     graph = coo_matrix((np.ones(len(token_of)), edges), shape=(size, size))
     count, label = connected_components(graph, directed=False)
-    found = [
+    components = [
         Component(
-            tokens=int((label[:tokens] == each).sum()),
-            positions=int((label[tokens:] == each).sum()),
-            pairs=int((label[edges[0]] == each).sum()),
+            tokens=int((label[:tokens] == component).sum()),
+            positions=int((label[tokens:] == component).sum()),
+            pairs=int((label[edges[0]] == component).sum()),
         )
-        for each in range(count)
+        for component in range(count)
     ]
-    return tuple(sorted(found, key=lambda each: each.pairs, reverse=True))
+    return tuple(sorted(components, key=lambda component: component.pairs, reverse=True))
 
 
 def coordinates(graph: TokenPositionGraph, *, bias: bool, normalized: bool = True) -> Float[Tensor, "pairs dimensions"]:
@@ -157,8 +157,8 @@ def coordinates(graph: TokenPositionGraph, *, bias: bool, normalized: bool = Tru
     parts = [torch.nn.functional.one_hot(graph.token_of).double()]
     if graph.positional:
         parts.append(torch.nn.functional.one_hot(graph.position_of).double())
-    found = torch.cat(parts, dim=1)
+    rows = torch.cat(parts, dim=1)
     if normalized:
         rng = torch.Generator().manual_seed(0)
-        found = found * (torch.rand(count, 1, generator=rng, dtype=torch.float64) + 0.5)
-    return torch.cat((found, torch.ones(count, 1, dtype=torch.float64)), dim=1) if bias else found
+        rows = rows * (torch.rand(count, 1, generator=rng, dtype=torch.float64) + 0.5)
+    return torch.cat((rows, torch.ones(count, 1, dtype=torch.float64)), dim=1) if bias else rows

@@ -67,12 +67,12 @@ def propagate(read: Places, mask: Places, *, bands: Sequence[Band]) -> tuple[Rea
             f"Reach needs two masks of one shape and at least one block, got {tuple(read.shape)}, {tuple(mask.shape)}, "
             f"{len(bands)} blocks."
         )
-    found: list[Reach] = []
+    reaches: list[Reach] = []
     output = read & mask
     for band in reversed(bands):
         visible = band.visible(mask)
         queries = output & (visible.sum(-1) >= 2)
-        found.append(
+        reaches.append(
             Reach(
                 output=output,
                 queries=queries,
@@ -81,8 +81,8 @@ def propagate(read: Places, mask: Places, *, bands: Sequence[Band]) -> tuple[Rea
                 visible=visible,
             )
         )
-        output = output | found[-1].values
-    return tuple(reversed(found))
+        output = output | reaches[-1].values
+    return tuple(reversed(reaches))
 
 
 def _attended_from(rows: Places, visible: Bool[Tensor, "batch query key"]) -> Places:
@@ -102,10 +102,10 @@ def distinct_contexts(
         visible: what each place attends to in the first block.
         positional: whether the position is part of the first input.
     """
-    found: set[tuple[int, int, tuple[int, ...]]] = set()
+    contexts: set[tuple[int, int, tuple[int, ...]]] = set()
     for row, sees, lit in zip(ids.tolist(), visible.tolist(), within.tolist(), strict=True):
-        for place, (seen, here) in enumerate(zip(sees, lit, strict=True)):
-            if here:
+        for place, (seen, inside) in enumerate(zip(sees, lit, strict=True)):
+            if inside:
                 places = [j for j, real in enumerate(seen) if real]
-                found.add((place - places[0], places[0] if positional else 0, tuple(row[j] for j in places)))
-    return len(found)
+                contexts.add((place - places[0], places[0] if positional else 0, tuple(row[j] for j in places)))
+    return len(contexts)

@@ -1,4 +1,4 @@
-"""Why: which projection's gradient holds which tokens. With inputs X and error signals D the gradient is Xᵀ D, so its
+"""Which projection's gradient holds which tokens. With inputs X and error signals D the gradient is Xᵀ D, so its
 column space is the image of the column space of D, and softmax decides the latter:
 
     queries   D_Q = dS K    the first token of a causal record has a softmax row of one entry, hence no signal
@@ -86,8 +86,8 @@ def _generic_errors(
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
     def project(heads: int) -> Tensor:
-        made = x @ random(x.shape[-1], heads * width)
-        return made.unflatten(-1, (heads, width)).transpose(1, 2)  # [batch heads seq width]
+        projected = x @ random(x.shape[-1], heads * width)
+        return projected.unflatten(-1, (heads, width)).transpose(1, 2)  # [batch heads seq width]
 
     q, k, v = project(block.heads), project(block.kv_heads), project(block.kv_heads)
     turn = _rotation(x.shape[1], width) if rotary else None
@@ -100,7 +100,7 @@ def _generic_errors(
     inner = attention * (passed - (attention * passed).sum(-1, keepdim=True))
     to_q = inner @ turned_k.repeat_interleave(group, dim=1)
     to_k, to_v = inner.transpose(-1, -2) @ turned_q, attention.transpose(-1, -2) @ upstream
-    to_k, to_v = (each.unflatten(1, (block.kv_heads, group)).sum(2) for each in (to_k, to_v))
+    to_k, to_v = (errors.unflatten(1, (block.kv_heads, group)).sum(2) for errors in (to_k, to_v))
     if turn is not None:
         to_q, to_k = _turn(to_q, -turn), _turn(to_k, -turn)
     return {"query": _flat(to_q), "key": _flat(to_k), "value": _flat(to_v)}

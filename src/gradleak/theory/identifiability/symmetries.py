@@ -1,4 +1,4 @@
-"""Why: a change of the data that leaves the update as it is can never be undone by any attack. The candidates are known
+"""A change of the data that leaves the update as it is can never be undone by any attack. The candidates are known
 (order of records and tokens, sign, what a normalization removes); whether this model with this loss has them is tried on
 the model itself. Must not know a model's type or any attack.
 
@@ -59,16 +59,16 @@ def probe_invariances(subject: Subject, rng: torch.Generator, *, tokens: int = 5
         return _distance(moved, start) / max(_distance(random, start), torch.finfo(torch.float32).tiny)
 
     turned = torch.tensor([1, 0])
-    found = [
+    ratios = [
         ("order of the records", False, 0, ratio(x[turned], records=turned)),
         ("order of the tokens in a record", False, 0, ratio(x.roll(1, dims=1))),
         ("sign of every embedding", False, 0, ratio(-x)),
     ]
     for name, direction in directions(subject, ids).items():
-        found.append((name, True, 1, ratio(x + _per_token(x, rng) * direction)))
+        ratios.append((name, True, 1, ratio(x + _per_token(x, rng) * direction)))
     return tuple(
         Invariance(name=name, continuous=continuous, dimensions=dimensions, ratio=value)
-        for name, continuous, dimensions, value in found
+        for name, continuous, dimensions, value in ratios
     )
 
 
@@ -80,11 +80,11 @@ def directions(subject: Subject, ids: Tensor) -> Mapping[str, Float[Tensor, "bat
     """
     x = subject.embed(ids).detach()
     size = x.norm() / x.numel() ** 0.5
-    found = {"a constant added to every feature of a token": size * torch.ones_like(x)}
+    by_name = {"a constant added to every feature of a token": size * torch.ones_like(x)}
     whole = _first_normalized(subject, ids)
     if whole is not None:
-        found["the length of a token's embedding with its position"] = 0.2 * whole
-    return found
+        by_name["the length of a token's embedding with its position"] = 0.2 * whole
+    return by_name
 
 
 def _per_token(x: Tensor, rng: torch.Generator) -> Float[Tensor, "batch seq 1"]:
@@ -122,8 +122,8 @@ class _Gradient:
             loss = self.subject.loss.per_group(
                 logits, self.subject.loss.targets(batch.labels, self.subject.classes)
             ).sum()
-            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(leaves, found, strict=True))
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, gradients, strict=True))
 
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

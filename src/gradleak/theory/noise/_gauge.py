@@ -1,4 +1,4 @@
-"""Why: softmax attention has directions in weight space along which its output does not move, so *every* honest
+"""Softmax attention has directions in weight space along which its output does not move, so *every* honest
 gradient, of any loss on any data, is orthogonal to them. This page finds those directions in a real model, verifies
 them on the model itself, and turns an update into numbers that are zero for honest gradients and unit-variance noise
 for white noise. Must not know the data, an attack or a defense.
@@ -161,12 +161,12 @@ def verified_identities(subject: Subject) -> tuple[tuple[Identity, ...], float]:
     floor = 0.0
     for index, block in enumerate(subject.anatomy.blocks):
         for kind in ("query-key", "value-output"):
-            found = _holding(block, index, kind, gradient, weights)
-            if found is not None:
-                kept.extend(found[0])
-                floor = max(floor, found[1])
+            holding = _holding(block, index, kind, gradient, weights)
+            if holding is not None:
+                kept.extend(holding[0])
+                floor = max(floor, holding[1])
     for index, adapter in enumerate(subject.anatomy.adapters):
-        one = Identity(
+        identity = Identity(
             kind="adapter",
             block=index,
             head=0,
@@ -174,10 +174,10 @@ def verified_identities(subject: Subject) -> tuple[tuple[Identity, ...], float]:
             left=(Slice(map=adapter.down, start=0, stop=adapter.rank),),
             right=(Slice(map=adapter.up, start=0, stop=adapter.rank, columns=True),),
         )
-        found = _first_that_holds([(one,)], (one.form,), gradient, weights)
-        if found is not None:
-            kept.extend(found[0])
-            floor = max(floor, found[1])
+        holding = _first_that_holds([(identity,)], (identity.form,), gradient, weights)
+        if holding is not None:
+            kept.extend(holding[0])
+            floor = max(floor, holding[1])
     return tuple(kept), floor
 
 
@@ -196,15 +196,15 @@ def _first_that_holds(
     gradient: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
 ) -> tuple[tuple[Identity, ...], float] | None:
-    groups = [group for group in candidates if all(each.names() <= gradient.keys() for each in group)]
-    parts = [[(each.parts(gradient, weights), each.size(gradient)) for each in group] for group in groups]
+    groups = [group for group in candidates if all(identity.names() <= gradient.keys() for identity in group)]
+    parts = [[(identity.parts(gradient, weights), identity.size(gradient)) for identity in group] for group in groups]
     for form in forms:
         for group, measured in zip(groups, parts, strict=True):
             if any(size == 0.0 for _, size in measured):
                 continue
             worst = max(float(form.standardize(*part).abs().max()) / size for part, size in measured)
             if worst < _HOLDS:
-                return tuple(dataclasses.replace(each, form=form) for each in group), worst
+                return tuple(dataclasses.replace(identity, form=form) for identity in group), worst
     return None
 
 

@@ -1,4 +1,4 @@
-"""Why: at which noise do span attacks on this gradient end, and how many tokens do they find at the user's noise? Answered
+"""At which noise do span attacks on this gradient end, and how many tokens do they find at the user's noise? Answered
 from the two factors of the gradient, by the detection threshold (``detectability``) and the power of the token test
 (``token_test``). Must not know models or run an attack.
 """

@@ -1,4 +1,4 @@
-"""Why: how much noise one released update carries, told from the update and the model alone. A client's claim of noise
+"""How much noise one released update carries, told from the update and the model alone. A client's claim of noise
 can be checked without its data, and an attacker can calibrate. Must not know the data, the defense or any attack.
 
 Every honest gradient of softmax attention, and of low-rank adapters, obeys identities (``theory._gauge``) whatever the data and the loss. What is
@@ -149,13 +149,13 @@ def measure_noise(
     every, rounding = verified_identities(subject)
     if not every:
         raise NotApplicableError("This model's attention obeys no gauge identity that is known here.")
-    identities = [each for each in every if each.names() <= update.keys()]
+    identities = [identity for identity in every if identity.names() <= update.keys()]
     if not identities:
-        wanted = sorted(min((each.names() for each in every), key=len))
+        wanted = sorted(min((identity.names() for identity in every), key=len))
         raise NotApplicableError(
             f"The update holds no complete pair of attention tensors; the smallest set that would do is {', '.join(wanted)}."
         )
-    identities = [each for each in identities if each.size(update) > 0]
+    identities = [identity for identity in identities if identity.size(update) > 0]
     if not identities:
         raise NotApplicableError("Every attention tensor of the update is zero, which any noise would have changed.")
     weights = {name: value.detach() for name, value in subject.parameters().items()}
@@ -170,8 +170,8 @@ def _read(
     confidence: float,
 ) -> NoiseReading:
     groups: dict[tuple[int, Kind], list[Identity]] = {}
-    for each in identities:
-        groups.setdefault((each.block, each.kind), []).append(each)
+    for identity in identities:
+        groups.setdefault((identity.block, identity.kind), []).append(identity)
     violations = {key: torch.cat([i.standardized(update, weights) for i in group]) for key, group in groups.items()}
     sizes = {key: math.sqrt(sum(i.size(update) ** 2 for i in group) / len(group)) for key, group in groups.items()}
     z = torch.cat(list(violations.values()))
@@ -182,7 +182,7 @@ def _read(
     tail = (1 - confidence) / 2
     relative = std / size
     unevenness = _unevenness(list(violations.values()))
-    names = sorted(frozenset().union(*(each.names() for each in identities)))
+    names = sorted(frozenset().union(*(identity.names() for identity in identities)))
     zeros = max(_zeros(update[name]) for name in names if update[name].ndim > 1 and bool(update[name].any()))
     bits = max(_bits(update[name]) for name in names if update[name].ndim > 1)
     return NoiseReading(

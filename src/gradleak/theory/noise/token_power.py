@@ -1,4 +1,4 @@
-"""Why: who knows the vocabulary need not find the span first. For a candidate input x of the layer, with x̂ the unit
+"""Who knows the vocabulary need not find the span first. For a candidate input x of the layer, with x̂ the unit
 vector of its part outside the tokens already accepted, and a noisy gradient Y = x δᵀ + rest + σ Z of m columns
 
     T = ‖Yᵀ x̂‖² / σ²   ~  χ²_m            if x is not in the batch
@@ -114,7 +114,7 @@ def mean_power(test: TokenTest, strength: Float[Tensor, " tokens"], noise_std: f
     """
     if noise_std == 0:
         return float((strength > 0).double().mean())
-    return math.fsum(test.power(float(each) / noise_std**2) for each in strength) / len(strength)
+    return math.fsum(test.power(float(value) / noise_std**2) for value in strength) / len(strength)
 
 
 def told_apart(strength: float, *, columns: int, cosine: float) -> float:
@@ -141,5 +141,5 @@ def dies_at(test: TokenTest, strength: Float[Tensor, " tokens"], *, recall: floa
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    found: Any = optimize.root_scalar(function, bracket=(low, high), rtol=1e-6)
-    return float(found.root)
+    solution: Any = optimize.root_scalar(function, bracket=(low, high), rtol=1e-6)
+    return float(solution.root)

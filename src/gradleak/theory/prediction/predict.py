@@ -89,7 +89,7 @@ def predict(
     room = anatomy.hidden_size - 1
     candidates = anatomy.vocab_size * (batch.inputs.shape[1] if law.positional else 1)
     ambiguity = ambiguity_of(graph, law)
-    contexts = Contexts(found=contexts_seen, room=room, lit=int(reach.output.sum()))
+    contexts = Contexts(distinct=contexts_seen, room=room, lit=int(reach.output.sum()))
     conclusions = [*conclude(cells[-1], ambiguity, equations, invariances, contexts)]
     if adapter_rank is not None:
         conclusions += conclude_adapters(adapter_rank, maps=len(block.attention_inputs), ambiguity=ambiguity)

@@ -1,4 +1,4 @@
-"""Why: a prediction without data needs some batch of the asked shape; this is the hardest one of that shape, all tokens
+"""A prediction without data needs some batch of the asked shape; this is the hardest one of that shape, all tokens
 distinct. Must not know laws or attacks.
 """
 

@@ -1,4 +1,4 @@
-"""Why: numbers become answers in one place, each with its reason in one sentence. Must not compute laws."""
+"""Numbers become answers in one place, each with its reason in one sentence. Must not compute laws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gradleak.theory.prediction.types import Ambiguity, Conclusion, Equations
 def ambiguity_of(graph: TokenPositionGraph, law: InputLaw) -> Ambiguity:
     """The certificate of what the first span test leaves open."""
     rank, open_pairs = graph.rank(bias=law.bias), graph.indistinguishable(bias=law.bias)
-    cycles = sum(each.cycles for each in graph.components) if graph.positional else 0
+    cycles = sum(component.cycles for component in graph.components) if graph.positional else 0
     if rank >= law.room:
         sentence = f"The inputs span {law.room} dimensions, all there are: the first test accepts everything."
     elif not graph.positional:
@@ -63,11 +63,11 @@ class Contexts:
     """What the layer behind the first attention tells apart.
 
     Attributes:
-        found: distinct contexts; room: dimensions of its input in which they can be told.
+        distinct: contexts that differ; room: dimensions of its input in which they can be told.
         lit: tokens with an error signal there.
     """
 
-    found: int
+    distinct: int
     room: int
     lit: int
 
@@ -102,7 +102,7 @@ def _by_counting(equations: Equations, invariances: Sequence[Invariance]) -> Ver
             uniqueness=Uniqueness.UNDERDETERMINED,
             reason=f"{sides}: embeddings alone do not follow (feed-forward layers add equations, the vocabulary adds more).",
         )
-    named = [each.name for each in invariances if each.holds]
+    named = [item.name for item in invariances if item.holds]
     return Verdict(
         uniqueness=Uniqueness.UP_TO_SYMMETRY,
         reason=f"{sides}; the gradient does not see {' nor '.join(named)}. The count is necessary, not sufficient.",
@@ -124,19 +124,19 @@ def _by_first(cell: Cell, ambiguity: Ambiguity) -> Verdict:
 
 
 def _by_second(contexts: Contexts, cell: Cell) -> Verdict:
-    found, room = contexts.found, contexts.room
+    distinct, room = contexts.distinct, contexts.room
     if not cell.tells:
         return Verdict(
             uniqueness=Uniqueness.UNDERDETERMINED,
             reason="without tokens from the first attention there is nothing to order.",
         )
-    if found >= room:
+    if distinct >= room:
         return Verdict(
             uniqueness=Uniqueness.UNDERDETERMINED,
-            reason=f"{found} distinct contexts fill the {room} dimensions of the feed-forward input: every order passes.",
+            reason=f"{distinct} distinct contexts fill the {room} dimensions of the feed-forward input: every order passes.",
         )
     return Verdict(
         uniqueness=Uniqueness.UP_TO_SYMMETRY,
-        reason=f"{found} distinct contexts in {room} dimensions, {contexts.lit} of {cell.tokens} tokens with a signal; the symmetry is the order "
+        reason=f"{distinct} distinct contexts in {room} dimensions, {contexts.lit} of {cell.tokens} tokens with a signal; the symmetry is the order "
         "and multiplicity of the records.",
     )
