@@ -1,5 +1,5 @@
-"""What the two thin factors of low-rank adapters tell of a layer's input is ``mechanics/subspace/adapters.py``'s; what they tell, less
-expected, about the *other* tokens of the record is written here.
+"""The two thin factors of low-rank adapters as sums over tokens. ``mechanics.subspace.adapters`` reads the layer's own input off them;
+here is what they hold, less expected, about the *other* tokens of the record.
 
     y = W x + s B A x,   δ_t = dL/dy_t,   dL/dB = s Σ_t δ_t (A x_t)ᵀ
 
@@ -8,7 +8,7 @@ expected, about the *other* tokens of the record is written here.
 
         columns of dL/dB_q ⊂ span{W_k,h (x_s − x_s')},      columns of dL/dB_k ⊂ span{W_q,h x_t + b_q,h}:
 
-    at B = 0 the *left* factor of the query adapter is a tables of the keys, and that of the key adapter one of the queries.
+    at B = 0 the *left* factor of the query adapter is a sum over the keys, and that of the key adapter one of the queries.
     With rotary positions each vector is turned by the distance of the pair; slow dimensions hardly move.
 
 Must not know attacks.

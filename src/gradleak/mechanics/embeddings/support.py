@@ -1,4 +1,4 @@
-"""A trained token embedding is a ledger. Row v of its gradient is the sum of the error signals of the positions
+"""The gradient of a trained token embedding lists the tokens of the batch. Row v of its gradient is the sum of the error signals of the positions
 that hold token v, and rows of absent tokens are zero; the position table sums the same signals by position.
 
     dL/dE_v = Σ_{t : token(t) = v} δ_t,      dL/dP_i = Σ_{t : position(t) = i} δ_t.

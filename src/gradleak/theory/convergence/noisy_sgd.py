@@ -1,5 +1,5 @@
 """A bound is worth its distance to what happens. Runs SGD with per-example clipping and Gaussian noise, many repeats at
-once, and measures everything that the bounds of ``mechanics.sgd_bounds`` take as an input: the bias of clipping, how often
+once, and measures everything that the bounds of ``privacy.training_cost`` take as an input: the bias of clipping, how often
 it is active, the variance of sampling. Must not know models or attacks.
 """
 

@@ -1,6 +1,6 @@
 """At which noise do span attacks on this gradient end, and how many tokens do they find at the user's noise? Answered
 from the two factors of the gradient, by the detection threshold (``detectability``) and the power of the token test
-(``token_test``). Must not know models or run an attack.
+(``token_power``). Must not know models or run an attack.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradleak.theory.noise import detectability
-from gradleak.theory.noise import token_power as token_test
+from gradleak.theory.noise import token_power
 from gradleak.theory.noise.token_power import TokenTest
 
 
@@ -70,7 +70,7 @@ def forecast(
     live = singular[singular > 1e-7 * singular[0]] if float(singular[0]) > 0 else singular[:0]
     rows, columns = inputs.shape[1], errors.shape[1]
     test = TokenTest(columns=columns, candidates=candidates)
-    strength = token_test.strengths(inputs, errors)
+    strength = token_power.strengths(inputs, errors)
     std = ((noise * unit) ** 2 + extra_std**2) ** 0.5
     edge = detectability.threshold(unit, rows, columns)
     return NoiseForecast(
@@ -80,10 +80,10 @@ def forecast(
         rank=len(live),
         span_half=float(live.median()) / edge if len(live) else 0.0,
         span_all=float(live[0]) / edge if len(live) else 0.0,
-        token_half=token_test.dies_at(test, strength, recall=0.5) / unit,
-        token_few=token_test.dies_at(test, strength, recall=0.05) / unit,
+        token_half=token_power.dies_at(test, strength, recall=0.5) / unit,
+        token_few=token_power.dies_at(test, strength, recall=0.05) / unit,
         visible=int((live > detectability.threshold(std, rows, columns)).sum()),
-        recall=token_test.mean_power(test, strength, std),
+        recall=token_power.mean_power(test, strength, std),
         columns=columns,
         candidates=candidates,
     )

@@ -1,7 +1,7 @@
 """How much noise one released update carries, told from the update and the model alone. A client's claim of noise
 can be checked without its data, and an attacker can calibrate. Must not know the data, the defense or any attack.
 
-Every honest gradient of softmax attention, and of low-rank adapters, obeys identities (``theory._gauge``) whatever the data and the loss. What is
+Every honest gradient of softmax attention, and of low-rank adapters, obeys identities (``theory.noise._gauge``) whatever the data and the loss. What is
 left of them in a released update is noise, rounding, pruning, or a forgery.
 """
 
