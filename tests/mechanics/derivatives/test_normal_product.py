@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gradleak.core.rng import derive
-from gradleak.mechanics.client.outer_products import OuterSum
+from gradleak.mechanics.client.outer_products import FactoredMatrix
 from gradleak.mechanics.derivatives.normal_product import NormalProduct
 
 pytestmark = pytest.mark.oracle
@@ -19,14 +19,14 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=derive(seed, "normal product"), dtype=torch.float64)
 
 
-def simulated(x: Tensor, y: Tensor) -> dict[str, Tensor | OuterSum]:
+def simulated(x: Tensor, y: Tensor) -> dict[str, Tensor | FactoredMatrix]:
     """An update of every kind: both factors move, one of them, a dense tensor, and one that does not move."""
     mix = normal(TOKENS * 2, TOKENS * ROWS, seed=1)
     left = torch.tanh(x.flatten(1) @ mix).view(-1, TOKENS, ROWS)
     right = normal(1, TOKENS, COLUMNS, seed=2).expand(len(x), -1, -1)
     return {
-        "both": OuterSum(left=left, right=right * y.unsqueeze(-1).sin().mean(1, keepdim=True)),
-        "left": OuterSum(left=left.square(), right=right),
+        "both": FactoredMatrix(left=left, right=right * y.unsqueeze(-1).sin().mean(1, keepdim=True)),
+        "left": FactoredMatrix(left=left.square(), right=right),
         "bias": left.sum(1) * y.sum(1, keepdim=True),
         "still": right.sum(1),
     }
@@ -35,7 +35,7 @@ def simulated(x: Tensor, y: Tensor) -> dict[str, Tensor | OuterSum]:
 def dense_jacobian(x: Tensor, y: Tensor) -> Tensor:
     def flat(x: Tensor, y: Tensor) -> Tensor:
         parts = simulated(x, y).values()
-        return torch.cat([(p.dense() if isinstance(p, OuterSum) else p).flatten(1) for p in parts], 1)[0]
+        return torch.cat([(p.dense() if isinstance(p, FactoredMatrix) else p).flatten(1) for p in parts], 1)[0]
 
     parts = torch.autograd.functional.jacobian(flat, (x, y))
     return torch.cat([part.flatten(1) for part in parts], 1)

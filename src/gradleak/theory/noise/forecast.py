@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradleak.theory.noise import detectability
-from gradleak.theory.noise import token_power
+from gradleak.theory.noise import detectability, token_power
 from gradleak.theory.noise.token_power import TokenTest
 
 
