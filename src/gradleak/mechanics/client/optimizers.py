@@ -12,6 +12,7 @@ from torch import Tensor
 from gradleak.mechanics.client.settings import LocalTraining
 
 _ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+"""The defaults of Kingma and Ba (arXiv 1412.6980), which PyTorch's AdamW shares."""
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 """What the optimizer remembers of each parameter; empty before the first step, changed by every step."""

@@ -17,6 +17,7 @@ from gradleak.mechanics.embeddings.support import Support, order_of_one, row_noi
 from gradleak.models import Anatomy
 
 _FALSE_ALARM = 1e-3
+"""Probability that noise alone puts any row of a whole table among the used ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

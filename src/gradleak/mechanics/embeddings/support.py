@@ -25,7 +25,9 @@ from scipy.stats import chi2
 from torch import Tensor
 
 _FALSE_ALARM = 0.05
+"""Probability that noise alone puts any row of a whole table among the tokens: the usual 5 %."""
 _ROWS = 1024
+"""Rows that are held in float64 at a time; the result does not depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +105,11 @@ def order_of_one(
 
 
 _ROUNDS = 16
+"""Alternations at most between the noise and the rows that it explains; they end earlier where the noise repeats."""
 _DEVIATIONS = 4.0
 """Standard errors within which the quartiles of noise lie but for one table in 10⁴."""
 _FEWEST = 8
+"""Rows that are not zero from which their median is taken for the noise."""
 
 
 def row_noise(energy: Float[Tensor, " rows"], width: int, *, false_alarms: float) -> float | None:

@@ -17,6 +17,7 @@ from gradleak.models.reading.patches import PatchEmbedding, hooked, in_double
 from gradleak.models.running.tracing import evaluating
 
 _TOLERANCE = 1e-9
+"""The law is a matter of structure and is read in float64: it holds to rounding or not at all."""
 
 _INDEPENDENT = 1e-7
 """Unit vectors with smaller singular values than this are dependent: no update in float32 tells them apart."""

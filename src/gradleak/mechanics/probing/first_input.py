@@ -19,6 +19,7 @@ from gradleak.mechanics.probing.probe import linear_inputs
 from gradleak.models import Subject
 
 _SAMPLES = 3
+"""Tokens on which the law is checked: structure shows on any of them."""
 _TOLERANCE = 1e-4
 """The law is a matter of structure: it holds to rounding (1e-6) or not at all."""
 

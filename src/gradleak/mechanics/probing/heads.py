@@ -18,6 +18,7 @@ from gradleak.models import Subject
 from gradleak.models.running.interception import AttentionCall, intercepted
 
 _TOLERANCE = 1e-4
+"""Structure again: what is rebuilt agrees with the module to rounding (1e-6) or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
