@@ -17,6 +17,9 @@ REGISTRIES = ("attacks", "defenses", "metrics")
 """Packages whose methods are found by name and imported by nobody."""
 DOORS = ("cli", "api", "integrations")
 
+RUN_BY_NAME = 'if __name__ == "__main__":'
+"""What a module ends with that is called as ``python -m``."""
+
 WITHOUT_A_FACE = (
     "gradleak.privacy.auditing.canaries",
     "gradleak.privacy.auditing.one_run",
@@ -52,9 +55,12 @@ def imports(name: str, source: str, known: Iterable[str], *, package: bool) -> I
 
 
 def reached(paths: Mapping[str, Path]) -> set[str]:
-    """What the doors and the registries reach, a package's ``__init__`` not counting for its modules."""
+    """What the doors, the registries and ``python -m`` reach, a package's ``__init__`` not counting for its modules."""
     doors = tuple(f"gradleak.{name}" for name in (*DOORS, *REGISTRIES))
-    pending = ["gradleak", "gradleak.__main__", *(name for name in paths if name.startswith(doors))]
+    pending = ["gradleak", *(name for name in paths if name.startswith(doors))]
+    pending += [
+        name for name, path in paths.items() if path.name == "__main__.py" or RUN_BY_NAME in path.read_text("utf-8")
+    ]
     seen: set[str] = set()
     while pending:
         name = pending.pop()

@@ -20,8 +20,9 @@ HALF = 11
 """Significant bits of float16."""
 SIGNIFICANT_BITS: Mapping[str, int] = {"float32": WIDEST, "bf16": 8, "fp16": HALF, "fp8": 4}
 """Bits of the significand by name of the format, the leading one included; fp8 is the e4m3 format."""
-ROUNDING_STD = 0.5 / math.sqrt(math.log(4.0))
-"""Rounding to p significant bits adds this much times 2⁻ᵖ of an entry's size: .4247 (uniform error, log-uniform significands)."""
+ROUNDING_STD = 0.4247
+"""Rounding to p significant bits adds this much times 2⁻ᵖ of an entry's size: 1 / (2 √ln 4), for a uniform error and log-uniform
+significands, to four digits."""
 SUBNORMAL_STEP = 2.0**-24
 """Spacing of the smallest float16 numbers: below 2⁻¹⁴ the error stops shrinking with the entry."""
 _MULTIPLES, _NEAR, _ENOUGH = 64, 1e-3, 32
