@@ -22,9 +22,9 @@ from gradleak.privacy.accounting import gaussian, reconstruction
 from gradleak.privacy.auditing import lower_bounds as auditing
 from gradleak.privacy.auditing.canaries import SquareLoss
 from gradleak.privacy.auditing.one_step import audit_step, releases_needed
-from gradleak.privacy.auditing.planted_bugs import BUGS, CORRECT, Claim, examine, flagged, predict
 from gradleak.privacy.bounds import bayes
 from gradleak.privacy.bounds.bayes import Rate
+from tests.support.planted_bugs import BUGS, CORRECT, Claim, examine, flagged, predict
 
 DELTA = 1e-5
 SETTINGS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 260, "n_positions": 16}

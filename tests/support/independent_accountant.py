@@ -196,12 +196,12 @@ def _used_steps(plan: Plan) -> list[tuple[float, int]]:
     """Noise of the steps, with their number; of shuffled epochs, of those that hold the record when luck is worst."""
     sequence = [p.noise_multiplier for p in plan.phases for _ in range(p.steps)]
     whole_clients = plan.clip == "update" and plan.sampled == "records"
-    if plan.sampling == "shuffle" and not whole_clients:
+    if plan.view != "final_model" and plan.participations is not None and plan.sampled == "clients":
+        used = sorted(sequence)[: plan.participations]
+    elif plan.sampling == "shuffle" and not whole_clients:
         fractions = 1 / plan.sampling_rate
         per_epoch = math.ceil(fractions - 1e-9) if plan.last_batch == "kept" else math.floor(fractions + 1e-9)
         used = [min(sequence[i : i + per_epoch]) for i in range(0, len(sequence), per_epoch)]
-    elif plan.view != "final_model" and plan.participations is not None and plan.sampled == "clients":
-        used = sorted(sequence)[: plan.participations]
     else:
         used = sequence
     if plan.mechanism == "tree":

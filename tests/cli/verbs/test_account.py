@@ -136,3 +136,18 @@ def test_takes_less_than_three_times_what_its_libraries_take_to_load_and_no_torc
     libraries, _ = measured("import dp_accounting, scipy.stats, typer, rich, pydantic")
     assert "TORCH False" in done.stderr and "1.828" in done.stdout
     assert seconds < 3.0 * libraries
+
+
+def test_guesses_about_canaries_refute_a_plan_that_claims_less(gradleak: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"correct": 100, "guesses": 100, "canaries": 1000}), encoding="utf-8")
+    refuted = gradleak("account", "--noise-multiplier", 10, "--audit", file)
+    assert refuted.exit_code == 1 and "the claim is refuted" in refuted.stdout
+    passed = gradleak("account", "--noise-multiplier", 0.2, "--audit", file, "--json")
+    assert passed.exit_code == 0 and json.loads(passed.stdout)["audit"]["refuted"] is False
+
+
+def test_a_saved_accountant_is_read(gradleak: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "accountant.json"
+    file.write_text(json.dumps({"history": [[1.0, 0.01, 1000]], "mechanism": "rdp"}), encoding="utf-8")
+    assert "ε = 1.828" in gradleak("account", "--from", file).stdout

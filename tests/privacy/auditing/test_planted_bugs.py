@@ -11,9 +11,9 @@ import torch
 from gradleak.core.batch import Batch
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.models import load_subject
-from gradleak.privacy.auditing.planted_bugs import BUGS, CORRECT, Claim, examine, flagged, predict
 from gradleak.privacy.bounds.bayes import Rate
 from gradleak.privacy.bounds.candidates import Candidates
+from tests.support.planted_bugs import BUGS, CORRECT, Claim, examine, flagged, predict
 
 pytestmark = pytest.mark.oracle
 

@@ -71,6 +71,14 @@ def account(
     goals: Annotated[
         bool, typer.Option("--goals", help="Compare what different goals cost in noise; takes longer.")
     ] = False,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit",
+            metavar="FILE",
+            help="Hold releases (.safetensors) or guesses about canaries (.json) against the plan; exits with 1 if they refute it.",
+        ),
+    ] = None,
     norms: Annotated[
         Path | None,
         typer.Option("--norms", metavar="FILE", help="Gradient norms, one a line: suggest a clip norm for the noise."),
@@ -112,8 +120,9 @@ def account(
             "clip": clip,
         }
         table = ({} if saved is None else read_saved_state(saved)) | ({} if file is None else read_plan(file))
+        merged = _merged(table, {k: v for k, v in given.items() if v is not None}, settings)
         accounted = api.account(
-            _merged(table, {k: v for k, v in given.items() if v is not None}, settings),
+            merged,
             target_epsilon=target_epsilon,
             target_success=target_success,
             candidates=candidates,
@@ -128,6 +137,11 @@ def account(
             progress=_say,
         )
         result = accounted.to_plain()
+        if evidence is not None:
+            from gradleak.privacy.auditing.evidence import audit
+            from gradleak.privacy.plan.file import make_plan
+
+            result["audit"] = audit(evidence, make_plan(merged), result["guarantee"]["epsilon"])
         if training and out_dir is not None:
             from gradleak.report import write_training
 
@@ -138,7 +152,8 @@ def account(
             from gradleak.cli.verbs.account_tables import show
 
             show(result)
-        if any(finding["severity"] == "error" for finding in result["lint"]):
+        refuted = result.get("audit", {}).get("refuted", False)
+        if refuted or any(finding["severity"] == "error" for finding in result["lint"]):
             raise typer.Exit(LINT_FAILED)
 
 

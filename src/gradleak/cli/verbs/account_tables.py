@@ -26,6 +26,8 @@ def show(result: dict[str, Any]) -> None:
         console.print(_clip(result["clip"]), soft_wrap=True, highlight=False, markup=False)
     if "training" in result:
         _training(result)
+    if "audit" in result:
+        console.print(_audit(result["audit"]), soft_wrap=True, highlight=False, markup=False)
     console.print("\nLint", style="bold")
     if not result["lint"]:
         compared = "" if result["plan"]["claimed"] else " (no [claimed] table to compare the plan with)"
@@ -35,6 +37,22 @@ def show(result: dict[str, Any]) -> None:
         line.append(f"{finding['code']}: {finding['message']} ", style="not bold default")
         line.append(finding["remedy"], style="not bold dim")
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def _audit(audit: dict[str, Any]) -> str:
+    verdict = "the claim is refuted" if audit["refuted"] else "nothing here refutes the claim, which proves nothing"
+    lines = [f"\nAudit at significance {audit['significance']:g}: {verdict}"]
+    if "checks" in audit:
+        lines.append(
+            f"  noise {audit['noise_ratio']:.4g} of the claimed; the canary moves {audit['sensitivity']:.4g} C; μ ≥ "
+            f"{audit['mu_lower']:.4g} of {audit['mu_claimed']:.4g}"
+        )
+        lines += [f"  {c['name']}: {c['message']} (p ≤ {c['p_value']:.2g})" for c in audit["checks"] if c["failed"]]
+    else:
+        lines.append(
+            f"  ε ≥ {audit['epsilon_lower']:.4g} for any mechanism, {audit['gaussian_epsilon_lower']:.4g} in the Gaussian family"
+        )
+    return "\n".join(lines)
 
 
 def _training(result: dict[str, Any]) -> None:

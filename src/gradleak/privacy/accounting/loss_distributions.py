@@ -120,7 +120,7 @@ def _pieces(order: mixtures.Order, width: float) -> PLDPmf:
 
     low, high = -_reach(order.below), _reach(order.above)
     first, last = math.floor(low / width), math.ceil(high / width)
-    values = order.curve(width * np.arange(first, last + 1))
+    values = order.curve(width * np.arange(first, last + 1, dtype=np.float64))
     # The true curve falls; what rounding lifts again is lifted everywhere before it.
     values = np.maximum.accumulate(values[::-1])[::-1]
     return create_pmf_pessimistic_connect_dots_fixed_gap(width, first, last, values)
