@@ -22,6 +22,7 @@ from gradleak.harness.request.shares import parse_share
 from gradleak.mechanics.client.trainer import DTYPES, LocalTraining
 from gradleak.models import Subject, load_subject
 from gradleak.theory.identifiability.bare_layer import BarePrediction, predict_bare
+from gradleak.theory.identifiability.patches import PatchPrediction, predict_patches
 from gradleak.theory.noise.meter import NoiseReading, measure_noise
 from gradleak.theory.prediction.predict import predict
 from gradleak.theory.prediction.stand_in import stand_in_batch
@@ -59,7 +60,7 @@ class Foreseen:
         influence: how far the named perturbation moves a reconstruction; None where none was named.
     """
 
-    prediction: Prediction | BarePrediction
+    prediction: Prediction | BarePrediction | PatchPrediction
     noise: NoiseReading | None = None
     remark: str = ""
     influence: InfluenceForecast | None = None
@@ -100,6 +101,8 @@ def foresee(request: PredictRequest) -> Foreseen:
     )
     model = request.model or (None if manifest is None else manifest.model) or defaults.MODEL
     subject = load_subject(model, loss=loss, settings=request.settings, seed=request.seed, **classes)
+    if subject.modality == "image":
+        return Foreseen(prediction=predict_patches(subject, records=request.batch_size or defaults.BATCH_SIZE))
     if manifest is not None:
         known = (manifest.batch_size, manifest.seq_len)
         request = dataclasses.replace(

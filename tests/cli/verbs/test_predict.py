@@ -159,12 +159,19 @@ def test_noise_bounds_the_error_and_leaves_fewer_positions(gradleak: Call) -> No
     assert "positions do not enter" in rotary["not_computed"]
 
 
+def test_a_vision_transformer_is_asked_about_its_patches(gradleak: Call) -> None:
+    """Four patches in a width of 256, for one record and for two."""
+    for records, attack in ((1, "patch_exact"), (2, "patch_batch")):
+        found = plain(gradleak, "random:vit", "--set", "image_size=32", "--batch-size", records)
+        assert found["patches"] == 4 and found["width"] == 256
+        assert all(law["holds"] and attack in law["reason"] for law in found["laws"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("random:bert", "--influence", "mixup"), "acts on the update"),
         (("random:bert", "--influence", "blur"), "blur"),
-        (("random:vit",), "reads images"),
         (("random:bert", "--share", "delta(optimizer=adamw)"), "AdamW"),
         (("random:bert", "--dtype", "int4"), "float32, bf16, fp16"),
         (("random:bert", "--noise-multiplier", "1", "--relative-std", "1"), "two units of the same noise"),

@@ -14,6 +14,7 @@ from gradleak.harness.influence import InfluenceForecast
 from gradleak.harness.predict import Foreseen
 from gradleak.theory.identifiability.bare_layer import BarePrediction
 from gradleak.theory.identifiability.counting import Uniqueness
+from gradleak.theory.identifiability.patches import PatchPrediction
 from gradleak.theory.prediction.types import RESIDUAL_IS_NO_PROOF, Prediction
 
 _STYLE = {
@@ -40,6 +41,9 @@ def _parts(foreseen: Foreseen) -> Iterator[RenderableType]:
     if isinstance(p, BarePrediction):
         yield from _bare(p)
         return
+    if isinstance(p, PatchPrediction):
+        yield from _patches(p)
+        return
     yield _head(p)
     yield _section("What the gradient determines", _conclusions(p), _note(p.warning))
     yield _section("Which tokens the first attention's gradients hold", _table(p), _note(p.ambiguity.sentence))
@@ -54,6 +58,23 @@ def _parts(foreseen: Foreseen) -> Iterator[RenderableType]:
         yield _section("What the captured update shows", _note(f"Not applicable: {foreseen.remark}"))
     if foreseen.influence is not None:
         yield _section("How far the perturbation moves a reconstruction", *_influence(foreseen.influence))
+
+
+def _patches(p: PatchPrediction) -> Iterator[RenderableType]:
+    text = Text(p.model, style="bold")
+    text.append(f"  {p.records} × {p.patches} patches, width {p.width}", style="not bold")
+    text.append("\nTheory only: no attack was run.", style="not bold dim")
+    yield text
+    table = _grid("shared", "determined", "#needs width", "#open dimensions", "because")
+    for law in p.laws:
+        table.add_row(
+            law.shared,
+            Text("yes" if law.holds else "no", style="bold red" if law.holds else "green"),
+            "–" if law.needs is None else str(law.needs),
+            str(law.open_dimensions),
+            Text(law.reason),
+        )
+    yield _section("What the first gradients determine of the patches", table)
 
 
 def _bare(p: BarePrediction) -> Iterator[RenderableType]:
