@@ -57,7 +57,7 @@ def measure(subject: Subject, texts: Texts, noise: float, seed: int, searches: S
         reconstruction = Span(prior=prior)(observation, rng=derive(seed, "attack"), clock=Clock(SECONDS))
         row[f"{name} seconds"] = time.process_time() - began
         ordered = reconstruction.records if reconstruction.ordered else ()
-        hits = Hits.of(ordered, batch, hidden=int(subject.loss == "causal-lm"))
+        hits = Hits.of(ordered, batch, hidden=int(subject.loss.name == "causal-lm"))
         common, proposed, private = bag_overlap(reconstruction, batch)
         row |= {f"{name} place": hits.recall, f"{name} whole": hits.whole, f"{name} bag": common / private}
         row |= {f"{name} common": common, f"{name} proposed": proposed}

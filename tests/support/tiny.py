@@ -30,7 +30,7 @@ def text_batch(subject: Subject, lengths: tuple[int, ...] = (5, 3), *, seed: int
     rng = derive(seed, "tiny batch")
     mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
     ids = torch.randint(5, subject.anatomy.vocab_size, mask.shape, generator=rng).masked_fill(~mask, 0)
-    if subject.loss == "classification":
+    if subject.loss.labels_records:
         labels = torch.randint(subject.classes, (len(lengths),), generator=rng)
     else:
         labels = ids.masked_fill(~mask, IGNORED)

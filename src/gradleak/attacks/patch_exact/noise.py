@@ -105,7 +105,7 @@ def _inflation(case: PatchCase, clean: PatchSolution) -> float:
 def _whole(case: PatchCase, prior: PicturePrior, label: int | None, inflation: float) -> WholeUpdate | None:
     """The whole update as one least-squares problem; None where it is not one gradient that can be simulated."""
     trainer, subject = case.trainer, case.subject
-    if trainer is None or label is None or subject.extent is not None or subject.loss != "classification":
+    if trainer is None or label is None or subject.extent is not None or not subject.loss.classifies_records:
         return None
     if not trainer.training.single or trainer.training.dropout:
         return None
