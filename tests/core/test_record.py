@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
+import gradleak
 from gradleak.core.errors import DataError
-from gradleak.core.record import SCHEMA_VERSION, Record
+from gradleak.core.record import SCHEMA_VERSION, Record, record_schema
 
 pytestmark = pytest.mark.contract
 
@@ -64,3 +67,34 @@ def test_defenses_are_named_as_they_are_typed() -> None:
     assert record().defense_name() == "none" and record().attack_name() == "tag"
     name = record(defenses=[clip, noise]).defense_name()
     assert (name.startswith("clip(max_norm=1") and name.endswith("+gaussian()")) or name.endswith("+gaussian")
+
+
+def test_the_published_schema_is_that_of_the_code() -> None:
+    page = Path(__file__).parents[2] / "docs" / "record.schema.json"
+    assert json.loads(page.read_text()) == record_schema(), "gradleak schema record > docs/record.schema.json"
+
+
+def test_what_an_audit_writes_has_the_published_types_and_no_other_key() -> None:
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    audit = gradleak.audit(
+        "random:bert",
+        ["a private text"],
+        attacks="token_support,dlg(iterations=2),sign_span",
+        defenses=["clip(max_norm=1.0)+gaussian(noise_multiplier=1.0)"],
+        settings=tiny,
+    )
+    schema = record_schema()
+    for record in audit.records:
+        plain = json.loads(record.to_json())
+        assert asdict(TypeAdapter(Record).validate_json(record.to_json(), strict=True)) == asdict(
+            Record.from_json(json.dumps(plain))
+        )
+        for part, name in (
+            ("status", "Status"),
+            ("privacy", "Privacy"),
+            ("scenario", "Scenario"),
+            ("knowledge", "Knowledge"),
+        ):
+            assert set(plain[part]) == set(schema["$defs"][name]["properties"])
+        for score in (*plain["scores"].values(), *plain["baseline"].values()):
+            assert set(score) == set(schema["$defs"]["Score"]["required"])

@@ -12,7 +12,7 @@ from gradleak.cli.verbs.account import account
 from gradleak.cli.verbs.attack import attack
 from gradleak.cli.verbs.audit import audit
 from gradleak.cli.verbs.bound import bound
-from gradleak.cli.verbs.catalogue import explain, list_
+from gradleak.cli.verbs.catalogue import explain, list_, schema
 from gradleak.cli.verbs.check import check
 from gradleak.cli.verbs.compare import compare
 from gradleak.cli.verbs.doctor import doctor
@@ -59,4 +59,5 @@ app.command("check")(check)
 app.command("recommend")(recommend)
 app.command("list")(list_)
 app.command("explain")(explain)
+app.command("schema")(schema)
 app.command("doctor")(doctor)

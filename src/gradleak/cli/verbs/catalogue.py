@@ -62,6 +62,19 @@ def explain(
             _print(explanation)
 
 
+def schema(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="record: a line of records.jsonl.", show_default=False)],
+) -> None:
+    """Print the JSON schema of what gradleak writes."""
+    with errors_shown():
+        from gradleak.core.errors import UnknownNameError
+        from gradleak.core.record import record_schema
+
+        if what != "record":
+            raise UnknownNameError("schema", what, ("record",))
+        print_json(record_schema())
+
+
 def _print(explanation: dict[str, Any]) -> None:
     console = out()
     console.print(f"{explanation['name']} ({explanation['kind']})", style="bold", markup=False)

@@ -18,6 +18,9 @@ from gradleak.core.attack import Attack, Candidate, Clock, Reconstruction, Statu
 from gradleak.core.batch import Batch, Modality
 from gradleak.core.knowledge import Observation
 from gradleak.core.metric import Comparison, Score
+from gradleak.core.record import Proposed
+from gradleak.core.record import Score as RecordedScore
+from gradleak.core.record import Status as RecordedStatus
 from gradleak.harness.judging import judge
 from gradleak.models import Subject, Tokenizer
 
@@ -44,7 +47,7 @@ class Outcome:
     attack_seconds: float
     score_seconds: float
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> RecordedStatus:
         """The record's ``status``."""
         found = self.reconstruction
         return {
@@ -62,7 +65,7 @@ class Outcome:
             "statistics": {name: value for name, value in found.statistics.items() if math.isfinite(value)},
         }
 
-    def _proposed(self) -> dict[str, int] | None:
+    def _proposed(self) -> Proposed | None:
         """False positives; None for an attack that came to no result."""
         if self.reconstruction.status in judge.FAILED:
             return None
@@ -196,9 +199,19 @@ def _pieces(ids: Tensor, tokenizer: Tokenizer) -> list[str]:
     return [_SPECIAL if int(token) in tokenizer.special_ids else tokenizer.decode(token.reshape(1)) for token in ids]
 
 
-def plain_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+def plain_scores(scores: Mapping[str, Score]) -> dict[str, RecordedScore]:
     """As records hold them. JSON has no infinity: an unbounded score keeps its largest finite stand-in."""
-    return {name: {key: _bounded(value) for key, value in score.to_plain().items()} for name, score in scores.items()}
+    return {
+        name: {
+            "value": _bounded(score.value),
+            "low": _bounded(score.low),
+            "high": _bounded(score.high),
+            "chance": None if score.chance is None else _bounded(score.chance),
+            "n": score.n,
+            "higher_is_better": score.higher_is_better,
+        }
+        for name, score in scores.items()
+    }
 
 
 def _bounded(value: Any) -> Any:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from gradleak.core.attack import Clock
 from gradleak.core.batch import Batch
 from gradleak.core.channel import Channel, deal
 from gradleak.core.knowledge import Observation, find_threat, knowledge_of
-from gradleak.core.record import Record
+from gradleak.core.record import Call as RecordedCall
+from gradleak.core.record import Privacy, Record, Scenario
 from gradleak.core.rng import derive
-from gradleak.core.specs import build
+from gradleak.core.specs import Spec, build
 from gradleak.core.stage import Run
 from gradleak.core.update import Update
 from gradleak.harness.judging import judge
@@ -213,8 +214,8 @@ def _record(
     return Record(
         cell=cell.id,
         scenario=_scenario(setting),
-        attack=cell.attack.model_dump(),
-        defenses=[call.model_dump() for call in cell.defense],
+        attack=_call(cell.attack.spec()),
+        defenses=[_call(call.spec()) for call in cell.defense],
         knowledge={
             "threat": setting.plan.threat,
             "place": find_threat(setting.plan.threat).place,
@@ -227,7 +228,7 @@ def _record(
         scores=plain_scores(outcome.judgement.scores),
         baseline=setting.baseline,
         flags=_flags(setting, cell, observation, outcome, privacy["epsilon"]),
-        privacy=privacy,
+        privacy=cast("Privacy", privacy),
         environment=setting.environment,
         seconds={"update": update_seconds, "attack": outcome.attack_seconds, "score": outcome.score_seconds},
     )
@@ -240,13 +241,17 @@ def _run_of(channel: Channel, batch: Batch) -> Run:
     return Run(steps=trainer.training.local_steps(max(sizes)), tensors=len(trainer.names()), sizes=sizes)
 
 
-def _scenario(setting: _Setting) -> dict[str, Any]:
+def _call(spec: Spec) -> RecordedCall:
+    return {"type": spec.type, "args": dict(spec.args)}
+
+
+def _scenario(setting: _Setting) -> Scenario:
     plan, subject = setting.plan, setting.subject
     return {
         "model": subject.name,
         "modality": subject.modality,
         "loss": subject.loss.name,
-        "share": share_spec(setting.trainer.training).to_plain(),
+        "share": _call(share_spec(setting.trainer.training)),
         "batch_size": plan.batch_size,
         "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint, "size": plan.data.size},
         "max_length": plan.max_length,

@@ -141,9 +141,7 @@ def _trace(record: Record) -> list[svg.Point]:
 
 def _panel(cell: Cell, note: str) -> Panel:
     lines = [line for line in map(_trace, cell.records) if line]
-    truths = [
-        float(r.status["objective_at_truth"]) for r in cell.records if r.status.get("objective_at_truth") is not None
-    ]
+    truths = [truth for r in cell.records if (truth := r.status.get("objective_at_truth")) is not None]
     values = [y for line in lines for _, y in line]
     scale = _Scale.fit(values, truths)
     last = max(line[-1][0] for line in lines) or 1.0

@@ -49,12 +49,16 @@ class Certificate:
 
     @staticmethod
     def of(cell: Cell) -> Certificate | None:
-        told = [record.status for record in cell.records if record.status.get("certificate") is not None]
-        if not told:
+        certified = [
+            (error, status)
+            for status in (record.status for record in cell.records)
+            if (error := status.get("certificate")) is not None
+        ]
+        if not certified:
             return None
-        worst = max(told, key=lambda status: status["certificate"])
+        largest, worst = max(certified, key=lambda pair: pair[0])
         tensors = tuple((str(name), f"{error:.1e}") for name, error in worst.get("worst_tensors") or ())
-        return Certificate(error=f"{worst['certificate']:.1e}", tensors=tensors)
+        return Certificate(error=f"{largest:.1e}", tensors=tensors)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
