@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 SOURCE, TESTS = ROOT / "src" / "gradleak", ROOT / "tests"
 ACROSS = ("agreement", "benchmarks", "conformance", "docs", "support")
 """Folders of tests that are about several modules, or about what is not source."""
 KINDS = ("oracle", "property", "contract", "errors")
+REGISTRIES = frozenset({"attacks", "defenses", "metrics", "clients"})
+MOST = 14
+"""Modules of a folder, registries of methods excepted: what can be taken in at one glance."""
 LONG = 60
 """Lines above which a module has tests of its own; shorter ones may be tested through those that use them."""
 
@@ -35,7 +40,7 @@ KNOWN_GAPS: frozenset[str] = frozenset(
         "attacks/token_span.py",
         "attacks/token_support.py",
         "cli/common/options.py",
-        "cli/verbs/account_tables.py",
+        "cli/common/account_tables.py",
         "cli/verbs/audit_bounds.py",
         "harness/bounds/attacks.py",
         "harness/bounds/candidate_lists.py",
@@ -160,3 +165,29 @@ def test_every_test_file_says_what_kind_of_proof_it_is() -> None:
     """Once for the file, or test by test."""
     texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in MIRRORED}
     assert not [name for name, text in texts.items() if not any(f"pytest.mark.{kind}" in text for kind in KINDS)]
+
+
+def crowded(source: Path) -> dict[str, int]:
+    """Folder → number of modules, for those that hold more than ``MOST``; an ``__init__`` is the folder itself."""
+    numbers = {
+        str(folder.relative_to(source)): sum(file.name != "__init__.py" for file in folder.glob("*.py"))
+        for folder in (source, *(path for path in source.rglob("*") if path.is_dir()))
+    }
+    return {name: number for name, number in numbers.items() if number > MOST and name not in REGISTRIES}
+
+
+@pytest.mark.contract
+def test_no_folder_is_crowded() -> None:
+    assert crowded(SOURCE) == {}
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("name", "number", "expected"), [("room", 14, {}), ("room", 15, {"room": 15}), ("attacks", 20, {})]
+)
+def test_the_check_counts_modules(tmp_path: Path, name: str, number: int, expected: dict[str, int]) -> None:
+    (tmp_path / name).mkdir()
+    for index in range(number):
+        (tmp_path / name / f"module_{index}.py").touch()
+    (tmp_path / name / "__init__.py").touch()
+    assert crowded(tmp_path) == expected

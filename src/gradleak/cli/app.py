@@ -1,4 +1,4 @@
-"""Why: the verbs in one place. Must not import torch: each verb does so when it runs."""
+"""The verbs in one place. Must not import torch: each verb does so when it runs."""
 
 from __future__ import annotations
 

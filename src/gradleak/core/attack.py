@@ -1,4 +1,4 @@
-"""Why: an attack proposes; it holds no truth and no score. The base class owns the call, so that needs are checked,
+"""An attack proposes; it holds no truth and no score. The base class owns the call, so that needs are checked,
 failures are told from results, and no attack can skip either. Must not know the judge.
 """
 

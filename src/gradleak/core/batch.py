@@ -1,4 +1,4 @@
-"""Why: the private records. Only the client and the judge ever hold one. Must not know models or attacks."""
+"""The private records. Only the client and the judge ever hold one. Must not know models or attacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: the map from a private batch to what the adversary sees, as one immutable object. "No defense" is no stages.
+"""The map from a private batch to what the adversary sees, as one immutable object. "No defense" is no stages.
 
 batch ─ data stages ─ local training of the deployed model ─ update stages ─┐
 (the same on every other client) ────────────────────────────────────────── protocol ─ update stages ─ adversary

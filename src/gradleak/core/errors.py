@@ -1,4 +1,4 @@
-"""Why: one exception tree, so that callers can tell a wrong call from a wrong number. Must not know any layer above.
+"""One exception tree, so that callers can tell a wrong call from a wrong number. Must not know any layer above.
 
     GradleakError
     ├── UsageError            the caller can mend it; the command line exits with 2

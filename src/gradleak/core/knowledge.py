@@ -1,4 +1,4 @@
-"""Why: what the adversary knows besides the update is explicit. An attack receives a view that raises on anything
+"""What the adversary knows besides the update is explicit. An attack receives a view that raises on anything
 it did not declare; a threat model is a named set of facts. Must not know any attack.
 """
 

@@ -1,4 +1,4 @@
-"""Why: reconstruction × truth → a value per record, with its chance level and direction. Must not know any attack."""
+"""Reconstruction × truth → a value per record, with its chance level and direction. Must not know any attack."""
 
 from __future__ import annotations
 

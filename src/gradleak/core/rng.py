@@ -1,4 +1,4 @@
-"""Why: randomness is explicit, and a cell's draws depend on its own name, not on what ran before it."""
+"""Randomness is explicit, and a cell's draws depend on its own name, not on what ran before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: every attack and stage is plain data, ``{"type": name, "args": {...}}``, and one small grammar writes it.
+"""Every attack and stage is plain data, ``{"type": name, "args": {...}}``, and one small grammar writes it.
 
     chain  :=  call ("+" call)*          defenses are chains
     calls  :=  call ("," call)*          attacks are lists

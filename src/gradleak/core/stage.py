@@ -1,4 +1,4 @@
-"""Why: a stage is one step of the channel between the private batch and the adversary; a defense is a stage.
+"""A stage is one step of the channel between the private batch and the adversary; a defense is a stage.
 
 There is one kind of stage for every place of the channel, in this order:
 

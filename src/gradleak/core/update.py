@@ -1,4 +1,4 @@
-"""Why: what is shared, a parameter *name* → tensor mapping. Positions never mean anything here."""
+"""What is shared, a parameter *name* → tensor mapping. Positions never mean anything here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: the version stands below everything that prints it."""
+"""The version stands below everything that prints it."""
 
 from __future__ import annotations
 

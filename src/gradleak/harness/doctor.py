@@ -1,4 +1,4 @@
-"""Why: most failed audits fail for reasons that can be seen beforehand: a version, a missing extra, an attention kernel
+"""Most failed audits fail for reasons that can be seen beforehand: a version, a missing extra, an attention kernel
 without a second derivative, too little memory. Must not fail on what it examines.
 """
 

@@ -1,4 +1,4 @@
-"""Why: most DP-SGD that is trained with torch is trained with Opacus, and what it will be claimed for depends on objects that are
+"""Most DP-SGD that is trained with torch is trained with Opacus, and what it will be claimed for depends on objects that are
 spread over a training script. Reads them into one ``Plan``, with the claim that Opacus itself makes, for the accountant and the
 lint. Must not import opacus: it is known by its attributes, so a plan can be read without it. Must not compute any ε.
 

@@ -1,4 +1,4 @@
-"""Why: what the image metrics share. Must not know any one of them."""
+"""What the image metrics share. Must not know any one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: ROUGE on decoded text, the number that most papers on text recovery report. Must not know the three metrics.
+"""ROUGE on decoded text, the number that most papers on text recovery report. Must not know the three metrics.
 
 Words are maximal runs of lower-case ASCII letters and digits, without stemming: the tokenization of the reference
 implementation. Text in other scripts therefore has no words, and no value; the token metrics count it.

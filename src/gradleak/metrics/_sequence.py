@@ -1,4 +1,4 @@
-"""Why: the arithmetic of token sequences that several text metrics and the judge share. Must not know the judge."""
+"""The arithmetic of token sequences that several text metrics and the judge share. Must not know the judge."""
 
 from __future__ import annotations
 

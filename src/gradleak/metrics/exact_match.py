@@ -1,4 +1,4 @@
-"""Why: the share of records that were read out whole. Must not forgive a single token."""
+"""The share of records that were read out whole. Must not forgive a single token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: a reconstruction that looks poor may still point at its source. Must not use anything but the proposal.
+"""A reconstruction that looks poor may still point at its source. Must not use anything but the proposal.
 
 Given the true record and decoys from the same source, an adversary who holds the proposal ranks them by similarity to
 it. A low rank of the truth is a leak even where no token or pixel is right.

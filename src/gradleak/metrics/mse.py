@@ -1,4 +1,4 @@
-"""Why: mean squared error of pixels, the quantity that PSNR rescales. Must not know the pixel scale of any model."""
+"""Mean squared error of pixels, the quantity that PSNR rescales. Must not know the pixel scale of any model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: the field's usual measure of pictures, in decibels. Must not return infinity: records are JSON."""
+"""The field's usual measure of pictures, in decibels. Must not return infinity: records are JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: overlap of words on decoded text, comparable with published tables. Must not know the other variants."""
+"""Overlap of words on decoded text, comparable with published tables. Must not know the other variants."""
 
 from __future__ import annotations
 

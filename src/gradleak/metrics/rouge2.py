@@ -1,4 +1,4 @@
-"""Why: overlap of word pairs on decoded text, comparable with published tables. Must not know the other variants."""
+"""Overlap of word pairs on decoded text, comparable with published tables. Must not know the other variants."""
 
 from __future__ import annotations
 

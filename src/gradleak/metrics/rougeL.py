@@ -1,4 +1,4 @@
-"""Why: words recovered in their order, gaps allowed, comparable with published tables. Must not know its variants."""
+"""Words recovered in their order, gaps allowed, comparable with published tables. Must not know its variants."""
 
 from __future__ import annotations
 

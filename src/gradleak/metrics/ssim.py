@@ -1,4 +1,4 @@
-"""Why: likeness of structure, which pixel distances miss. Must not resize or pad the picture."""
+"""Likeness of structure, which pixel distances miss. Must not resize or pad the picture."""
 
 from __future__ import annotations
 

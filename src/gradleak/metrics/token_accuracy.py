@@ -1,4 +1,4 @@
-"""Why: a token in its own place tells more than a token somewhere. Must not realign what the attack misplaced."""
+"""A token in its own place tells more than a token somewhere. Must not realign what the attack misplaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: the plainest question, which of the private tokens were recovered. Must not look at their order."""
+"""The plainest question, which of the private tokens were recovered. Must not look at their order."""
 
 from __future__ import annotations
 

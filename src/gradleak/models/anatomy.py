@@ -1,4 +1,4 @@
-"""Why: attacks and theory speak of "the query projection" or "the head", never of a checkpoint's module names.
+"""Attacks and theory speak of "the query projection" or "the head", never of a checkpoint's module names.
 
 This page of nouns says what a transformer is made of. Must not know how it is found (``reading``) or any attack.
 """

@@ -1,4 +1,4 @@
-"""Why: the layer of the theory as a module that can be trained, shared and attacked like any other: softmax attention with
+"""The layer of the theory as a module that can be trained, shared and attacked like any other: softmax attention with
 nothing around it, and the squared distance to a public target. The one place where the assumptions of exact recovery in
 closed form hold. Must not know the theory.
 

@@ -1,4 +1,4 @@
-"""Why: the one way a Hugging Face module is run here, on embeddings or pixels, so that what the tracer reads is what
+"""The one way a Hugging Face module is run here, on embeddings or pixels, so that what the tracer reads is what
 training computes. Must not know losses, attacks or anatomy.
 """
 

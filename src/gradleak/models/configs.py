@@ -1,4 +1,4 @@
-"""Why: a model without weights is its configuration. Builds one by model type with the sizes that the command line
+"""A model without weights is its configuration. Builds one by model type with the sizes that the command line
 promises, and lets settings reach it by its own names or the standard aliases. Must not know tokenizers or anatomy.
 """
 

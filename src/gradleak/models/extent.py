@@ -1,4 +1,4 @@
-"""Why: the first blocks of a model are all that a span attack reads, and all of an 8-billion-parameter model that fits
+"""The first blocks of a model are all that a span attack reads, and all of an 8-billion-parameter model that fits
 on a small machine. Here is how a configuration is cut to its first blocks, and the record of what was left out, so that
 nothing computed from a part is ever taken for the whole. Must not know checkpoints, attacks or updates.
 """

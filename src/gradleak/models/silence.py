@@ -1,4 +1,4 @@
-"""Why: loading a model prints load reports, progress bars and advice that bury our own messages, and building one
+"""Loading a model prints load reports, progress bars and advice that bury our own messages, and building one
 draws from the global generator. Both are kept inside a block here, and its long messages on one line. Must not hide errors.
 """
 

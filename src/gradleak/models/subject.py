@@ -1,4 +1,4 @@
-"""Why: the model under audit as one object: weights, anatomy, tokenizer and the loss it is trained with, called in one
+"""The model under audit as one object: weights, anatomy, tokenizer and the loss it is trained with, called in one
 way whether by the client (ids) or by an attacker (embeddings). Must not know attacks, defenses or how it was loaded.
 """
 

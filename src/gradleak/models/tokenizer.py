@@ -1,4 +1,4 @@
-"""Why: text becomes ids in one place, so that what is trained, attacked and scored is the same. Must not know models.
+"""Text becomes ids in one place, so that what is trained, attacked and scored is the same. Must not know models.
 
 A model without a tokenizer of its own borrows one: MiniLM's WordPiece if the demo package is there, else bytes.
 """

@@ -1,4 +1,4 @@
-"""Why: ``--defenses A B`` and ``--set a=1 b=2`` mean the same as repeating the option."""
+"""``--defenses A B`` and ``--set a=1 b=2`` mean the same as repeating the option."""
 
 from __future__ import annotations
 

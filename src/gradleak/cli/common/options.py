@@ -1,4 +1,4 @@
-"""Why: options that several verbs share, and the small readers of their values. Must not import torch."""
+"""Options that several verbs share, and the small readers of their values. Must not import torch."""
 
 from __future__ import annotations
 

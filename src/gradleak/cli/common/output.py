@@ -1,4 +1,4 @@
-"""Why: data goes to standard output, everything else to standard error, and wrong use ends in one message."""
+"""Data goes to standard output, everything else to standard error, and wrong use ends in one message."""
 
 from __future__ import annotations
 

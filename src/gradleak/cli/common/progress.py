@@ -1,4 +1,4 @@
-"""Why: a long run says where it is and how long it will take, on standard error. Must not know what is measured."""
+"""A long run says where it is and how long it will take, on standard error. Must not know what is measured."""
 
 from __future__ import annotations
 

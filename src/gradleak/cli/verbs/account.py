@@ -149,7 +149,7 @@ def account(
         if as_json:
             print_json(_finite(result))
         else:
-            from gradleak.cli.verbs.account_tables import show
+            from gradleak.cli.common.account_tables import show
 
             show(result)
         refuted = result.get("audit", {}).get("refuted", False)

@@ -1,4 +1,4 @@
-"""Why: the main job. Reads options, prepares everything that can be wrong, runs, writes the report, prints the verdict."""
+"""The main job. Reads options, prepares everything that can be wrong, runs, writes the report, prints the verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: what ``audit`` does more when the swept defense has a chain of bounds: the same noise levels, the same data, the same
+"""What ``audit`` does more when the swept defense has a chain of bounds: the same noise levels, the same data, the same
 attacks, beside what anyone could recover. Must not know how an audit runs.
 """
 

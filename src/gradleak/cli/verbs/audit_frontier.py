@@ -1,4 +1,4 @@
-"""Why: what ``audit`` does more when a defense's knob is swept. Must not know how an audit runs."""
+"""What ``audit`` does more when a defense's knob is swept. Must not know how an audit runs."""
 
 from __future__ import annotations
 

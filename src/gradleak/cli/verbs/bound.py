@@ -1,4 +1,4 @@
-"""Why: the verb for the three numbers side by side: what an attack recovers, what anyone could, what the mechanism allows."""
+"""The verb for the three numbers side by side: what an attack recovers, what anyone could, what the mechanism allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: what there is, what it needs, where it comes from."""
+"""What there is, what it needs, where it comes from."""
 
 from __future__ import annotations
 

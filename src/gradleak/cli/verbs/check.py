@@ -1,4 +1,4 @@
-"""Why: a gate for continuous integration. It passes only what a run shows to keep the policy."""
+"""A gate for continuous integration. It passes only what a run shows to keep the policy."""
 
 from __future__ import annotations
 

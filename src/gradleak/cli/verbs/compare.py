@@ -1,4 +1,4 @@
-"""Why: what changed between two runs over the same batches, as paired differences."""
+"""What changed between two runs over the same batches, as paired differences."""
 
 from __future__ import annotations
 

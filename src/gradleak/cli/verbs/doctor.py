@@ -1,4 +1,4 @@
-"""Why: shows whether this installation can audit, before an audit is tried."""
+"""Shows whether this installation can audit, before an audit is tried."""
 
 from __future__ import annotations
 

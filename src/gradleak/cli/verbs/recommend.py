@@ -1,4 +1,4 @@
-"""Why: reads frontiers that were run and names the cheapest setting that meets what was asked, or says that none does."""
+"""Reads frontiers that were run and names the cheapest setting that meets what was asked, or says that none does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: renders a run again, for instance with the recovered content in clear."""
+"""Renders a run again, for instance with the recovered content in clear."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: what an adversary believes before it sees anything is part of the result. A prior here is a list of candidate records
+"""What an adversary believes before it sees anything is part of the result. A prior here is a list of candidate records
 with a name, so that two numbers are only compared if they speak of the same list. Holds private data, like a pool.
 """
 

@@ -1,4 +1,4 @@
-"""Why: the sandwich of one model, one prior and one mechanism over noise levels: candidates → Gram matrix → bounds, and beside
+"""The sandwich of one model, one prior and one mechanism over noise levels: candidates → Gram matrix → bounds, and beside
 them attacks on real releases of the very code that adds the noise. Must not know how it is shown.
 """
 

@@ -1,4 +1,4 @@
-"""Why: pictures are no list. Beside the chain for a list of candidates stands the floor for a continuous secret: the mean squared error
+"""Pictures are no list. Beside the chain for a list of candidates stands the floor for a continuous secret: the mean squared error
 per pixel that no attacker beats, whatever it knows of the prior. Must not know how it is shown.
 
     E‖x̂ - x‖²/d ≥ tr((E[I] + 1/τ²)⁻¹)/d,   I = J_cᵀJ_c/(zC)²     (van Trees)

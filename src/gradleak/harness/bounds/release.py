@@ -1,4 +1,4 @@
-"""Why: the chain of bounds speaks of one clipped gradient with Gaussian noise; a channel is a tuple of stages. Reads the first from
+"""The chain of bounds speaks of one clipped gradient with Gaussian noise; a channel is a tuple of stages. Reads the first from
 the second, by the very description that the accountant reads, so that bound, claim and code speak of one mechanism.
 Must not know any stage by its name.
 """

@@ -1,4 +1,4 @@
-"""Why: the chain of one prior survives a kill: what was asked for stands in ``bounds-PRIOR.json``, every noise level is one line of
+"""The chain of one prior survives a kill: what was asked for stands in ``bounds-PRIOR.json``, every noise level is one line of
 ``bounds-PRIOR.jsonl``, written when it is whole. Must not know what a line means.
 """
 

@@ -1,4 +1,4 @@
-"""Why: a number that cannot be trusted says so by itself. Flags are computed from what a cell left behind, never set
+"""A number that cannot be trusted says so by itself. Flags are computed from what a cell left behind, never set
 by the attack that they judge. Must not run anything.
 
 ``compute_flags`` reads one cell; ``cross_flags`` compares the cells of one observation with each other, and is

@@ -1,4 +1,4 @@
-"""Why: a mean of few records is not a number, it is an interval. Must not know which metric it serves.
+"""A mean of few records is not a number, it is an interval. Must not know which metric it serves.
 
 Two rules, both at 95 %:
 

@@ -1,4 +1,4 @@
-"""Why: the only place where truth meets reconstruction. Must not feed anything back to an attack.
+"""The only place where truth meets reconstruction. Must not feed anything back to an attack.
 
 An attack commits to as many records as the batch holds, the first ones in its own order of preference. What it
 proposes beyond them is spurious and never scored: to pick the best of many by the truth would be the judge's attack.

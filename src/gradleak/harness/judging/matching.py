@@ -1,4 +1,4 @@
-"""Why: which proposal stands for which record is decided once, one-to-one, for all metrics. Must not know any metric.
+"""Which proposal stands for which record is decided once, one-to-one, for all metrics. Must not know any metric.
 
 The pairing maximizes the sum of similarities (Hungarian method). Truths and proposals are put into a canonical order
 first, so that ties are broken by content and the scores cannot depend on the order of records in the batch.

@@ -1,4 +1,4 @@
-"""Why: every score stands beside what guessing recovers with the observation withheld. Must not see the batch.
+"""Every score stands beside what guessing recovers with the observation withheld. Must not see the batch.
 
 The prior knows a public corpus of the same kind of data and public facts of the protocol: batch size, padded length,
 picture shape. What it scores is not leakage.

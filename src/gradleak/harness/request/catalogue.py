@@ -1,4 +1,4 @@
-"""Why: the module path is the registry. A method enters by lying in the package of its kind, or by an entry point of
+"""The module path is the registry. A method enters by lying in the package of its kind, or by an entry point of
 another distribution; nothing is listed by hand. Must not import torch to tell names, and must not know any method.
 
     gradleak.attacks.dlg           is the attack "dlg": the one public Attack that the module defines

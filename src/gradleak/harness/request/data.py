@@ -1,4 +1,4 @@
-"""Why: private records come from files. A pool holds what a file holds; a batch is drawn from it, reproducibly.
+"""Private records come from files. A pool holds what a file holds; a batch is drawn from it, reproducibly.
 Reads text and images only: nothing that could run code is opened. Must not know attacks, defenses or metrics.
 """
 

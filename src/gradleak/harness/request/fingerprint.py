@@ -1,4 +1,4 @@
-"""Why: a plan names the weights and the data it speaks of by their content, never by where they lie."""
+"""A plan names the weights and the data it speaks of by their content, never by where they lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: images arrive in every size; a vision model takes one. Decodes, crops and resizes, nothing else."""
+"""Images arrive in every size; a vision model takes one. Decodes, crops and resizes, nothing else."""
 
 from __future__ import annotations
 

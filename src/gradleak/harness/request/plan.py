@@ -1,4 +1,4 @@
-"""Why: an audit is plain data before it is work, so that it can be stored, compared and run again.
+"""An audit is plain data before it is work, so that it can be stored, compared and run again.
 
 A plan names everything that changes a result and nothing that does not (where it is written, how it is shown). Must
 not load models or data: their fingerprints are put in by whoever did.

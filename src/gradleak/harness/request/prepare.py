@@ -1,4 +1,4 @@
-"""Why: everything that can be wrong with a request is found before any work: specs, names, files, data, model, sizes,
+"""Everything that can be wrong with a request is found before any work: specs, names, files, data, model, sizes,
 in this order, the cheap checks first. Must not run an attack.
 """
 

@@ -1,4 +1,4 @@
-"""Why: ``--share`` is written like every other method, and means a ``LocalTraining``. Must not train."""
+"""``--share`` is written like every other method, and means a ``LocalTraining``. Must not train."""
 
 from __future__ import annotations
 

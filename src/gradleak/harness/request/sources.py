@@ -1,4 +1,4 @@
-"""Why: an audit draws its private batches somewhere: from a pool of records, or it was handed the one to audit. Holds
+"""An audit draws its private batches somewhere: from a pool of records, or it was handed the one to audit. Holds
 private data; only the runner and the judge see a source.
 """
 

@@ -1,4 +1,4 @@
-"""Why: one cell of an audit, from an observation to a record: the attack proposes, the judge scores, the record keeps
+"""One cell of an audit, from an observation to a record: the attack proposes, the judge scores, the record keeps
 what a reader needs to believe or doubt it. Must not know how cells are ordered or stored.
 """
 

@@ -1,4 +1,4 @@
-"""Why: a record says what computed it, so that a number can be traced to versions, a commit and a machine type."""
+"""A record says what computed it, so that a number can be traced to versions, a commit and a machine type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: runs the cells of a plan that have no record yet. Every draw depends on the cell's own name and the seed, never
+"""Runs the cells of a plan that have no record yet. Every draw depends on the cell's own name and the seed, never
 on what ran before, so that an interrupted run ends with the same records as one that was left alone.
 """
 

@@ -1,4 +1,4 @@
-"""Why: a run folder survives a kill at any moment. Records are appended and flushed to the disk one by one, tensors are
+"""A run folder survives a kill at any moment. Records are appended and flushed to the disk one by one, tensors are
 there before the record that speaks of them, and one writer holds the folder. Must not know what the records mean.
 """
 

@@ -1,4 +1,4 @@
-"""Why: one knob of one defense, swept. A frontier is an ordinary audit with one chain per value of the knob, and beside it
+"""One knob of one defense, swept. A frontier is an ordinary audit with one chain per value of the knob, and beside it
 the accuracy of a short training under each chain. Every training is a line of its own, so that a killed run resumes.
 Must not know how points are compared or shown.
 """

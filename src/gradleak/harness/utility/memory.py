@@ -1,4 +1,4 @@
-"""Why: what a defense costs in memory is a number of bytes, not a feeling. Must not know what is measured."""
+"""What a defense costs in memory is a number of bytes, not a feeling. Must not know what is measured."""
 
 from __future__ import annotations
 

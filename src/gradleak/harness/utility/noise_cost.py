@@ -1,4 +1,4 @@
-"""Why: the other side of ε, for one training plan: what its noise costs a training, as a bound and as it was measured, over the noise
+"""The other side of ε, for one training plan: what its noise costs a training, as a bound and as it was measured, over the noise
 multipliers around the plan's. Must not know how it is shown.
 
 The problem is public and fixed: logistic regression, the largest for which every constant of the bound is known exactly and not

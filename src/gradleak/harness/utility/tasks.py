@@ -1,4 +1,4 @@
-"""Why: what a defense costs in accuracy is measured on a task that a tiny transformer learns in seconds. Two are here,
+"""What a defense costs in accuracy is measured on a task that a tiny transformer learns in seconds. Two are here,
 both with held-out data and a known chance level. Must not know defenses.
 """
 

@@ -1,4 +1,4 @@
-"""Why: a defense that stops every attack by stopping the training is no defense. Trains a tiny model through a channel,
+"""A defense that stops every attack by stopping the training is no defense. Trains a tiny model through a channel,
 with and without its stages, from the same seeds. Must not know any defense: the channel is the only door.
 """
 

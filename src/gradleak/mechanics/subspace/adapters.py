@@ -1,4 +1,4 @@
-"""Why: a client that trains low-rank adapters shares no gradient of a weight, only of two thin factors. What the two tell
+"""A client that trains low-rank adapters shares no gradient of a weight, only of two thin factors. What the two tell
 about the layer's input x is brought here into the form in which a full gradient tells it: a space that holds every x.
 
     y = W x + s B A x,   δ_t = dL/dy_t          A: [rank features], B: [outputs rank]

@@ -1,4 +1,4 @@
-"""Why: a client that shares only its largest entries leaves zeros whose values are unknown. The gradient of a layer that read n tokens
+"""A client that shares only its largest entries leaves zeros whose values are unknown. The gradient of a layer that read n tokens
 has rank n, so the entries that survive determine the others where there are enough of them: more than n in each row and column, and
 more than n (rows + columns − n) together. Here is that completion, with the error that it shows on survivors which it was not
 fitted to. Must not know models, attacks or search.

@@ -1,4 +1,4 @@
-"""Why: what is signal in a gradient can be told only against what noise its entries carry: the rounding of the number
+"""What is signal in a gradient can be told only against what noise its entries carry: the rounding of the number
 format that they show, the steps of a quantizer, noise that a stage added, or noise that nobody announced. Here each is
 read off, and a stack of gradients is brought to units in which noise has size one. Must not know models, attacks or search.
 

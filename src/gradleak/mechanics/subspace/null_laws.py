@@ -1,4 +1,4 @@
-"""Why: a vector is called a member of a column space because a non-member would hardly ever come so close. Here are the laws
+"""A vector is called a member of a column space because a non-member would hardly ever come so close. Here are the laws
 of what non-members show, fitted on vectors that are none, and the verdict between the two. Must not know how a space was found.
 """
 

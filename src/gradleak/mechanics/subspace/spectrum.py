@@ -1,4 +1,4 @@
-"""Why: the directions that a gradient in units of its noise holds can be had at three prices: from a few random sums of its
+"""The directions that a gradient in units of its noise holds can be had at three prices: from a few random sums of its
 outputs where they are clear, by a randomized range finder where they are few, from the Gram matrix otherwise. Here are the
 three, and the rank that the singular values allow. Must not know number formats, models, attacks or search.
 """

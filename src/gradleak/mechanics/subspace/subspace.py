@@ -1,4 +1,4 @@
-"""Why: the weight gradient of a linear layer is G = Xᵀ D, so its column space holds the layer's inputs (rows of X).
+"""The weight gradient of a linear layer is G = Xᵀ D, so its column space holds the layer's inputs (rows of X).
 Here is that space, cut at a rank which the numbers justify, with the residual that a member of it should show.
 
 The cut follows from the noise (``mechanics/subspace/noise_level.py``), the expected residual of a member from perturbation theory. What a non-member

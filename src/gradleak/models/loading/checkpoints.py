@@ -1,4 +1,4 @@
-"""Why: a checkpoint is foreign data. Safetensors only, no remote code, and broken weights are refused before any work.
+"""A checkpoint is foreign data. Safetensors only, no remote code, and broken weights are refused before any work.
 Must not know attacks or data.
 """
 

@@ -1,4 +1,4 @@
-"""Why: a model becomes a ``Subject`` only after everything that would spoil an audit has been looked for. Must not know
+"""A model becomes a ``Subject`` only after everything that would spoil an audit has been looked for. Must not know
 where the model came from.
 """
 

@@ -1,4 +1,4 @@
-"""Why: which class of the transformers library has the head for a loss. Must not know weights or anatomy."""
+"""Which class of the transformers library has the head for a loss. Must not know weights or anatomy."""
 
 from __future__ import annotations
 

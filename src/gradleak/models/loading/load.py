@@ -1,4 +1,4 @@
-"""Why: from what a user names (a folder, a hub id, ``minilm``, ``random:TYPE``, a module) to a ``Subject``.
+"""From what a user names (a folder, a hub id, ``minilm``, ``random:TYPE``, a module) to a ``Subject``.
 Must not know attacks or data.
 """
 

@@ -1,4 +1,4 @@
-"""Why: most fine-tuning that is shared today is of low-rank adapters, so an audit must be able to put them on any model it
+"""Most fine-tuning that is shared today is of low-rank adapters, so an audit must be able to put them on any model it
 can read, where a user's own training would. The adapters are those of the peft library. Must not know attacks.
 """
 

@@ -1,4 +1,4 @@
-"""Why: a sharded checkpoint keeps its blocks in several files, and the first blocks live in the first few. A view of a
+"""A sharded checkpoint keeps its blocks in several files, and the first blocks live in the first few. A view of a
 checkpoint folder shows the library only the files that are needed; the rest need not even be on the disk.
 Must not know models.
 """

@@ -1,4 +1,4 @@
-"""Why: parameter-efficient training adds to a linear map a product of two thin ones, and shares only those. Which maps are
+"""Parameter-efficient training adds to a linear map a product of two thin ones, and shares only those. Which maps are
 such a pair shows in the data flow: one reads what its target reads, the other feeds on the first alone and makes what the
 target makes. Must not know the library that made them.
 """

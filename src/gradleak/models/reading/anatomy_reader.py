@@ -1,4 +1,4 @@
-"""Why: reads what a transformer is made of from its data flow, so that a new architecture needs no new line here.
+"""Reads what a transformer is made of from its data flow, so that a new architecture needs no new line here.
 
 The rules, in terms of a forward cut at every linear map:
 

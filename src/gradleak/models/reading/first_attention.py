@@ -1,4 +1,4 @@
-"""Why: a hybrid model mixes positions by convolutions or recurrences before its first softmax attention, so the maps that read
+"""A hybrid model mixes positions by convolutions or recurrences before its first softmax attention, so the maps that read
 the tokens themselves are not those of that attention. Found from the data flow. Must not know any architecture.
 """
 

@@ -1,4 +1,4 @@
-"""Why: how a model tells positions apart decides which attacks can order the tokens. Read from behavior: what is looked
+"""How a model tells positions apart decides which attacks can order the tokens. Read from behavior: what is looked
 up with increasing ids, and whether swapping two earlier tokens changes what the last one attends to.
 Must not know any architecture.
 """

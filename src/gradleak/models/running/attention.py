@@ -1,4 +1,4 @@
-"""Why: gradient matching differentiates a gradient, and torch's fused kernels have no second derivative. This is
+"""Gradient matching differentiates a gradient, and torch's fused kernels have no second derivative. This is
 where a model is switched to plain matrix products, in place, without wrapping or renaming anything.
 Must not know any attack.
 """

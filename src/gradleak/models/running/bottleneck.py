@@ -1,4 +1,4 @@
-"""Why: PRECODE and its successors send what a layer computes through a narrow random code. The two kinds of code stand here
+"""PRECODE and its successors send what a layer computes through a narrow random code. The two kinds of code stand here
 once for the defenses that insert them. Must not know any defense.
 """
 

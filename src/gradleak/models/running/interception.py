@@ -1,4 +1,4 @@
-"""Why: queries, keys and values as attention itself receives them, after rotation, normalization and whatever else a
+"""Queries, keys and values as attention itself receives them, after rotation, normalization and whatever else a
 model does to them, so that attention can be computed for many sequences that share their beginnings. The library hands
 them to a named attention function; here is one that keeps them. Must not know what they are used for.
 """

@@ -1,4 +1,4 @@
-"""Why: several defenses change a model from some place on, and must know what lies above it. Read from the flow of
+"""Several defenses change a model from some place on, and must know what lies above it. Read from the flow of
 derivatives, not from names. Must not know any defense.
 """
 

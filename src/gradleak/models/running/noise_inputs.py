@@ -1,4 +1,4 @@
-"""Why: some defenses give the model layers that draw at random (bottlenecks that sample, dropout). Here such a draw is a
+"""Some defenses give the model layers that draw at random (bottlenecks that sample, dropout). Here such a draw is a
 named tensor that goes in from outside, so that a client draws it, a replay leaves it at its mean, and an attacker can
 search for it. Must not know which defense put the layer there.
 """

@@ -1,4 +1,4 @@
-"""Why: what a linear map is *for* shows in the data flow, not in its name. One tiny forward is cut at every linear
+"""What a linear map is *for* shows in the data flow, not in its name. One tiny forward is cut at every linear
 map; the autograd graph between the cuts tells which map feeds which, and whether a softmax lies between them.
 Must not know roles (``reading`` does) or any architecture.
 """

@@ -1,4 +1,4 @@
-"""Why: two runs over the same private batches differ by what was changed between them, and a paired difference says so
+"""Two runs over the same private batches differ by what was changed between them, and a paired difference says so
 with far fewer batches than two separate intervals. Must not know how it is printed.
 """
 

@@ -1,4 +1,4 @@
-"""Why: numbers, names and flags as a reader sees them, said once for the page, the terminal and the verdict. Must not
+"""Numbers, names and flags as a reader sees them, said once for the page, the terminal and the verdict. Must not
 know where they are printed; holds no markup.
 """
 

@@ -1,4 +1,4 @@
-"""Why: several records share an attack and a defense; this is the one place that pools them, so that the table, the
+"""Several records share an attack and a defense; this is the one place that pools them, so that the table, the
 verdict and the page say the same number. Must not know how anything is printed.
 """
 

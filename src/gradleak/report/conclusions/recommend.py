@@ -1,4 +1,4 @@
-"""Why: from frontiers to one sentence: the cheapest setting that the evidence supports, or that there is none. It reads
+"""From frontiers to one sentence: the cheapest setting that the evidence supports, or that there is none. It reads
 intervals, not estimates, and it never calls anything safe. Must not run anything.
 """
 

@@ -1,4 +1,4 @@
-"""Why: what a run means, in phrasing that claim no more than was measured. Must not know how it is printed; never says
+"""What a run means, in phrasing that claim no more than was measured. Must not know how it is printed; never says
 that anything is protected.
 """
 

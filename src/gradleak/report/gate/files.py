@@ -1,4 +1,4 @@
-"""Why: continuous integration reads JUnit and SARIF. Must not judge anything."""
+"""Continuous integration reads JUnit and SARIF. Must not judge anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: a policy says how much an update may give away, and a run either shows that it keeps it, shows that it breaks it,
+"""A policy says how much an update may give away, and a run either shows that it keeps it, shows that it breaks it,
 or shows neither. Must not know how the answer is printed.
 
     [[rule]]

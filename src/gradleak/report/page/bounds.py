@@ -1,4 +1,4 @@
-"""Why: the sandwich as a reader sees it: one chart over the noise multiplier, and a table of the same numbers.
+"""The sandwich as a reader sees it: one chart over the noise multiplier, and a table of the same numbers.
 A function of stored numbers; must not compute a bound.
 """
 

@@ -1,4 +1,4 @@
-"""Why: turns cells into the two charts of the page: defenses side by side, and how each search went."""
+"""Turns cells into the two charts of the page: defenses side by side, and how each search went."""
 
 from __future__ import annotations
 

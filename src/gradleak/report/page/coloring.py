@@ -1,4 +1,4 @@
-"""Why: which of the recovered tokens are right, token by token, by the plainest rule a reader can check by eye. This
+"""Which of the recovered tokens are right, token by token, by the plainest rule a reader can check by eye. This
 colors the page; the scores come from the records. Must not know markup.
 """
 

@@ -1,4 +1,4 @@
-"""Why: what was recovered, beside what was sent. This is the only part of the report that opens private data, and the
+"""What was recovered, beside what was sent. This is the only part of the report that opens private data, and the
 only place where it is redacted; what leaves here without ``reveal`` holds no private token, id or pixel.
 """
 

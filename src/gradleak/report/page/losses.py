@@ -1,4 +1,4 @@
-"""Why: how the short trainings of a frontier went, setting by setting, beside the training without a defense. A function of
+"""How the short trainings of a frontier went, setting by setting, beside the training without a defense. A function of
 the trainings of a run folder; must not run anything.
 """
 

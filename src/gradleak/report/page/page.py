@@ -1,4 +1,4 @@
-"""Why: puts the sections of a run into one HTML file that needs no network. The page is a function of the run folder
+"""Puts the sections of a run into one HTML file that needs no network. The page is a function of the run folder
 and of ``reveal``: no clock, no randomness, no machine.
 """
 

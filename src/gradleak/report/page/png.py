@@ -1,4 +1,4 @@
-"""Why: images must travel inside the page, and a PNG is three chunks around a zlib stream; no imaging package needed."""
+"""Images must travel inside the page, and a PNG is three chunks around a zlib stream; no imaging package needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: the parts of the page that are phrasing and tables, as plain values for the templates. Must not hold markup."""
+"""The parts of the page that are phrasing and tables, as plain values for the templates. Must not hold markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why: charts as pure functions of numbers. Horizontal positions are percentages and curves do not scale their strokes,
+"""Charts as pure functions of numbers. Horizontal positions are percentages and curves do not scale their strokes,
 so one drawing fits a phone and a page without tiny text. Must not know records.
 """
 

@@ -1,4 +1,4 @@
-"""Why: a page can hold ten thousand tokens, and a template call for each would take most of the time. Must not know
+"""A page can hold ten thousand tokens, and a template call for each would take most of the time. Must not know
 private from public: what it is given is what the page shows.
 """
 

@@ -1,4 +1,4 @@
-"""Why: what noise costs a training, as a reader sees it: bound and measurement over the noise multiplier, and on the same axis the
+"""What noise costs a training, as a reader sees it: bound and measurement over the noise multiplier, and on the same axis the
 noise that each goal asks for. A function of plain numbers; must not train or account for anything.
 """
 

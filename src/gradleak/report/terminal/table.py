@@ -1,4 +1,4 @@
-"""Why: the table of a run for a terminal. Must not know the page; says the same numbers as it, from ``summary``."""
+"""The table of a run for a terminal. Must not know the page; says the same numbers as it, from ``summary``."""
 
 from __future__ import annotations
 
