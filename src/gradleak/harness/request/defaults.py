@@ -17,7 +17,7 @@ REPEATS = 1
 
 ATTACKS: Mapping[Modality, str] = {
     "text": "token_support,span,dlg(iterations=40)",
-    "image": "inverting_gradients(iterations=200),dlg",
+    "image": "patch_exact,patch_batch,inverting_gradients(iterations=200),dlg",
 }
 """Attacks of an audit that names none: exact ones first, then one that matches gradients."""
 
