@@ -123,8 +123,8 @@ class BatchCase:
 def _check_training(trainer: ClientTrainer) -> None:
     trainer.require_replay()
     training = trainer.training
-    if trainer.subject.loss != "classification":
-        raise NotApplicableError(f"The labels are read for classification; the loss is {trainer.subject.loss}.")
+    if not trainer.subject.loss.classifies_records:
+        raise NotApplicableError(f"One class per record is read from the update; the loss is {trainer.subject.loss}.")
     if not training.single or not training.plain or training.optimizer != "sgd":
         raise NotApplicableError(
             "The search subtracts the gradient of every record that it found, so it needs one gradient of the whole batch, or one "
