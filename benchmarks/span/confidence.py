@@ -65,7 +65,7 @@ class Claims:
         if not found.confidence:  # a bag of which nothing is claimed
             return
         truth = [record.tolist() for record in batch.records()]
-        for sure, right in zip(found.confidence, _right(found, truth), strict=True):
+        for sure, right in zip(found.confidence, tokens_right(found, truth), strict=True):
             self.claimed += sure.tolist()
             self.right += right
             self.ordered += [found.ordered] * len(right)
@@ -79,7 +79,7 @@ class Claims:
         )
 
 
-def _right(found: Reconstruction, truth: Sequence[list[int]]) -> list[list[bool]]:
+def tokens_right(found: Reconstruction, truth: Sequence[list[int]]) -> list[list[bool]]:
     proposed = [record.tolist() for record in found.records]
     if not found.ordered:
         held = {token for record in truth for token in record}

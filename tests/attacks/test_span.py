@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradleak.core.attack import Clock, Status
-from gradleak.core.batch import Batch
+from gradleak.core.batch import IGNORED, Batch
 from gradleak.core.rng import derive
 from gradleak.defenses.gaussian import Gaussian
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
@@ -67,16 +67,44 @@ def test_needs_no_more_than_the_model() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_the_last_token_of_a_language_model_is_invisible_and_the_rest_is_not(kind: str) -> None:
+def test_the_last_token_of_a_language_model_is_read_from_the_heads_gradient(kind: str) -> None:
     subject = make_subject(kind, loss="causal-lm")
     batch = make_batch(subject, CASES[2], seed=0)
     found = attack(subject, batch)
+    assert as_set(found.records) == as_set(batch.records())
+    assert found.status is Status.EXACT
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_without_the_heads_gradient_the_last_token_is_left_out_and_nothing_is_claimed(kind: str) -> None:
+    subject = make_subject(kind, loss="causal-lm")
+    batch = make_batch(subject, CASES[2], seed=0)
+    head = subject.anatomy.head
+    assert head is not None
+    found = attack(subject, batch, only=[name for name in subject.parameters() if name != head.weight])
     assert as_set(found.records) == {record[:-1] for record in as_set(batch.records())}
-    assert found.status is not Status.EXACT
+    assert found.status is Status.UNDECIDED
+    assert found.confidence == ()
     assert "last token" in found.message
 
 
-def test_a_prefix_of_another_record_is_not_invented_twice() -> None:
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_copies_and_prefixes_of_records_are_counted(kind: str) -> None:
+    """Of four records one stands twice and one is the beginning of another; the gradient of the loss of every token counts them."""
+    subject = make_subject(kind, loss="causal-lm")
+    batch = make_batch(subject, [9, 9, 6, 8], seed=0)
+    ids, mask = batch.inputs.clone(), batch.mask
+    ids[1] = ids[0]
+    ids[2, :6] = ids[3, :6]
+    batch = Batch(inputs=ids, mask=mask, labels=ids.masked_fill(~mask, IGNORED))
+    found = attack(subject, batch)
+    assert sorted(map(tuple, map(torch.Tensor.tolist, found.records))) == sorted(
+        map(tuple, map(torch.Tensor.tolist, batch.records()))
+    )
+    assert found.status is Status.EXACT
+
+
+def test_a_prefix_of_another_record_is_counted() -> None:
     subject = make_subject("gpt2")
     batch = make_batch(subject, [8, 8], seed=0)
     ids = batch.inputs.clone()
@@ -85,8 +113,9 @@ def test_a_prefix_of_another_record_is_not_invented_twice() -> None:
     mask[1, 5:] = False
     batch = Batch(inputs=ids, mask=mask, labels=batch.labels)
     found = attack(subject, batch)
-    assert as_set(found.records) == {tuple(ids[0].tolist())}
-    assert "invisible" in found.message
+    assert as_set(found.records) == as_set(batch.records())
+    assert found.status is Status.EXACT
+    assert "least squares" in found.message
 
 
 def test_a_repeated_first_token_is_no_record_of_a_rotary_model() -> None:

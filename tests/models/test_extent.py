@@ -96,7 +96,7 @@ def test_a_span_attack_needs_no_more_and_a_replay_says_why_it_cannot_run(capture
     span, tag = gradleak.attack(captured["seen"], captured["model"], attacks="span,tag", first_blocks=2)
     records = {tuple(record.tolist()) for record in span.reconstruction.records}
     truths = {tuple(record.tolist()[:-1]) for record in captured["batch"].records()}
-    # The last token of a causal-LM record is invisible to a span attack.
+    # The head's gradient, which gives the last tokens, needs all blocks.
     assert truths <= {record[: len(truth)] for record in records for truth in truths}
     assert span.reconstruction.status is Status.CONVERGED and span.reconstruction.certificate is None
     assert tag.reconstruction.status is Status.NOT_APPLICABLE

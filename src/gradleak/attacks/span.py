@@ -37,15 +37,19 @@ class Span(Attack):
         EXACT is reported only if the recomputed update equals the released one up to rounding.
         Where fewer records than the batch holds are found, and they cover less than half of the tokens that the rows of the
         embedding's gradient tell exactly, that bag of tokens is returned instead.
-        Not visible, whatever the effort: how often a record is repeated; a record that is a prefix of another one; the
-        last token of each record under a causal language-model loss.
+        Where the client can be replayed, records that do not give back the update are UNDECIDED and without probabilities, never CONVERGED.
+        Copies and prefixes of records, which have no direction of their own, are counted: under a causal language-model loss by the head's
+        gradient, which gives the last tokens too, for a classifier by least squares over the gradients of single records. There
+        copies with opposite labels cancel where both are equally likely, and nothing tells their number. A head that was not shared,
+        or more distinct prefixes than the model is wide, leaves last tokens open.
         With a prior: where the update alone decides, it changes nothing. Else both logarithms are added in nats, without a weight, the status
         stays UNDECIDED unless the certificate is exact, and the statistics hold what update and prior say alone.
         Of AdamW one step on float32 weights is undone, as far as small gradients allow; what drowns is not proposed.
 
     Source: Petrov et al., arXiv 2405.15586 (DAGER).
     Deviations: the rank cut and the acceptance thresholds are derived from number format, known noise and the
-        vocabulary's own null law; the second test reads the attention's output and the feed-forward input of block 1.
+        vocabulary's own null law; the second test reads the attention's output and the feed-forward input of the first
+        block, a third one the inputs of the second block, against prefixes that hold a token of another record.
     """
 
     summary: ClassVar[str] = "Tokens in the column space of the attention gradients, ordered by the next layer; exact."

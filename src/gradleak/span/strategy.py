@@ -7,6 +7,7 @@ still sees; more tokens than dimensions leave a bag. Must not know how any of th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -28,6 +29,7 @@ from gradleak.span.beyond.search import (
 from gradleak.span.candidates.types import Candidates
 from gradleak.span.candidates.window import candidates_of
 from gradleak.span.decoder.continuations import CachedAttention, FullForward, Grid, open_first
+from gradleak.span.decoder.later_layers import LaterLayers
 from gradleak.span.decoder.prefix_search import SearchResult, beam_search
 from gradleak.span.encoder.lengths import lengths_of_sentences
 from gradleak.span.encoder.sentence_search import SentenceResult, SentenceSearch
@@ -46,7 +48,13 @@ from gradleak.span.outcome.outcome import (
     status_of,
 )
 from gradleak.span.reading.evidence import AttackInput, closing_token
-from gradleak.span.reading.observed_layer import ObservedLayer, context_layers, first_layer, hides_first_position
+from gradleak.span.reading.observed_layer import (
+    ObservedLayer,
+    context_layers,
+    first_layer,
+    hides_first_position,
+    later_layers,
+)
 from gradleak.span.reading.pruned import space_of_known_tokens, undetermined_reason
 from gradleak.span.with_prior.attribution import search_with_prior
 
@@ -91,8 +99,9 @@ def recover(case: AttackInput, effort: Effort, rng: torch.Generator, clock: Cloc
     if found.ordered and len(found.records) == case.batch_size and found.status is not Status.UNDECIDED:
         return found
     bag = bag_of_embeddings(case, found.message)
-    # What growth leaves out is no reason to doubt what it found; what noise leaves unexplained is.
-    doubted = found.status is Status.UNDECIDED and not found.statistics.get("missed_directions")
+    # Records that a certificate does not confirm are kept all the same, and what is left out is no reason to doubt the rest; what noise leaves
+    # unexplained is.
+    doubted = found.status is Status.UNDECIDED and bool(found.statistics.get("unexplained_directions"))
     if bag is None or (not doubted and covers_half(found.records, bag.records[0])):
         return found
     if found.status is Status.BUDGET_SPENT:
@@ -132,7 +141,7 @@ def _search(
             + undetermined_reason(case, next(iter(case.subject.anatomy.maps_behind()))),
         )
     if decoder:
-        outcome = _grow(case, effort, first, candidates, readers, rng, clock)
+        outcome = _grow(case, effort, first, candidates, readers, evidence, rng, clock)
     else:
         candidates, outcome = _assemble(case, effort, first, chain((candidates,), sets), readers, rng, clock)
     statistics = statistics_of(first, readers, candidates) | dict(outcome.statistics)
@@ -158,6 +167,7 @@ def _grow(
     first: ObservedLayer,
     candidates: Candidates,
     readers: tuple[ObservedLayer, ...],
+    evidence: Mapping[str, Any],
     rng: torch.Generator,
     clock: Clock,
 ) -> Outcome:
@@ -177,7 +187,16 @@ def _grow(
             clock=clock,
             directions=directions,
             positional=candidates.positional,
+            later=functools.cache(lambda: later_of(grid)),
         )
+
+    @functools.cache
+    def observed_later() -> tuple[ObservedLayer, ...]:
+        return later_layers(case.readable, case.model, readers[-1], length=candidates.length(), **evidence)
+
+    def later_of(grid: Grid) -> LaterLayers | None:
+        layers = observed_later()
+        return LaterLayers(layers=layers, model=case.model, grid=grid, rng=rng) if layers else None
 
     if not candidates.tokens[0].numel() and hides_first_position(case.subject.anatomy, first):
         candidates = open_first(candidates, readers, case.model, rng)

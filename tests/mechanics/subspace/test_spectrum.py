@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from gradleak.mechanics.subspace.spectrum import from_gram, from_range, from_sums, room
+from gradleak.mechanics.subspace.spectrum import (
+    from_gram,
+    from_range,
+    from_sums,
+    noise_edge,
+    room,
+    unevenness,
+)
 
 pytestmark = pytest.mark.oracle
 
@@ -57,3 +64,42 @@ def test_range_finder_and_gram_matrix_agree() -> None:
     assert one.noise == pytest.approx(other.noise, rel=0.05)
     residuals = [(x - (x @ each.basis) @ each.basis.T).norm(dim=1) for each in (one, other)]
     assert float(residuals[0].mean()) == pytest.approx(float(residuals[1].mean()), rel=0.02)
+
+
+def test_a_weak_direction_is_kept_beside_strong_ones_and_the_floor_is_not() -> None:
+    """The largest ratio of neighbors lies above the weak direction, which stands three times above a floor of unknown size."""
+    rng = torch.Generator().manual_seed(1)
+    x = torch.linalg.qr(torch.randn(FEATURES, 12, generator=rng, dtype=torch.float64)).Q
+    errors = torch.linalg.qr(torch.randn(OUTPUTS, 12, generator=rng, dtype=torch.float64)).Q
+    edge = math.sqrt(FEATURES) + math.sqrt(OUTPUTS)
+    sizes = torch.full((12,), 1e5, dtype=torch.float64)
+    sizes[-1] = 3 * 20 * edge
+    floor = 20 * torch.randn(FEATURES, OUTPUTS, generator=rng, dtype=torch.float64)
+    assert from_gram(x @ (sizes.unsqueeze(1) * errors.T) + floor, spread=200.0).basis.shape[1] == 12
+
+
+@pytest.mark.parametrize("outputs", [256, 512, 1024])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_a_floor_alone_adds_no_direction(outputs: int, uneven: bool) -> None:
+    """Forty floors of a size that nobody announced, with rows alike or of sizes that differ as those of a rank-one gradient do: at 1e-6 each,
+    one that is taken for a direction is expected in 25,000 runs of this test."""
+    for seed in range(40):
+        rng = torch.Generator().manual_seed(seed)
+        x = torch.linalg.qr(torch.randn(FEATURES, 8, generator=rng, dtype=torch.float64)).Q
+        errors = torch.linalg.qr(torch.randn(outputs, 8, generator=rng, dtype=torch.float64)).Q
+        floor = torch.randn(FEATURES, outputs, generator=rng, dtype=torch.float64)
+        if uneven:
+            floor *= torch.randn(FEATURES, 1, generator=rng, dtype=torch.float64)
+        assert from_gram(1e7 * x @ errors.T + 5 * floor, spread=200.0).basis.shape[1] == 8
+
+
+@pytest.mark.parametrize("outputs", [256, 1024])
+def test_the_edge_of_uneven_noise_is_where_its_largest_singular_value_lies(outputs: int) -> None:
+    """Five draws under rows with a few that are three times as large; the law is that of ever larger matrices."""
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randn(FEATURES, 1, generator=rng, dtype=torch.float64)
+    draws = [rows * torch.randn(FEATURES, outputs, generator=rng, dtype=torch.float64) for _ in range(5)]
+    size = rows.square().mean().sqrt() * noise_edge(FEATURES, outputs)
+    measured = sum(float(torch.linalg.svdvals(noise)[0] / size) for noise in draws) / len(draws)
+    assert measured > 1.5
+    assert unevenness(rows.flatten().square(), outputs) == pytest.approx(measured, rel=0.06)

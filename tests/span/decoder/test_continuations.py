@@ -79,4 +79,5 @@ def test_the_screen_changes_nothing(dtype: Any, monkeypatch: pytest.MonkeyPatch)
     plain = Span()(observation, rng=derive(0, "attack"))
     assert {tuple(r.tolist()) for r in screened.records} == {tuple(r.tolist()) for r in plain.records}
     assert screened.statistics["tested"] == plain.statistics["tested"]
-    assert sum(followed) < plain.statistics["tested"] / 4
+    # Wrong prefixes die at the second block, and so most continuations that are left are right ones.
+    assert sum(followed) < plain.statistics["tested"] / 2

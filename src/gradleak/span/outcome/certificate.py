@@ -1,9 +1,9 @@
-"""Why: a recovery proves itself by giving back the update it came from. Must not know how the records were found."""
+"""A recovery proves itself by giving back the update it came from. Must not know how the records were found."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradleak.core.attack import Clock
 from gradleak.core.batch import IGNORED, Batch
+from gradleak.core.update import Update
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.embeddings.labels import labels_of_records
 from gradleak.mechanics.subspace.number_format import significant_bits
@@ -54,11 +55,13 @@ def certify(
     rng: torch.Generator,
     clock: Clock,
     starts: Sequence[int] | None = None,
+    release: Callable[[Update, torch.Generator], Update] = lambda update, _: update,
 ) -> Certificate | None:
     """Recomputes the update of ``records``; unknown class labels are read from it.
 
     Args:
         starts: how many positions of padding stand before each record; none if left out.
+        release: what stages that draw nothing make of the client's update.
 
     Returns:
         The best certificate, or None where it cannot be computed: another number of records than the batch holds,
@@ -69,7 +72,7 @@ def certify(
         ``exact`` means that the batch reproduces the update up to rounding. It needs a deterministic client: with
         dropout or noise no batch does, and the caller must not ask.
     """
-    before = (0,) * len(records) if starts is None else starts
+    before = starts or (0,) * len(records)
     if (
         trainer.subject.extent is not None
         or not trainer.training.plain
@@ -82,10 +85,10 @@ def certify(
     best: Certificate | None = None
     for assignment in _assignments(update, trainer, inputs, mask, labels, rng, clock):
         targets = inputs.masked_fill(~mask, IGNORED) if assignment is None else torch.tensor(assignment)
-        made = trainer.update(Batch(inputs=inputs, mask=mask, labels=targets), rng)
-        found = _compare(update, made, assignment)
-        if best is None or found.error < best.error:
-            best = found
+        recomputed = release(trainer.update(Batch(inputs=inputs, mask=mask, labels=targets), rng), rng)
+        certificate = _compare(update, recomputed, assignment)
+        if best is None or certificate.error < best.error:
+            best = certificate
         if best.exact or clock.spent():
             break
     return best
@@ -118,18 +121,20 @@ def _assignments(
         yield None
         return
     descent = trainer.training.share == "delta"
-    told = labels_of_records(update, trainer.subject, inputs, mask, descent=descent)
+    read = labels_of_records(update, trainer.subject, inputs, mask, descent=descent)
     # Known labels come in the order of the private batch, the records in any order.
-    if told is not None and (labels is None or sorted(told) == sorted(labels)):
-        yield told
+    if read is not None and (labels is None or sorted(read) == sorted(labels)):
+        yield read
     fitted = fitted_labels(update, trainer, inputs, mask, known=labels, rng=rng, clock=clock)
-    if fitted is not None and fitted != told:
+    if fitted is not None and fitted != read:
         yield fitted
 
 
-def _compare(update: Mapping[str, Tensor], made: Mapping[str, Tensor], labels: tuple[int, ...] | None) -> Certificate:
-    shared = [name for name in update if name in made]
-    off = {name: _norm(made[name] - update[name]) for name in shared}
+def _compare(
+    update: Mapping[str, Tensor], recomputed: Mapping[str, Tensor], labels: tuple[int, ...] | None
+) -> Certificate:
+    shared = [name for name in update if name in recomputed]
+    off = {name: _norm(recomputed[name] - update[name]) for name in shared}
     size = {name: _norm(update[name]) for name in shared}
     # A tensor of few or tiny entries may fit a short format by chance; the format is what all of them need.
     bits = max(significant_bits(update[name]) for name in shared)

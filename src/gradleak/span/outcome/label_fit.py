@@ -48,18 +48,18 @@ def fitted_labels(
     if len(inputs) * classes > _MOST_UNKNOWNS:
         return None
     replayed = {name: update[name] for name in trainer.names() if name in update}
-    picked = _picked(replayed, rng)
+    picked = picked_entries(replayed, rng)
     made: list[Tensor] = []
     for row, real in zip(inputs, mask, strict=True):
         for label in range(classes):
             if clock.spent():
                 return None
             batch = Batch(inputs=row.unsqueeze(0), mask=real.unsqueeze(0), labels=torch.tensor([label]))
-            made.append(_read(trainer.update(batch, rng), picked))
+            made.append(read_entries(trainer.update(batch, rng), picked))
     alone = torch.stack(made).view(len(inputs), classes, -1) / len(inputs)
     # Shares of a record sum to one: what remains are those of all classes but the first.
     columns = (alone[:, 1:] - alone[:, :1]).flatten(0, 1).T
-    wanted = _read(replayed, picked) - alone[:, 0].sum(dim=0)
+    wanted = read_entries(replayed, picked) - alone[:, 0].sum(dim=0)
     others = torch.linalg.lstsq(columns, wanted.unsqueeze(1), driver="gelsd").solution.view(len(inputs), classes - 1)
     return _rounded(torch.cat((1 - others.sum(dim=1, keepdim=True), others), dim=1), known)
 
@@ -72,12 +72,14 @@ def _rounded(shares: Float[Tensor, "batch classes"], known: Sequence[int] | None
     return tuple(labels[torch.from_numpy(order)].tolist())
 
 
-def _picked(update: Mapping[str, Tensor], rng: torch.Generator) -> dict[str, Int64[Tensor, " entries"]]:
+def picked_entries(update: Mapping[str, Tensor], rng: torch.Generator) -> dict[str, Int64[Tensor, " entries"]]:
     """Entries of every tensor, as many of each."""
     each = max(1, _ENTRIES // len(update))
     return {name: torch.randint(tensor.numel(), (each,), generator=rng) for name, tensor in update.items()}
 
 
-def _read(update: Mapping[str, Tensor], picked: Mapping[str, Int64[Tensor, " entries"]]) -> Float[Tensor, " entries"]:
+def read_entries(
+    update: Mapping[str, Tensor], picked: Mapping[str, Int64[Tensor, " entries"]]
+) -> Float[Tensor, " entries"]:
     """On the host, whose least squares take matrices without full rank."""
     return torch.cat([update[name].flatten()[entries].double().cpu() for name, entries in picked.items()])

@@ -1,11 +1,11 @@
-"""Why: whatever searched, what came of it is told in one way: records, a status, words, numbers and, where it can be had, the
+"""Whatever searched, what came of it is told in one way: records, a status, words, numbers and, where it can be had, the
 certificate. Must not know how tokens or sequences are searched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from gradleak.span.candidates.types import Candidates
 from gradleak.span.decoder.prefix_search import SearchResult
 from gradleak.span.encoder.sentence_search import SentenceResult
 from gradleak.span.outcome.certificate import Certificate, certify
+from gradleak.span.outcome.next_tokens import records_by_next_tokens
+from gradleak.span.outcome.recombination import recombinations
 from gradleak.span.reading.evidence import AttackInput, steps_by_adamw
 from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, ObservedLayer
 
@@ -28,6 +30,7 @@ class Outcome:
     ordered: bool = True
     starts: tuple[int, ...] = ()
     confidence: tuple[Tensor, ...] = ()
+    pool: tuple[Tensor, ...] = ()
 
 
 def outcome_of_growth(grown: SearchResult, batch_size: int | None) -> Outcome:
@@ -38,7 +41,7 @@ def outcome_of_growth(grown: SearchResult, batch_size: int | None) -> Outcome:
     if grown.crowded:
         notes.append("prefixes had to be dropped for their number")
     if batch_size is not None and len(records) < batch_size:
-        notes.append("a repeated record or one that is a prefix of another is invisible")
+        notes.append("a repeated record, or one that is a prefix of another, has no direction of its own")
     if batch_size is not None and len(records) > batch_size:
         notes.append(
             "each explains directions of its own, so records hold several documents that do not see each other"
@@ -56,6 +59,7 @@ def outcome_of_growth(grown: SearchResult, batch_size: int | None) -> Outcome:
         },
         confidence=passed_every_test(records),
         starts=grown.starts,
+        pool=grown.pool,
     )
 
 
@@ -68,7 +72,7 @@ def outcome_of_assembly(assembled: SentenceResult, batch_size: int | None) -> Ou
     records = assembled.sentences if batch_size is None else assembled.sentences[:batch_size]
     notes = [f"{len(records)} sentences assembled" + (f" for {batch_size} records" if batch_size else "")]
     if batch_size is not None and len(records) < batch_size:
-        notes.append("a repeated record is invisible; the search is not exhaustive")
+        notes.append("a repeated record has no direction of its own; the search is not exhaustive")
     if assembled.missed:
         notes.append(f"at least {assembled.missed} directions of the update belong to tokens that were not found")
     if not assembled.ordered:
@@ -118,19 +122,28 @@ def statistics_of(first: ObservedLayer, readers: tuple[ObservedLayer, ...], cand
 def conclude(
     case: AttackInput, outcome: Outcome, statistics: dict[str, float], rng: torch.Generator, clock: Clock
 ) -> Reconstruction:
-    """Adds the certificate where it can be had, and says what no effort could have shown."""
+    """Adds last tokens and the certificate where they can be had; a set that does not certify is recombined, or is no result of the search.
+
+    Guarantees:
+        Where the client can be replayed, the status is CONVERGED no more: EXACT, or UNDECIDED and without probabilities of tokens.
+    """
+    outcome = _with_last_tokens(case, outcome)
     certificate = _certificate(case, outcome, rng, clock)
-    exact = certificate is not None and certificate.exact
-    status = outcome.status
+    if not _is_exact(certificate) and outcome.records:
+        outcome, certificate = _recombined(case, outcome, certificate, rng, clock)
+    exact, status, message = _is_exact(certificate), outcome.status, outcome.message
+    sure = outcome.confidence
     if status is Status.CONVERGED and outcome.statistics.get("missed_directions"):
         status = Status.UNDECIDED
-    message = outcome.message
-    if not case.subject.loss.sees_every_token:
-        message += "; the last token of a record has no loss and no reader, so it is invisible to this attack"
+    if not exact and outcome.ordered and replayable(case):
+        status = Status.UNDECIDED if status is Status.CONVERGED else status
+        sure = ()
+        message += "; no set of the sequences found gives back the update"
     if case.subject.loss.hides_tokens:
         message += "; masked positions show what the model read, not what was hidden"
-    # A batch that gives back the update to the last bit leaves no room for another one.
-    sure = tuple(torch.ones(len(ids), dtype=torch.float64) for ids in outcome.records) if exact else outcome.confidence
+    if exact:
+        # A batch that gives back the update to the last bit leaves no room for another one.
+        sure = tuple(torch.ones(len(ids), dtype=torch.float64) for ids in outcome.records)
     return Reconstruction(
         records=outcome.records,
         confidence=sure,
@@ -141,8 +154,58 @@ def conclude(
         certificate=None if certificate is None else certificate.error,
         tensor_errors={} if certificate is None else certificate.per_tensor,
         adapted=case.adapted(),
-        statistics=statistics,
+        statistics=statistics | _of_records(outcome, exact=exact),
     )
+
+
+def _of_records(outcome: Outcome, *, exact: bool) -> dict[str, float]:
+    """Per record the probability that it is complete and in the batch, where something is known of it."""
+    if exact:
+        return {f"record_{place}": 1.0 for place in range(len(outcome.records))}
+    return {name: value for name, value in outcome.statistics.items() if name.startswith("record_")}
+
+
+def _is_exact(certificate: Certificate | None) -> bool:
+    return certificate is not None and certificate.exact
+
+
+def _with_last_tokens(case: AttackInput, outcome: Outcome) -> Outcome:
+    """Records of a language-model loss with their last tokens and copies, where the head's gradient tells them."""
+    if case.subject.loss.sees_every_token or not outcome.ordered or any(outcome.starts):
+        return outcome
+    note = "the last token of a record has a loss in the head's gradient alone, which did not tell it"
+    plain = case.undone is None and case.model.parameters is None and case.batch_size is not None
+    for prefixes in (outcome.pool, outcome.records) if plain else ():
+        records = records_by_next_tokens(case.readable, case.subject, prefixes, batch_size=int(case.batch_size or 0))
+        if records is not None:
+            note = f"the head's gradient gave last tokens and copies of {len(records)} records"
+            return replace(
+                outcome,
+                records=records,
+                starts=(),
+                confidence=passed_every_test(records),
+                message=f"{outcome.message}; {note}",
+            )
+    return replace(outcome, message=f"{outcome.message}; {note}")
+
+
+def _recombined(
+    case: AttackInput, outcome: Outcome, certificate: Certificate | None, rng: torch.Generator, clock: Clock
+) -> tuple[Outcome, Certificate | None]:
+    """Another set of the sequences that passed every test, if one certifies; else what was given, with what least squares say of it."""
+    if not replayable(case) or not case.subject.loss.labels_records or not outcome.ordered or any(outcome.starts):
+        return outcome, certificate
+    pool = (*outcome.records, *outcome.pool)
+    proposals = recombinations(
+        case.update, case.view["trainer"], pool, batch_size=int(case.batch_size or 0), rng=rng, clock=clock
+    )
+    for proposal in proposals:
+        other = replace(outcome, records=proposal.records, starts=(), confidence=passed_every_test(proposal.records))
+        again = _certificate(case, other, rng, clock)
+        if _is_exact(again):
+            note = f"{len(proposal.records)} records by least squares over the gradients of {len(pool)} sequences"
+            return replace(other, message=f"{outcome.message}; {note}"), again
+    return outcome, certificate
 
 
 def _has_dropout(case: AttackInput) -> bool:
@@ -150,23 +213,33 @@ def _has_dropout(case: AttackInput) -> bool:
     return trainer is not None and trainer.training.dropout
 
 
-def _certificate(case: AttackInput, outcome: Outcome, rng: torch.Generator, clock: Clock) -> Certificate | None:
+def replayable(case: AttackInput) -> bool:
+    """Whether the right records would give back the update."""
     trainer = case.view.get("trainer")
-    if trainer is None or case.batch_size is None or case.seq_len is None or case.stages or _has_dropout(case):
-        return None
+    if trainer is None or case.batch_size is None or case.seq_len is None or _has_dropout(case):
+        return False
+    if case.stages and not case.rounded:
+        return False
     if steps_by_adamw(trainer) and case.subject.loss.labels_records:
         # Signs of the head's gradient do not tell the labels, and to try them all costs a gradient each.
+        return False
+    return trainer.training.plain and trainer.subject.extent is None and not case.subject.loss.hides_tokens
+
+
+def _certificate(case: AttackInput, outcome: Outcome, rng: torch.Generator, clock: Clock) -> Certificate | None:
+    if not replayable(case):
         return None
     labels = case.view.get("labels")
     known = labels.tolist() if labels is not None and labels.ndim == 1 else None
     return certify(
         case.update,
-        trainer,
+        case.view["trainer"],
         outcome.records,
-        starts=outcome.starts or (0,) * len(outcome.records),
+        starts=outcome.starts,
         labels=known,
-        batch_size=case.batch_size,
-        seq_len=case.seq_len,
+        batch_size=int(case.batch_size or 0),
+        seq_len=int(case.seq_len or 0),
         rng=rng,
         clock=clock,
+        release=case.apply_stages,
     )

@@ -1,4 +1,4 @@
-"""Why: what an adversary holds comes as an update and a view; the steps of the span attack need it as a model to probe, readable
+"""What an adversary holds comes as an update and a view; the steps of the span attack need it as a model to probe, readable
 tensors and the noise on each. Must not know how tokens or sequences are searched.
 """
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from gradleak.core.errors import NotApplicableError
 from gradleak.core.knowledge import View
 from gradleak.core.specs import name_of
-from gradleak.core.stage import ModelStage, ProtocolStage, Stage
+from gradleak.core.stage import ModelStage, ProtocolStage, Stage, UpdateStage
 from gradleak.core.update import Update
 from gradleak.mechanics.client.stage_noise import released_std
 from gradleak.mechanics.client.trainer import ClientTrainer
 from gradleak.mechanics.probing.model import Model
 from gradleak.mechanics.subspace.completion import is_pruned
 from gradleak.mechanics.subspace.noise_level import Noise
-from gradleak.mechanics.subspace.number_format import WIDEST, relative_rounding
+from gradleak.mechanics.subspace.number_format import WIDEST, relative_rounding, significant_bits
 from gradleak.models import Subject
 from gradleak.span.language.language_model import LanguageModel, load_prior
 from gradleak.span.reading.adamw_step import UndoneStep, first_step
@@ -96,8 +96,8 @@ class AttackInput:
         trainer = self.view.get("trainer")
         if self.undone is not None:
             return self.undone.noise[name]
-        # Noise of a size that cannot be told is left to the update's own spectrum.
-        parts = [self._stage_std(self.stages, name) or 0.0]
+        # Noise of a size that cannot be told is left to the update's own spectrum, and rounding to the format that the entries show.
+        parts = [0.0 if self.rounded else self._stage_std(self.stages, name) or 0.0]
         if trainer is not None and trainer.training.share == "delta":
             weight = self.subject.module.get_parameter(name).detach().double()
             size = float(weight.square().mean().sqrt())
@@ -105,6 +105,24 @@ class AttackInput:
                 relative_rounding(WIDEST) * size * math.sqrt(trainer.training.local_steps(self.batch_size or 1))
             )
         return math.hypot(*parts)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether all that stages do is to round to a short number format, the same for the same update: then the entries show it, and a
+        client that releases in this format would share the same."""
+        if not self.stages or not all(isinstance(stage, UpdateStage) for stage in self.stages):
+            return False
+        if max(significant_bits(tensor) for tensor in self.update.values()) >= WIDEST:
+            return False
+        twice = [self.apply_stages(self.update, torch.Generator().manual_seed(seed)) for seed in range(2)]
+        return all(torch.equal(tensor, twice[run][name]) for name, tensor in self.update.items() for run in range(2))
+
+    def apply_stages(self, update: Update, rng: torch.Generator) -> Update:
+        """What stages that act on updates alone make of one."""
+        for stage in self.stages:
+            if isinstance(stage, UpdateStage):
+                update = stage.apply(update, rng)
+        return update
 
     @property
     def still(self) -> bool:

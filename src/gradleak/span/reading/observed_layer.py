@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -181,6 +182,75 @@ def context_layers(
         if len(found) == at_most:
             break
     return tuple(found)
+
+
+def later_layers(
+    update: Mapping[str, Tensor],
+    model: Model,
+    behind: ObservedLayer,
+    *,
+    length: int,
+    noise_std: NoiseOf,
+    summands: int,
+    mismatch: MismatchOf = _nowhere,
+) -> tuple[ObservedLayer, ...]:
+    """Inputs of the second block that every position of a record reaches, behind ``behind``, where their space leaves room outside.
+
+    A classifier's last block is none: from one position that is read, each head hands every position a multiple of one error for its key
+    and one for its value, so that a record shows twice as many directions as there are heads, and one more. Queries alone never show the first
+    position.
+    """
+    anatomy = model.subject.anatomy
+    classifies = model.subject.loss.labels_records
+    if len(anatomy.blocks) < (3 if classifies else 2) or anatomy.entrance:
+        return ()
+    block = anatomy.blocks[1]
+    if classifies and not _reaches_all(model, anatomy.blocks[2].path, length):
+        return ()
+    groups = (block.readers_of_input(), block.mlp_inputs)
+    if behind.path in {maps[0].module for maps in groups if maps}:
+        return ()
+    layers = [
+        observe_layer(
+            update,
+            maps,
+            model,
+            noise_std=noise_std,
+            summands=summands,
+            mismatch=mismatch,
+            expected_rank=behind.space.inputs,
+        )
+        for maps in groups
+    ]
+    queries = set() if block.fused else {block.attention_inputs[0].weight}
+    return tuple(
+        layer
+        for layer in layers
+        if layer is not None and layer.space.rest and not layer.left_out and not set(layer.weights) <= queries
+    )
+
+
+def _reaches_all(model: Model, block: str, length: int) -> bool:
+    """Whether what is classified depends on what every position hands to ``block``, the third: behind windows shorter than the text it does not."""
+    seen: list[Tensor] = []
+
+    def watch(
+        _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        state = args[0] if args else kwargs["hidden_states"]
+        seen.append(state.detach().requires_grad_())
+        return ((seen[-1], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": seen[-1]})
+
+    subject = model.subject
+    ids = torch.arange(length).unsqueeze(0) % max(1, model.vocab_size)
+    ids = ids.to(next(subject.module.parameters()).device)
+    handle = subject.module.get_submodule(block).register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        logits = subject.logits(inputs=ids, mask=torch.ones_like(ids, dtype=torch.bool))
+    finally:
+        handle.remove()
+    (gradient,) = torch.autograd.grad(logits[..., 0].sum(), seen[-1])
+    return bool(gradient.reshape(length, -1).any(dim=1).all())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
