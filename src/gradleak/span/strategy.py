@@ -56,6 +56,7 @@ from gradleak.span.reading.observed_layer import (
     later_layers,
 )
 from gradleak.span.reading.pruned import space_of_known_tokens, undetermined_reason
+from gradleak.span.statistics import MISSED_DIRECTIONS, TESTED
 from gradleak.span.with_prior.attribution import search_with_prior
 
 _PLACES = 2
@@ -152,7 +153,7 @@ def _search(
         bag = tokens_only(case, candidates, statistics, why)
         return replace(bag, status=Status.BUDGET_SPENT) if spent else bag
     if not spent:
-        if mostly_unexplained(case, outcome.statistics.get("missed_directions", 0.0), readers[-1]):
+        if mostly_unexplained(case, outcome.statistics.get(MISSED_DIRECTIONS, 0.0), readers[-1]):
             why = "most directions behind the first attention belong to none of the sequences that pass"
             return tokens_only(case, candidates, statistics, why)
         if missing := missing_inputs(outcome.records, first, candidates):
@@ -269,7 +270,7 @@ def search_under_noise(
     clock: Clock,
 ) -> Outcome:
     """This outcome of a search token by token, or that of a joint one where it leaves less unexplained of what stands out."""
-    tested = int(outcome.statistics.get("tested", 0.0))
+    tested = int(outcome.statistics.get(TESTED, 0.0))
     found = explain_noisy(case, first, outcome.records, tested=tested, growth=growth, rng=rng, clock=clock)
     if case.prior is not None and (found is None or found.unexplained):
         pool = (*(() if found is None else found.sequences), *outcome.records)
@@ -299,7 +300,7 @@ def search_under_noise(
         message=f"{how if found.candidates else outcome.message}; {note}",
         statistics={
             **outcome.statistics,
-            "tested": float(found.tested),
+            TESTED: float(found.tested),
             "unexplained_directions": float(found.unexplained),
         },
     )

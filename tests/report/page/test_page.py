@@ -219,14 +219,14 @@ def test_false_positives_and_the_certificate_stand_beside_the_scores(make_run, m
     assert "2.5e-01head.weight 5.0e-01" in text.replace("\u200b", "")
 
 
-def test_what_is_owed_to_a_language_prior_stands_beside_the_scores(make_run, make_record) -> None:
+def test_what_is_due_to_a_language_prior_stands_beside_the_scores(make_run, make_record) -> None:
     status = make_record().status
     proposed = {"proposed": 40, "wrong": 3, "wrong_records": 0}
-    told = {"owed_to_prior": 7.0, "said_by_prior_alone": 2.0, "proposed_tokens": 41.0}
+    told = {"tokens_due_to_prior": 7.0, "said_by_prior_alone": 2.0, "proposed_tokens": 41.0}
     text = Page(report.build(make_run([make_record(status={**status, "proposed": proposed, "statistics": told})]))).text
-    assert "3 of 40 tokens wrong; 7 of 41 owed to a language prior (2 said by it alone)" in text
+    assert "3 of 40 tokens wrong; 7 of 41 due to a language prior (2 said by it alone)" in text
     plain = Page(report.build(make_run([make_record(status={**status, "proposed": proposed})]))).text
-    assert "3 of 40 tokens wrong" in plain and "owed to a language prior" not in plain
+    assert "3 of 40 tokens wrong" in plain and "due to a language prior" not in plain
 
 
 def test_record_without_proposal_is_all_missing(make_run, make_record, save_tokens) -> None:

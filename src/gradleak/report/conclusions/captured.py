@@ -9,6 +9,7 @@ from typing import Any
 
 from gradleak.report.conclusions import phrasing
 from gradleak.report.conclusions.verdict import Verdict
+from gradleak.span.statistics import NULL_CUT
 
 UNREADABLE = "No attack here can read this kind of update; that says nothing about what it holds."
 NOTHING = "No attack tried here read anything from this update; this is not evidence of protection."
@@ -57,7 +58,7 @@ def _strength(finding: Mapping[str, Any]) -> tuple[float, ...]:
 
 def _tested(finding: Mapping[str, Any]) -> bool:
     """Whether every proposed token passed a test against the law of tokens that are not in the batch."""
-    return "null_cut" in finding["statistics"] and finding["status"] in {"CONVERGED", "UNDECIDED", "BUDGET_SPENT"}
+    return NULL_CUT in finding["statistics"] and finding["status"] in {"CONVERGED", "UNDECIDED", "BUDGET_SPENT"}
 
 
 def _tokens(finding: Mapping[str, Any]) -> int:

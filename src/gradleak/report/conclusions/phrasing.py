@@ -10,6 +10,7 @@ from typing import Any
 
 from gradleak.harness.judging.flags import Flag
 from gradleak.report.conclusions.pooling import UNBOUNDED, Cell, Pooled
+from gradleak.span.statistics import PriorShare
 
 METRICS: Mapping[str, str] = {
     "exact_match": "share of private records recovered exactly",
@@ -106,19 +107,18 @@ def false_positives(cell: Cell) -> str:
     proposed, wrong, records = (sum(one[key] for one in known) for key in ("proposed", "wrong", "wrong_records"))
     noun = "token" if cell.modality == "text" else "image"
     false = f", {count(records, 'false record')}" if records else ""
-    return f"{wrong} of {count(proposed, noun)} wrong{false}{_owed_to_prior(cell)}"
+    return f"{wrong} of {count(proposed, noun)} wrong{false}{_due_to_prior(cell)}"
 
 
-def _owed_to_prior(cell: Cell) -> str:
-    """``; 5 of 40 owed to a language prior (2 said by it alone)``: where an attack had one and it was asked."""
-    told = [record.status.get("statistics") or {} for record in cell.records]
-    known = [one for one in told if "owed_to_prior" in one]
+def _due_to_prior(cell: Cell) -> str:
+    """``; 5 of 40 due to a language prior (2 said by it alone)``: where an attack had one and it was asked."""
+    shares = [PriorShare.of(record.status.get("statistics") or {}) for record in cell.records]
+    known = [share for share in shares if share is not None]
     if not known:
         return ""
-    owed, alone, proposed = (
-        sum(int(one[key]) for one in known) for key in ("owed_to_prior", "said_by_prior_alone", "proposed_tokens")
-    )
-    return f"; {owed} of {proposed} owed to a language prior ({alone} said by it alone)"
+    due, proposed = sum(share.due_to_prior for share in known), sum(share.proposed for share in known)
+    alone = sum(share.said_by_prior_alone for share in known)
+    return f"; {due} of {proposed} due to a language prior ({alone} said by it alone)"
 
 
 def statuses(found: Mapping[str, int]) -> str:

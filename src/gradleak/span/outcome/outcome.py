@@ -19,6 +19,7 @@ from gradleak.span.outcome.next_tokens import records_by_next_tokens
 from gradleak.span.outcome.recombination import recombinations
 from gradleak.span.reading.evidence import AttackInput, steps_by_adamw
 from gradleak.span.reading.observed_layer import FALSE_ALARM_RATE, ObservedLayer
+from gradleak.span.statistics import MISSED_DIRECTIONS, NULL_CUT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +56,7 @@ def outcome_of_growth(grown: SearchResult, batch_size: int | None) -> Outcome:
         statistics={
             "tested": float(grown.tested),
             "accepted": float(grown.leaves),
-            "missed_directions": float(grown.missed),
+            MISSED_DIRECTIONS: float(grown.missed),
         },
         confidence=passed_every_test(records),
         starts=grown.starts,
@@ -80,7 +81,7 @@ def outcome_of_assembly(assembled: SentenceResult, batch_size: int | None) -> Ou
     statistics = {
         "tested": float(assembled.tested),
         "accepted": float(len(assembled.sentences)),
-        "missed_directions": float(assembled.missed),
+        MISSED_DIRECTIONS: float(assembled.missed),
     }
     if assembled.confidence:
         statistics |= {
@@ -112,7 +113,7 @@ def statistics_of(first: ObservedLayer, readers: tuple[ObservedLayer, ...], cand
         "positions": float(len(counts)),
         "candidates_mean": sum(counts) / len(counts) if counts else 0.0,
         "candidates_max": max(counts, default=0.0),
-        "null_cut": candidates.null_cut,
+        NULL_CUT: candidates.null_cut,
     }
     for number, reader in enumerate(readers, start=1):
         found[f"rank_context_{number}"] = float(reader.space.inputs)
@@ -133,7 +134,7 @@ def conclude(
         outcome, certificate = _recombined(case, outcome, certificate, rng, clock)
     exact, status, message = _is_exact(certificate), outcome.status, outcome.message
     sure = outcome.confidence
-    if status is Status.CONVERGED and outcome.statistics.get("missed_directions"):
+    if status is Status.CONVERGED and outcome.statistics.get(MISSED_DIRECTIONS):
         status = Status.UNDECIDED
     if not exact and outcome.ordered and replayable(case):
         status = Status.UNDECIDED if status is Status.CONVERGED else status

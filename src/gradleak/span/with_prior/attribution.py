@@ -23,6 +23,7 @@ from gradleak.span.noise.embedding_evidence import EmbeddingEvidence
 from gradleak.span.outcome.outcome import Outcome
 from gradleak.span.reading.evidence import AttackInput
 from gradleak.span.reading.observed_layer import ObservedLayer
+from gradleak.span.statistics import PROPOSED_TOKENS, SAID_BY_PRIOR_ALONE, TOKENS_DUE_TO_PRIOR
 from gradleak.span.with_prior.posterior import Ids, Problem, Solution, maximize_posterior
 
 _BLOCKS = 2
@@ -146,9 +147,9 @@ def _outcome(case: AttackInput, both: Solution, alone: Solution, guess: Solution
         f"the tokens are owed to the prior (the update alone says others), {guessed} are what the prior alone would say. How probable "
         "each token is, is told by the update alone, and not calibrated for what a prior proposes",
         statistics={
-            "proposed_tokens": float(count),
-            "tokens_due_to_prior": float(owed),
-            "said_by_prior_alone": float(guessed),
+            PROPOSED_TOKENS: float(count),
+            TOKENS_DUE_TO_PRIOR: float(owed),
+            SAID_BY_PRIOR_ALONE: float(guessed),
             "log_evidence": both.log_evidence,
             "log_prior": both.log_prior,
             "log_evidence_without_prior": alone.log_evidence,
