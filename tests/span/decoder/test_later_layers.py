@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from gradleak.core.rng import derive
@@ -12,6 +13,8 @@ from gradleak.span.decoder.continuations import Grid
 from gradleak.span.decoder.later_layers import LaterLayers
 from gradleak.span.reading.observed_layer import context_layers, later_layers
 from tests.support.span import VOCAB, make_batch, make_subject
+
+pytestmark = pytest.mark.contract
 
 
 def test_a_token_of_another_record_fails_at_the_second_block() -> None:

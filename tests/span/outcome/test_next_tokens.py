@@ -13,6 +13,8 @@ from gradleak.models import Subject
 from gradleak.span.outcome.next_tokens import records_by_next_tokens
 from tests.support.span import make_batch, make_subject
 
+pytestmark = pytest.mark.oracle
+
 
 def _observed(kind: str) -> tuple[Subject, Update, list[tuple[int, ...]], list[torch.Tensor]]:
     """Three records, one of them twice, one the beginning of another; and what growth finds of them."""

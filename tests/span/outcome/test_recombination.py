@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from gradleak.core.attack import Clock
@@ -10,6 +11,8 @@ from gradleak.core.rng import derive
 from gradleak.mechanics.client.trainer import ClientTrainer, LocalTraining
 from gradleak.span.outcome.recombination import recombinations
 from tests.support.span import make_batch, make_subject
+
+pytestmark = pytest.mark.oracle
 
 
 def test_records_and_their_copies_are_found_among_recombined_ones() -> None:
