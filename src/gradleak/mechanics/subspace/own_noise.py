@@ -61,12 +61,8 @@ def own_noise(gradients: Sequence[Float[Tensor, "features outputs"]]) -> OwnNois
         return None
     g = g / g.abs().max()
     ones = (g.new_ones(g.shape[0]), g.new_ones(g.shape[1]))
-    fits: list[_Fit] = []
-    for proportional in (True, False):
-        fit = _improved(g, ones, proportional=proportional)
-        fits += [] if fit is None else [fit]
-        if fits and fits[-1].distance < _FITS:
-            break
+    # Both laws are tried even where the first one fits: noise of one size passes for rounding, too, and rounding then gets wrong units.
+    fits = [fit for proportional in (True, False) if (fit := _improved(g, ones, proportional=proportional)) is not None]
     best = min(fits, key=lambda fit: fit.distance, default=None)
     if best is None or best.distance > _ACCEPTED + 1.0 / best.directions:
         return None
