@@ -135,7 +135,6 @@ def test_a_changed_plan_is_refused(
         (["--defense", "dpsgd(max_norm=1.0, noise_multiplier=1)"], "has no {knob}"),
         (["--defense", "gaussian(relative_std={knob})"], "no chain of bounds"),
         (["--defense", "dpsgd(max_norm={knob}, noise_multiplier=1)"], "does not sweep that alone"),
-        (["--defense", "dpsgd(max_norm=1.0, noise_multiplier={knob}, sampling_rate=0.5, batches=fixed)"], "fixed size"),
         (["--defense", DPSGD, "--max-norm", 2], "Leave --max-norm out"),
         (["--attacks", "spam"], "Did you mean"),
         (["--noise-multipliers", "1,1.0"], "twice"),
@@ -228,3 +227,12 @@ def test_pictures_are_listed_and_have_an_error_floor(gradleak: Callable[..., Any
     assert json.loads(label.stdout)["prior"]["listed"] == 2
     refused = gradleak(*command, "--prior", "sentences")
     assert refused.exit_code == 2 and "for text records" in refused.stderr.replace("\n", " ")
+
+
+def test_a_fixed_batch_of_one_record_is_all_of_it(gradleak: Callable[..., Any], bound: list[object]) -> None:
+    defense = "dpsgd(max_norm=1.0, noise_multiplier={knob}, sampling_rate=0.5, batches=fixed)"
+    result = gradleak(*bound, "--defense", defense, "--measured", 8, "--json")
+    every = gradleak(*bound, "--defense", "dpsgd(max_norm=1.0, noise_multiplier={knob})", "--measured", 8, "--json")
+    assert result.exit_code == every.exit_code == 0
+    levels = [json.loads(answer.stdout)["steps"] for answer in (result, every)]
+    assert [step["claim"]["epsilon"] for step in levels[0]] == [step["claim"]["epsilon"] for step in levels[1]]
