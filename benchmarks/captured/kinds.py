@@ -11,13 +11,12 @@ Seeds 0 to 4 were looked at while the readers were written; seeds 5 to 9 were se
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import gradleak
+from benchmarks.common import run
 from gradleak.core.errors import GradleakError
 from gradleak.models import Subject, load_subject
 
@@ -259,23 +259,25 @@ def _exact(rows: list[dict[str, Any]], kind: str, model: str, seeds: range) -> s
     return f"{sum(r['exact'] for r in here)}/{sum(r['records'] for r in here)}" if here else ""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = run.parser(__doc__)
     parser.add_argument("--measure", type=Path, metavar="FILE")
     parser.add_argument("--table", type=Path, nargs=2, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--seeds", default="0,5")
     parser.add_argument("--kinds", default="")
-    given = parser.parse_args()
-    if given.measure is not None:
+    asked = run.parse(parser, argv)
+    if asked.measure is not None:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
-        kinds = [kind for kind in KINDS if any(part in kind for part in given.kinds.split(";"))]
-        rows = measure(given.models.split(","), [int(seed) for seed in given.seeds.split(",")], kinds)
-        given.measure.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    if given.table is not None:
-        old, new = (json.loads(path.read_text(encoding="utf-8")) for path in given.table)
-        print(table(old, new))
+        kinds = [kind for kind in KINDS if any(part in kind for part in asked.kinds.split(";"))]
+        rows = measure(asked.models.split(","), [int(seed) for seed in asked.seeds.split(",")], kinds)
+        asked.measure.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if asked.table is not None:
+        old, new = (json.loads(path.read_text(encoding="utf-8")) for path in asked.table)
+        with run.record(__file__, asked, seeds=[int(seed) for seed in asked.seeds.split(",")]):
+            print("# Updates of real training loops, before and after\n")
+            print(table(old, new))
 
 
 if __name__ == "__main__":

@@ -239,9 +239,11 @@ def test_none_does_where_noise_leaves_little(kind: str) -> None:
     attacked(subject, batch, noise=0.1)
 
 
-@pytest.mark.parametrize("lacking", ["span_candidates.read_first_input", "span_assembly.attention_equations"])
+@pytest.mark.parametrize(
+    "lacking", ["candidates.membership.read_first_input", "encoder.sentence_search.attention_equations"]
+)
 def test_none_does_where_the_model_is_run_in_the_place_of_a_law(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"gradleak.mechanics.{lacking}", lambda *_, **__: None)
+    monkeypatch.setattr(f"gradleak.span.{lacking}", lambda *_, **__: None)
     monkeypatch.setattr("gradleak.span.encoder.sentence_search._ENUMERATE_AT_MOST", 0)
     subject = load_subject("random:bert", settings=SIZES)
     batch = batch_of(subject, 2, 4)

@@ -29,7 +29,7 @@ _NEAR = 3.0
 _CLIPS = tuple(factor * 10.0**power for power in range(-3, 4) for factor in (1.0, 2.0, 5.0))
 _CLIPPED = 1e-4
 """Relative distance of a norm from a round number below which a clip is likely: of norms at random, one in 250 is so near."""
-_FEW, _WIDEST, _MATRICES = 16, 2048, 2
+_FEW, _WIDEST, _MATRICES = 16, 2048, 4
 """Matrices outside these widths are not decomposed here, and no more than so many are."""
 _ENOUGH, _LOOKED = 4096, 9
 """Entries from which a tensor shows its format behind a factor, and tensors that are asked."""
