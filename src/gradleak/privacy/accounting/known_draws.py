@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,7 @@ def _phase(release: Release, reach: float, steps: int) -> Energy:
     if release.draws == 1:
         counts, weights, lost = _support(binom(steps, release.rate), steps)
         return Energy(values=counts * reach**2, weights=weights, lost=lost)
+    law: Any
     if release.population is None:
         law = binom(release.draws, release.rate)
     else:
@@ -92,7 +94,7 @@ def _phase(release: Release, reach: float, steps: int) -> Energy:
     squares = np.zeros(release.draws**2 + 1)
     squares[np.arange(release.draws + 1) ** 2] = law.pmf(np.arange(release.draws + 1))
     total = _power(_trimmed(_Lattice(first=0, weights=squares)), steps)
-    values = float(total.unit) * (total.first + np.arange(total.weights.size)) * reach**2
+    values: Vector = float(total.unit) * (total.first + np.arange(total.weights.size, dtype=np.float64)) * reach**2
     kept = total.weights > 0
     return Energy(values=values[kept], weights=total.weights[kept], lost=total.lost)
 
@@ -141,7 +143,8 @@ def _coarser(law: _Lattice, factor: int) -> _Lattice:
     if factor == 1:
         return law
     places = -(-(law.first + np.arange(law.weights.size)) // factor)
-    return _Lattice(int(places[0]), np.bincount(places - places[0], law.weights), law.unit * factor, law.lost)
+    weights: Vector = np.bincount(places - places[0], law.weights).astype(np.float64)
+    return _Lattice(int(places[0]), weights, law.unit * factor, law.lost)
 
 
 def _trimmed(law: _Lattice) -> _Lattice:
@@ -163,8 +166,8 @@ def _sum(first: Energy, second: Energy) -> Energy:
         low, high = float(values.min()), float(values.max())
         cell = (high - low) / (_CELLS // 2) or 1.0
         places = np.ceil((values - low) / cell - 1e-12).astype(int)
-        weights = np.bincount(places, weights)
-        values = low + cell * np.arange(weights.size)
+        weights = np.bincount(places, weights).astype(np.float64)
+        values = low + cell * np.arange(weights.size, dtype=np.float64)
         values, weights = values[weights > 0], weights[weights > 0]
     return Energy(values=values, weights=weights, lost=lost)
 
