@@ -37,8 +37,8 @@ class Settings:
         probes: random columns that measure what the range finder left behind.
         fluctuation: of the largest singular value, relative, times min(features, outputs)^(−2/3): the law of Tracy and Widom is exceeded by
             more with probability 1e-6 (its quantile 6.3, times .63 for a square matrix, halved for the root).
-        uneven: factor for rounding whose size is no product of a row's and a column's: the largest floor of 72 gradients of forms, code
-            and other languages stood 1.24 times above its edge, 66 of them by less than 1.13.
+        uneven: factor for rounding whose size is no product of a row's and a column's. Set by hand: among some tens of gradients of forms,
+            code and other languages that were looked at, the worst floor stood 1.24 times above its edge; no script records them.
         fewest_left: directions left to the floor from which their energy tells its size: the smallest singular values of a square
             matrix have no sharp law, and normalization empties some.
         passes: estimates of the rows' sizes, the last ones of which are equal.

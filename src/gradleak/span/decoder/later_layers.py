@@ -24,7 +24,7 @@ class Settings:
     Attributes:
         confusions: prefixes with one token exchanged that show what a wrong one looks like.
         member: ratio of a residual to a member's expected one below which an exchange may be a record of the batch itself; a layer that
-            does not set the others so far apart is not asked. Members of 32 batches showed 1.0 to 1.3 times what is expected.
+            does not set the others so far apart is not asked. Set by hand after a few batches, whose members showed 1.0 to 1.3 times what is expected.
         lowest: share of the exchanged prefixes that lie below what stands for them all: their spread is that of attention weights, over
             decades, and no law is fitted to it.
         activations: width-sized activations that a block holds per token; sizes the chunks.

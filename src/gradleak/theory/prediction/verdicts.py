@@ -47,8 +47,8 @@ def ambiguity_of(graph: TokenPositionGraph, law: InputLaw) -> Ambiguity:
 
 
 def invisible(subject: Subject, batch: Batch, reach: Reach) -> Iterator[str]:
-    """What no attack on these gradients can see, whatever its effort."""
-    yield "how often a record is repeated in the batch, and the order of its records"
+    """What the column spaces of these gradients do not show, and where it shows instead, if anywhere."""
+    yield "how often a record is repeated (the size of its gradient tells, once the records are known), and the order of records"
     if not subject.loss.sees_every_token:
         yield "the last token of each record in every attention gradient (it is a label, so the head's gradient shows it)"
     if subject.loss.hides_tokens:
